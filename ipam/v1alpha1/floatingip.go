@@ -1,0 +1,113 @@
+package v1alpha1
+
+import (
+	"net/netip"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// Phase is the state of a floating address in one word.
+//
+// +kubebuilder:validation:Enum=Pending;Bound;Ready;Quarantined
+type Phase string
+
+const (
+	// PhasePending: promised to a VM that was not yet seen in the API server.
+	PhasePending Phase = "Pending"
+	// PhaseBound: held by a VM. Packets do not flow, for instance because the VM is stopped.
+	PhaseBound Phase = "Bound"
+	// PhaseReady: held by a VM that runs, translated in its pod and announced on the provider network.
+	PhaseReady Phase = "Ready"
+	// PhaseQuarantined: released, not yet handed out again.
+	PhaseQuarantined Phase = "Quarantined"
+)
+
+// Types of conditions of a FloatingIP.
+const (
+	// ConditionNATReady: the rules stand in the pod. Set by the node agent from what the sidecar reports.
+	ConditionNATReady = "NATReady"
+	// ConditionLegReady: links, routes and rules on the node stand.
+	ConditionLegReady = "LegReady"
+	// ConditionAnnounced: the node answers for the address on the provider network.
+	ConditionAnnounced = "Announced"
+	// ConditionReady: all of the above.
+	ConditionReady = "Ready"
+)
+
+// FloatingIP is one address that is held. Its name is the address (see Name). Only floatip writes it; the data path
+// trusts it and nothing else.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:scope=Cluster,shortName=fip,categories=floatip
+// +kubebuilder:printcolumn:name="Address",type=string,JSONPath=`.spec.address`
+// +kubebuilder:printcolumn:name="Pool",type=string,JSONPath=`.spec.pool`
+// +kubebuilder:printcolumn:name="Namespace",type=string,JSONPath=`.spec.vm.namespace`
+// +kubebuilder:printcolumn:name="VM",type=string,JSONPath=`.spec.vm.name`
+// +kubebuilder:printcolumn:name="Phase",type=string,JSONPath=`.status.phase`
+// +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.status.node`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+type FloatingIP struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec   FloatingIPSpec   `json:"spec"`
+	Status FloatingIPStatus `json:"status,omitempty"`
+}
+
+// FloatingIPSpec says who holds the address. It mirrors the ledger.
+type FloatingIPSpec struct {
+	// Address in its canonical form: "192.168.100.50", "2001:db8::50".
+	Address string `json:"address"`
+	// Pool that the address was taken from.
+	Pool string `json:"pool"`
+	// VM that holds the address.
+	VM VMReference `json:"vm"`
+}
+
+// VMReference names a VirtualMachine. The UID decides.
+type VMReference struct {
+	Namespace string    `json:"namespace"`
+	Name      string    `json:"name"`
+	UID       types.UID `json:"uid"`
+}
+
+// FloatingIPStatus is what is true of the address now.
+type FloatingIPStatus struct {
+	// +optional
+	Phase Phase `json:"phase,omitempty"`
+	// Node that answers for the address on the provider network.
+	//
+	// +optional
+	Node string `json:"node,omitempty"`
+	// Pod that carries the VM, in the VM's namespace.
+	//
+	// +optional
+	Pod string `json:"pod,omitempty"`
+	// Conditions: NATReady, LegReady, Announced, Ready.
+	//
+	// +optional
+	// +listType=map
+	// +listMapKey=type
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// FloatingIPList is a list of addresses.
+//
+// +kubebuilder:object:root=true
+type FloatingIPList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []FloatingIP `json:"items"`
+}
+
+// Name returns the name of the FloatingIP object for address: an IPv4 address as it is, an IPv6 address in its long
+// form with dashes ("2001-0db8-0000-0000-0000-0000-0000-0050"), since a name may not have colons.
+func Name(address netip.Addr) string {
+	if address.Is4() {
+		return address.String()
+	}
+	return strings.ReplaceAll(address.StringExpanded(), ":", "-")
+}

@@ -1,0 +1,166 @@
+package v1alpha1
+
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// Delivery says how packets get from the provider network to a VM's pod and back.
+//
+// +kubebuilder:validation:Enum=Leg;Routed;NodeNAT;KubeOVN
+type Delivery string
+
+const (
+	// DeliveryLeg gives each pod a private veth pair to the node, past the CNI. It works with every CNI.
+	DeliveryLeg Delivery = "Leg"
+	// DeliveryRouted sends packets through the CNI's own veth pair.
+	DeliveryRouted Delivery = "Routed"
+	// DeliveryNodeNAT translates on the node, to and from the pod's address, without a sidecar.
+	DeliveryNodeNAT Delivery = "NodeNAT"
+	// DeliveryKubeOVN leaves translation and announcement to Kube-OVN.
+	DeliveryKubeOVN Delivery = "KubeOVN"
+)
+
+// FloatingIPPool is a set of provider addresses that floatip may hand out.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:scope=Cluster,shortName=fippool,categories=floatip
+// +kubebuilder:printcolumn:name="Addresses",type=string,JSONPath=`.spec.addresses`
+// +kubebuilder:printcolumn:name="Auto",type=boolean,JSONPath=`.spec.autoAssign`
+// +kubebuilder:printcolumn:name="Used",type=integer,JSONPath=`.status.ipv4.used`
+// +kubebuilder:printcolumn:name="Capacity",type=string,JSONPath=`.status.ipv4.capacity`
+// +kubebuilder:printcolumn:name="Used6",type=integer,JSONPath=`.status.ipv6.used`,priority=1
+// +kubebuilder:printcolumn:name="Capacity6",type=string,JSONPath=`.status.ipv6.capacity`,priority=1
+// +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+type FloatingIPPool struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec   FloatingIPPoolSpec   `json:"spec"`
+	Status FloatingIPPoolStatus `json:"status,omitempty"`
+}
+
+// FloatingIPPoolSpec is what the administrator wants.
+type FloatingIPPoolSpec struct {
+	// Addresses lists what may be handed out: networks ("192.168.100.0/24") and ranges
+	// ("192.168.100.50-192.168.100.99"), IPv4 and IPv6. The first and the last address of an IPv4 network and the
+	// first of an IPv6 network are never handed out.
+	//
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=256
+	Addresses []string `json:"addresses"`
+
+	// Exclude lists networks, ranges and single addresses of Addresses that are not handed out.
+	//
+	// +optional
+	// +kubebuilder:validation:MaxItems=1024
+	Exclude []string `json:"exclude,omitempty"`
+
+	// Networks are the provider networks that the addresses belong to, one per family: "192.168.100.0/24". When it is
+	// left out for a family, the node agent takes the network of its provider interface.
+	//
+	// +optional
+	// +kubebuilder:validation:MaxItems=2
+	Networks []string `json:"networks,omitempty"`
+
+	// Gateways are the routers of the provider network, one per family. They are never handed out.
+	//
+	// +optional
+	// +kubebuilder:validation:MaxItems=2
+	Gateways []string `json:"gateways,omitempty"`
+
+	// AutoAssign says whether a VM that names no pool may get an address from this one.
+	//
+	// +optional
+	// +kubebuilder:default=true
+	AutoAssign *bool `json:"autoAssign,omitempty"`
+
+	// Priority orders the pools that a VM may use; the higher is tried first, equal ones by name.
+	//
+	// +optional
+	Priority int32 `json:"priority,omitempty"`
+
+	// NamespaceSelector limits the namespaces whose VMs may use the pool. Without it every opted-in namespace may.
+	//
+	// +optional
+	NamespaceSelector *metav1.LabelSelector `json:"namespaceSelector,omitempty"`
+
+	// PerNamespaceLimit is the largest number of addresses of this pool that one namespace may hold. 0 is no limit.
+	//
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	PerNamespaceLimit int32 `json:"perNamespaceLimit,omitempty"`
+
+	// Quarantine is how long a released address rests before it is handed out again. Defaults to 5m.
+	//
+	// +optional
+	Quarantine *metav1.Duration `json:"quarantine,omitempty"`
+
+	// Drain stops the pool from handing out addresses. Addresses that are held stay.
+	//
+	// +optional
+	Drain bool `json:"drain,omitempty"`
+
+	// Interface is the name of the provider NIC on the nodes. When it is empty, the node agent takes the interface
+	// that has an address in, or a route to, the provider network.
+	//
+	// +optional
+	// +kubebuilder:validation:MaxLength=15
+	Interface string `json:"interface,omitempty"`
+
+	// NodeSelector limits the nodes that carry the provider network.
+	//
+	// +optional
+	NodeSelector *metav1.LabelSelector `json:"nodeSelector,omitempty"`
+
+	// Delivery says how packets reach the pod. Defaults to Leg.
+	//
+	// +optional
+	// +kubebuilder:default=Leg
+	Delivery Delivery `json:"delivery,omitempty"`
+}
+
+// FloatingIPPoolStatus is what floatip sees.
+type FloatingIPPoolStatus struct {
+	// ObservedGeneration is the generation of the spec that this status describes.
+	//
+	// +optional
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+	// IPv4 counts the IPv4 addresses of the pool.
+	//
+	// +optional
+	IPv4 *AddressCount `json:"ipv4,omitempty"`
+	// IPv6 counts the IPv6 addresses of the pool.
+	//
+	// +optional
+	IPv6 *AddressCount `json:"ipv6,omitempty"`
+	// Conditions: Ready, Overlapping, Exhausted.
+	//
+	// +optional
+	// +listType=map
+	// +listMapKey=type
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// AddressCount counts the addresses of one family.
+type AddressCount struct {
+	// Capacity is how many addresses the pool can hand out, in decimal digits: an IPv6 network has more than an int64
+	// can count.
+	Capacity string `json:"capacity"`
+	// Used is how many are held, pending ones included.
+	Used int64 `json:"used"`
+	// Pending is how many are promised to a VM that was not yet seen.
+	Pending int64 `json:"pending"`
+	// Quarantined is how many were released and rest.
+	Quarantined int64 `json:"quarantined"`
+}
+
+// FloatingIPPoolList is a list of pools.
+//
+// +kubebuilder:object:root=true
+type FloatingIPPoolList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []FloatingIPPool `json:"items"`
+}
