@@ -1,0 +1,25 @@
+package cluster
+
+const auditPolicyFile = "audit-policy.yaml"
+
+// auditPolicy notes every write to the objects that pass floatip's webhooks. The level Metadata suffices for the
+// annotations that the API server adds about admission, such as mutation.webhook.admission.k8s.io/round_0_index_1,
+// which names the webhook configuration and says whether it changed the object; the request level adds the patches.
+const auditPolicy = `apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+- level: Request
+  verbs: [create, update, patch, delete]
+  resources:
+  - group: kubevirt.io
+    resources: [virtualmachines, virtualmachineinstances]
+  - group: ""
+    resources: [pods]
+- level: Metadata
+  verbs: [create, update, patch, delete]
+  resources:
+  - group: subresources.kubevirt.io
+  - group: floatip.io
+- level: None
+`
