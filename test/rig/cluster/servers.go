@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"strconv"
 
@@ -151,29 +152,36 @@ func (c *Cluster) process(name string) *process.Process {
 	panic("cluster: " + name + " was not started")
 }
 
-// answers returns a condition that asks a health URL inside the namespace. Certificates are not checked: the servers
-// sign their loopback certificates themselves, and nothing secret is sent.
-func (c *Cluster) answers(url string) func(context.Context) error {
+// getter returns a function that fetches a URL inside the namespace. Certificates are not checked: the servers sign
+// those of their loopback ports themselves, and nothing secret is sent.
+func (c *Cluster) getter() func(ctx context.Context, url string) ([]byte, error) {
 	client := &http.Client{Transport: &http.Transport{
 		DialContext:       process.Dialer(c.opts.NetNS),
 		TLSClientConfig:   &tls.Config{InsecureSkipVerify: true},
 		DisableKeepAlives: true,
 	}}
-	return func(ctx context.Context) error {
+	return func(ctx context.Context, url string) ([]byte, error) {
 		request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		response, err := client.Do(request)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		if err := response.Body.Close(); err != nil {
-			return err
-		}
+		defer response.Body.Close()
 		if response.StatusCode != http.StatusOK {
-			return errors.New(response.Status)
+			return nil, errors.New(response.Status)
 		}
-		return nil
+		return io.ReadAll(response.Body)
+	}
+}
+
+// answers returns a condition that holds when a health URL inside the namespace answers 200.
+func (c *Cluster) answers(url string) func(context.Context) error {
+	get := c.getter()
+	return func(ctx context.Context) error {
+		_, err := get(ctx, url)
+		return err
 	}
 }
