@@ -1,0 +1,102 @@
+package leg
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+)
+
+// Network is a provider network as this node carries it.
+type Network struct {
+	// Prefix is the network itself, for instance 192.168.100.0/24.
+	Prefix netip.Prefix
+	// Gateway is its router. The zero Addr stands for a network without one.
+	Gateway netip.Addr
+	// Interface is the name of the node's NIC on the network.
+	Interface string
+	// MTU of Interface in bytes; the legs take it over. 0 leaves the kernel's default.
+	MTU int
+}
+
+// Leg is the private link to one pod.
+type Leg struct {
+	// Pod is the UID of the pod.
+	Pod string
+	// Addresses are the floating addresses that lie behind the leg, at most one per family.
+	Addresses []netip.Addr
+	// Staged legs carry what arrives from the provider network for them, while the node does not answer for them yet.
+	Staged bool
+}
+
+// Config is all that the node shall hold. The zero Config stands for nothing at all.
+type Config struct {
+	// Networks must contain every address of Legs. Those that contain none leave no trace in the kernel.
+	Networks []Network
+	// ClusterNetworks are those of pods, services and nodes: answers to them take the node's ordinary routes.
+	ClusterNetworks []netip.Prefix
+	Legs            []Leg
+}
+
+// Validate reports what Apply could not work with: an address without network, an address behind two legs, two networks
+// that overlap, a pod with two legs.
+func (c Config) Validate() error {
+	var errs []error
+	for i, n := range c.Networks {
+		if !n.Prefix.IsValid() || n.Prefix != n.Prefix.Masked() || n.Interface == "" {
+			errs = append(errs, fmt.Errorf("provider network %q on interface %q: not a network and a NIC", n.Prefix, n.Interface))
+		}
+		for _, o := range c.Networks[:i] {
+			if o.Prefix.Overlaps(n.Prefix) {
+				errs = append(errs, fmt.Errorf("provider networks %s on %s and %s on %s overlap: packets could go either way",
+					o.Prefix, o.Interface, n.Prefix, n.Interface))
+			}
+		}
+	}
+	holders, pods := map[netip.Addr]string{}, map[string]bool{}
+	for _, l := range c.Legs {
+		if pods[l.Pod] {
+			errs = append(errs, fmt.Errorf("pod %s has two legs", l.Pod))
+		}
+		pods[l.Pod] = true
+		for _, a := range l.Addresses {
+			if other, taken := holders[a]; taken {
+				errs = append(errs, fmt.Errorf("address %s lies behind the legs of pods %s and %s", a, other, l.Pod))
+			}
+			holders[a] = l.Pod
+			if _, ok := c.networkOf(a); !ok {
+				errs = append(errs, fmt.Errorf("address %s is in no provider network of this node", a))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (c Config) networkOf(a netip.Addr) (Network, bool) {
+	i := slices.IndexFunc(c.Networks, func(n Network) bool { return n.Prefix.Contains(a) })
+	if i < 0 {
+		return Network{}, false
+	}
+	return c.Networks[i], true
+}
+
+// used returns the networks that carry an address, in the order of their prefixes.
+func (c Config) used() []Network {
+	used := map[netip.Prefix]Network{}
+	for _, l := range c.Legs {
+		for _, a := range l.Addresses {
+			if n, ok := c.networkOf(a); ok {
+				used[n.Prefix] = n
+			}
+		}
+	}
+	networks := make([]Network, 0, len(used))
+	for _, n := range used {
+		networks = append(networks, n)
+	}
+	slices.SortFunc(networks, func(a, b Network) int {
+		return cmp.Or(a.Prefix.Addr().Compare(b.Prefix.Addr()), cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()))
+	})
+	return networks
+}

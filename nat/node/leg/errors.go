@@ -1,0 +1,21 @@
+package leg
+
+import "errors"
+
+var (
+	// ErrTooManyNetworks: the routing tables kept for provider networks are used up.
+	ErrTooManyNetworks = errors.New("this node carries more than 91 provider networks of one family")
+
+	// ErrNoNIC: no interface of the node is on the provider network.
+	ErrNoNIC = errors.New("no interface of this node is on the provider network")
+
+	// ErrNotPlugged: the link to the pod does not exist.
+	ErrNotPlugged = errors.New("no leg is plugged into the pod")
+
+	// ErrForeignLink: an interface of the pod has the leg's name but is none of ours.
+	ErrForeignLink = errors.New("the pod has an interface named " + PodLink + " that is not a leg of this node")
+
+	// ErrNoForwarding6: the node's kernel forwards no IPv6 at all.
+	ErrNoForwarding6 = errors.New("net.ipv6.conf.all.forwarding is 0 on this node: set it to 1 " +
+		"(and accept_ra to 2 on interfaces that learn routes from router advertisements)")
+)

@@ -1,0 +1,233 @@
+package leg
+
+import (
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"floatip.io/floatip/nat/node/nodetest"
+)
+
+const patience = 2 * time.Second
+
+var (
+	floating  = netip.MustParseAddr("192.168.100.50")
+	floating2 = netip.MustParseAddr("192.168.100.51")
+	redLAN    = Network{
+		Prefix: netip.MustParsePrefix(nodetest.Pool), Gateway: netip.MustParseAddr(nodetest.Gateway), Interface: "red0",
+		MTU: 1500,
+	}
+)
+
+func clusterNetworks() (list []netip.Prefix) {
+	for _, n := range nodetest.ClusterNetworks {
+		list = append(list, netip.MustParsePrefix(n))
+	}
+	return list
+}
+
+// rig is a node under test with its pods.
+type rig struct {
+	t      *testing.T
+	world  *nodetest.World
+	node   *nodetest.Node
+	kernel *Node
+	pods   map[string]*nodetest.Pod
+	config Config
+}
+
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	w := nodetest.NewWorld(t)
+	r := &rig{t: t, world: w, node: w.AddNode("10"), pods: map[string]*nodetest.Pod{}}
+	kernel, err := Open(r.node.File, DefaultSysctls)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(kernel.Close)
+	r.kernel = kernel
+	r.config = Config{Networks: []Network{redLAN}, ClusterNetworks: clusterNetworks()}
+	return r
+}
+
+// addPod makes a pod whose rules translate address, and adds its leg to the configuration.
+func (r *rig) addPod(uid, podIP string, address netip.Addr) *nodetest.Pod {
+	r.t.Helper()
+	p := r.node.AddPod(uid, podIP)
+	r.pods[uid] = p
+	translate(r.t, p, address)
+	r.config.Legs = append(r.config.Legs, Leg{Pod: uid, Addresses: []netip.Addr{address}})
+	p.Guest.Serve(uid, ":80")
+	return p
+}
+
+// apply plugs and applies everything and returns the lines of changes.
+func (r *rig) apply() []string {
+	r.t.Helper()
+	var changes []string
+	for _, l := range r.config.Legs {
+		made, err := r.kernel.Plug(l.Pod, r.pods[l.Pod].File)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		if made {
+			changes = append(changes, "plugged "+l.Pod)
+		}
+		report, err := ApplyPod(r.pods[l.Pod].File, DefaultSysctls, Pod{UID: l.Pod, Addresses: l.Addresses, MTU: redLAN.MTU})
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		changes = append(changes, report.Changes...)
+	}
+	report, err := r.kernel.Apply(r.config)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return append(changes, report.Changes...)
+}
+
+// translate writes what the sidecar writes, in short, into the pod.
+func translate(t *testing.T, p *nodetest.Pod, address netip.Addr) {
+	t.Helper()
+	rules := strings.NewReplacer("FIP", address.String(), "GUEST", nodetest.GuestFixed).Replace(`
+	table ip nat {
+	  chain leg {
+	    ct original ip daddr FIP ct original ip saddr != { GUEST, 10.0.2.1 } meta mark set 0x77 return
+	    ct reply ip daddr FIP ct original ip daddr != FIP meta mark set 0x77 return
+	    iifname "k6t-eth0" ct state new ip saddr GUEST ip daddr != { 100.0.0.0/16, 201.0.0.0/24, 10.0.2.0/24 } ip daddr != FIP meta mark set 0x77
+	  }
+	  chain marking { type filter hook prerouting priority mangle; iifname "k6t-eth0" jump leg; }
+	  chain marking_out { type route hook output priority mangle; jump leg; }
+	  chain pre { type nat hook prerouting priority -110; iifname { "fip0", "k6t-eth0" } ip daddr FIP dnat to GUEST; }
+	  chain post { type nat hook postrouting priority 90;
+	    oifname "k6t-eth0" ct original ip daddr FIP ip saddr GUEST snat to FIP
+	    oifname "fip0" ip saddr GUEST snat to FIP
+	  }
+	  chain kubevirt { type nat hook postrouting priority 100; ip saddr GUEST oifname "eth0" masquerade; }
+	}`)
+	p.Do(func() error {
+		cmd := exec.Command("nft", "-f", "-")
+		cmd.Stdin = strings.NewReader(rules)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("nft: %w: %s", err, out)
+		}
+		return nil
+	})
+}
+
+// TestFlows shows who reaches whom through the leg, and as whom.
+func TestFlows(t *testing.T) {
+	r := newRig(t)
+	a := r.addPod("a", "100.0.0.5", floating)
+	b := r.addPod("b", "100.0.0.6", floating2)
+	t.Log(strings.Join(r.apply(), "\n"))
+
+	r.world.Host.Serve("lan", nodetest.LANHost+":80")
+	r.world.Host.Serve("beyond", nodetest.Beyond+":80")
+	r.world.Cluster.Serve("peer", nodetest.Peer+":80")
+	r.node.Serve("node", "201.0.0.10:80")
+
+	for _, flow := range []struct {
+		from    *nodetest.Namespace
+		to      string
+		answers string
+	}{
+		{r.world.Host, "192.168.100.50:80", "a sees " + nodetest.Gateway},
+		{r.world.Host, "192.168.100.51:80", "b sees " + nodetest.Gateway},
+		{a.Guest, nodetest.LANHost + ":80", "lan sees 192.168.100.50"},
+		{a.Guest, nodetest.Beyond + ":80", "beyond sees 192.168.100.50"},
+		{b.Guest, nodetest.Beyond + ":80", "beyond sees 192.168.100.51"},
+		{a.Guest, nodetest.Peer + ":80", "peer sees 100.0.0.5"},
+		{a.Guest, "201.0.0.10:80", "node sees 100.0.0.5"},
+		{a.Guest, "192.168.100.51:80", "b sees 192.168.100.50"},
+		{a.Guest, "192.168.100.50:80", "a sees 192.168.100.50"},
+		{b.Namespace, "192.168.100.50:80", "a sees 100.0.0.6"},
+		{r.world.Cluster, "192.168.100.50:80", "a sees " + nodetest.Peer},
+		{r.node.Namespace, "192.168.100.50:80", "a sees 192.168.100.10"},
+	} {
+		t.Run(flow.to, func(t *testing.T) {
+			said, err := flow.from.Ask(flow.to, patience)
+			if err != nil || said != flow.answers {
+				t.Errorf("ask %s: have %q, %v; want %q", flow.to, said, err, flow.answers)
+			}
+		})
+	}
+}
+
+// TestSecondApplyChangesNothing: the kernel holds all that the agent wants, and the agent sees that.
+func TestSecondApplyChangesNothing(t *testing.T) {
+	r := newRig(t)
+	r.addPod("a", "100.0.0.5", floating)
+	r.addPod("b", "100.0.0.6", floating2)
+	if first := r.apply(); len(first) == 0 {
+		t.Fatal("the first Apply changed nothing")
+	}
+	if again := r.apply(); len(again) != 0 {
+		t.Errorf("the second Apply changed:\n%s", strings.Join(again, "\n"))
+	}
+}
+
+// TestNothingStaysBehind compares the node before the first address came and after the last one left.
+func TestNothingStaysBehind(t *testing.T) {
+	r := newRig(t)
+	before := inventory(t, r.node)
+	r.addPod("a", "100.0.0.5", floating)
+	r.apply()
+	if cmp.Equal(before, inventory(t, r.node)) {
+		t.Fatal("a plugged leg is not in the inventory")
+	}
+	r.config.Legs = nil
+	report, err := r.kernel.Apply(r.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]netip.Addr{floating}, report.Withdrawn, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+		t.Errorf("withdrawn (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(before, inventory(t, r.node)); diff != "" {
+		t.Errorf("left behind (-before +after):\n%s", diff)
+	}
+	if again, err := r.kernel.Apply(r.config); err != nil || len(again.Changes) != 0 {
+		t.Errorf("a second Apply of nothing: %v, %v", again.Changes, err)
+	}
+}
+
+// inventory lists what ip and nft show of a node, pods' own links left out.
+func inventory(t *testing.T, n *nodetest.Node) []string {
+	t.Helper()
+	var lines []string
+	for _, args := range []string{
+		"ip -br link", "ip rule", "ip -6 rule", "ip route show table all", "ip -6 route show table all", "ip neigh show nud permanent",
+		"ip neigh show proxy", "bridge fdb", "nft list ruleset",
+	} {
+		n.Do(func() error {
+			cmd := strings.Fields(args)
+			out, err := exec.Command(cmd[0], cmd[1:]...).CombinedOutput()
+			if err != nil {
+				return fmt.Errorf("%s: %w: %s", args, err, out)
+			}
+			for line := range strings.Lines(string(out)) {
+				lines = append(lines, args+": "+strings.Join(strings.Fields(line), " "))
+			}
+			return nil
+		})
+	}
+	return withoutPods(lines)
+}
+
+// withoutPods drops what the test itself made for pods.
+func withoutPods(lines []string) []string {
+	var kept []string
+	for _, l := range lines {
+		// The kernel makes routes of the test's IPv6 addresses by itself, some time after the links are up.
+		if !strings.Contains(l, "cali") && !strings.Contains(l, "100.0.0.") && !strings.Contains(l, "proto kernel") {
+			kept = append(kept, l)
+		}
+	}
+	return kept
+}

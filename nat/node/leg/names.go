@@ -1,0 +1,86 @@
+package leg
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"net/netip"
+)
+
+// Names and numbers that stand in the kernel. A change of any of them makes an upgrade leave the old object behind.
+const (
+	// Bridge is the node's end of all legs.
+	Bridge = "fip-br"
+
+	// PodLink is the pod's end of a leg. The rules in the pod name it.
+	PodLink = "fip0"
+
+	// portPrefix starts the name of the node's end of a leg.
+	portPrefix = "fip"
+
+	// portDigits hexadecimal digits and portPrefix fill IFNAMSIZ-1 = 15 bytes.
+	portDigits = 12
+
+	// Mark is what the rules in the pod put on packets that shall leave by the leg.
+	Mark = 0x77
+
+	// podTable is the pod's routing table for packets that carry Mark, and podRule the preference of the rule.
+	podTable = 77
+	podRule  = 77
+
+	// protocol marks our routes and rules among those of others (rtm_protocol). It is in no distribution's
+	// /etc/iproute2/rt_protos.
+	protocol = 119
+)
+
+// Routing tables of the node. The numbers 7100 to 7199 are ours.
+const (
+	tableActive = 7100 // addresses this node answers for
+	tableStaged = 7102 // addresses that are about to move here: only the provider NIC looks into it
+	tableBack   = 7101 // the way back of the first provider network; later ones get tableMore..tableLast
+	tableMore   = 7110
+	tableLast   = 7199
+)
+
+// Preferences of the node's rules. They come before those of kube-router (from 32765), Cilium (from 9) has no rule on
+// destination networks, and main (32766).
+const (
+	ruleStaged = 4990
+	ruleActive = 5000
+	ruleBack   = 5001
+)
+
+// Addresses on the leg itself. Nothing outside of the leg ever sees them.
+var (
+	// bridgeMAC is the same on every node: the neighbour entry in the pod needs no exchange.
+	bridgeMAC = mac{0x02, 0xf1, 0, 0, 0, 1}
+
+	nodeEnd4 = netip.MustParseAddr("169.254.77.1")
+	// podEnd4 exists because an interface without any IPv4 address fails reverse-path filtering even in loose mode
+	// (fib_validate_source in net/ipv4/fib_frontend.c, no_addr).
+	podEnd4  = netip.MustParsePrefix("169.254.77.2/32")
+	nodeEnd6 = netip.MustParseAddr("fe80::77")
+)
+
+// mac is a comparable Ethernet address.
+type mac [6]byte
+
+// PortName returns the name of the node's end of the leg of the pod with this UID.
+func PortName(pod string) string {
+	sum := sha256.Sum256([]byte(pod))
+	return portPrefix + hex.EncodeToString(sum[:])[:portDigits]
+}
+
+// podMAC returns the Ethernet address of the pod's end: locally administered, and the same after a restart of the agent.
+func podMAC(pod string) mac {
+	sum := sha256.Sum256([]byte(pod))
+	return mac{0x02, 0xf1, sum[28], sum[29], sum[30], sum[31] | 0x02} // never bridgeMAC
+}
+
+// isPort reports whether PortName may have made name.
+func isPort(name string) bool {
+	if len(name) != len(portPrefix)+portDigits || name[:len(portPrefix)] != portPrefix {
+		return false
+	}
+	_, err := hex.DecodeString(name[len(portPrefix):])
+	return err == nil
+}

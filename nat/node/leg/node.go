@@ -1,0 +1,177 @@
+package leg
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	vishnetns "github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"floatip.io/floatip/nat/node/netns"
+)
+
+// DefaultSysctls is where the kernel shows the network's settings. A container that is not privileged has it read-only
+// and needs the host's /proc/sys/net mounted elsewhere.
+const DefaultSysctls = "/proc/sys/net"
+
+// Node is the kernel of the node. It remembers nothing: each call reads what is there. Not for concurrent use.
+type Node struct {
+	ns      *os.File // nil: the process's own
+	sysctls sysctls
+	netlink *netlink.Handle
+}
+
+// Open returns the Node of the network namespace ns, or of the process where ns is nil. sysctlDir is DefaultSysctls or
+// the same directory mounted elsewhere. It fails without the right to enter ns.
+func Open(ns *os.File, sysctlDir string) (*Node, error) {
+	handle, err := handleAt(ns)
+	if err != nil {
+		return nil, fmt.Errorf("netlink socket of the node: %w", err)
+	}
+	return &Node{ns: ns, sysctls: sysctls{dir: sysctlDir, ns: ns}, netlink: handle}, nil
+}
+
+// Close closes the sockets. The kernel's state stays.
+func (n *Node) Close() { n.netlink.Close() }
+
+func handleAt(ns *os.File) (*netlink.Handle, error) {
+	if ns == nil {
+		return netlink.NewHandle(unix.NETLINK_ROUTE, unix.NETLINK_NETFILTER)
+	}
+	return netlink.NewHandleAt(vishnetns.NsHandle(int(ns.Fd())), unix.NETLINK_ROUTE, unix.NETLINK_NETFILTER)
+}
+
+// Plug makes sure that the veth pair of the pod exists, with its other end in the pod's namespace. It reports whether it
+// had to make one. What an earlier pod or a crash left under the same name is replaced.
+func (n *Node) Plug(pod string, podNS *os.File) (bool, error) {
+	inside, err := handleAt(podNS)
+	if err != nil {
+		return false, fmt.Errorf("netlink socket of pod %s: %w", pod, err)
+	}
+	defer inside.Close()
+	outer, err := n.link(PortName(pod))
+	if err != nil {
+		return false, err
+	}
+	inner, err := linkByName(inside, PodLink)
+	if err != nil {
+		return false, err
+	}
+	if isPair(outer, inner, podMAC(pod)) {
+		return false, nil
+	}
+	if outer != nil {
+		if err := n.netlink.LinkDel(outer); err != nil {
+			return false, fmt.Errorf("remove stale link %s: %w", outer.Attrs().Name, err)
+		}
+		if inner, err = linkByName(inside, PodLink); err != nil {
+			return false, err
+		}
+	}
+	if inner != nil {
+		return false, ErrForeignLink
+	}
+	return true, n.addPair(pod, podNS)
+}
+
+// isPair reports whether the two links are the ends of one veth pair, by the index that each has of the other.
+func isPair(outer, inner netlink.Link, ether mac) bool {
+	if outer == nil || inner == nil || outer.Type() != "veth" || inner.Type() != "veth" {
+		return false
+	}
+	return outer.Attrs().ParentIndex == inner.Attrs().Index && inner.Attrs().ParentIndex == outer.Attrs().Index &&
+		inner.Attrs().HardwareAddr.String() == net.HardwareAddr(ether[:]).String()
+}
+
+func (n *Node) addPair(pod string, podNS *os.File) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = PortName(pod)
+	ether := podMAC(pod)
+	err := n.netlink.LinkAdd(&netlink.Veth{
+		LinkAttrs: attrs, PeerName: PodLink, PeerHardwareAddr: ether[:], PeerNamespace: netlink.NsFd(int(podNS.Fd())),
+	})
+	if err != nil {
+		return fmt.Errorf("plug %s into pod %s: %w", PodLink, pod, err)
+	}
+	return nil
+}
+
+// link returns the link with this name, or nil.
+func (n *Node) link(name string) (netlink.Link, error) { return linkByName(n.netlink, name) }
+
+func linkByName(h *netlink.Handle, name string) (netlink.Link, error) {
+	l, err := h.LinkByName(name)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look for link %s: %w", name, err)
+	}
+	return l, nil
+}
+
+// Answered returns the addresses for which the node answers by itself, without any agent, per NIC: what an agent that
+// starts without the API server has to go on with.
+func (n *Node) Answered() (map[string][]netip.Addr, error) {
+	have, err := n.read()
+	if err != nil {
+		return nil, err
+	}
+	answered := map[string][]netip.Addr{}
+	for p := range have.proxies {
+		answered[p.Dev] = append(answered[p.Dev], p.Address)
+	}
+	return answered, nil
+}
+
+// Plugged returns the addresses whose legs are in use, active or staged.
+func (n *Node) Plugged() (map[netip.Addr]struct{}, error) {
+	have, err := n.read()
+	return have.addresses(), err
+}
+
+// sysctls reads and writes settings of one network namespace.
+type sysctls struct {
+	dir string
+	ns  *os.File
+}
+
+// read returns the values of the paths. Those that do not exist are left out.
+func (s sysctls) read(paths []string) (map[string]string, error) {
+	values := map[string]string{}
+	err := netns.Do(s.ns, func() error {
+		for _, path := range paths {
+			raw, err := os.ReadFile(filepath.Join(s.dir, path))
+			if errors.Is(err, os.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			values[path] = strings.TrimSpace(string(raw))
+		}
+		return nil
+	})
+	return values, err
+}
+
+func (s sysctls) write(path, value string) error {
+	return netns.Do(s.ns, func() error {
+		// Never O_CREATE: a setting that the kernel does not have is an error with its name in it.
+		f, err := os.OpenFile(filepath.Join(s.dir, path), os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		if _, err := f.WriteString(value); err != nil {
+			f.Close()
+			return err
+		}
+		return f.Close()
+	})
+}

@@ -1,0 +1,241 @@
+package leg
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Pod is what the network namespace of a pod shall hold besides the rules of the sidecar.
+type Pod struct {
+	// UID of the pod.
+	UID string
+	// Addresses are the floating addresses, at most one per family.
+	Addresses []netip.Addr
+	// MTU of the leg, 0 for the kernel's default.
+	MTU int
+}
+
+// podState is the comparable form of Pod.
+type podState struct {
+	link      podLink
+	addresses map[netip.Prefix]struct{} // IPv4 addresses of PodLink
+	state                               // of which rules, routes, neighbours and sysctls are used
+}
+
+type podLink struct {
+	Up  bool
+	MTU int
+}
+
+// desiredPod says what the pod's namespace shall hold.
+//
+// The blackhole is for the moment in which no DNAT stands: silence. Without it a packet for the address goes back to the
+// node and comes again until its TTL is used up; with the address as a local one, clients would get a reset.
+func desiredPod(p Pod) podState {
+	s := podState{
+		link: podLink{Up: true, MTU: p.MTU},
+		state: state{
+			rules: map[rule]struct{}{}, routes: map[routeKey]route{}, neighbours: map[netip.Addr]mac{},
+			sysctls: map[string]string{},
+		},
+		addresses: map[netip.Prefix]struct{}{podEnd4: {}},
+	}
+	for _, a := range p.Addresses {
+		v6, gateway := a.Is6(), nodeEnd4
+		if v6 {
+			gateway = nodeEnd6
+		}
+		s.rules[rule{Priority: podRule, V6: v6, Mark: Mark, Table: podTable}] = struct{}{}
+		everything := netip.PrefixFrom(anyAddress(v6), 0)
+		s.routes[routeKey{podTable, everything}] = route{Kind: unix.RTN_UNICAST, Dev: PodLink, Via: gateway}
+		s.routes[routeKey{unix.RT_TABLE_MAIN, netip.PrefixFrom(a, a.BitLen())}] = route{Kind: unix.RTN_BLACKHOLE}
+		s.neighbours[gateway] = bridgeMAC
+		s.addPodSysctls(v6)
+	}
+	return s
+}
+
+// addPodSysctls:
+//
+//   - bridge-nf-call-*: with it, frames that the guest sends to itself through its floating address (hairpin) pass the
+//     IP hooks twice and are dropped; it also costs time on every packet.
+//   - tcp_loose: a connection that arrives by live migration is picked up in the middle. With 0 it breaks.
+//   - rp_filter 2: packets arrive by the leg from addresses whose route is eth0.
+//   - accept_ra, IPv6 addresses of its own: the leg has no router and no use for them.
+func (s *podState) addPodSysctls(v6 bool) {
+	s.sysctls["netfilter/nf_conntrack_tcp_loose"] = "1"
+	if v6 {
+		s.sysctls["bridge/bridge-nf-call-ip6tables"] = "0"
+		s.sysctls["ipv6/conf/"+PodLink+"/accept_ra"] = "0"
+		return
+	}
+	s.sysctls["bridge/bridge-nf-call-iptables"] = "0"
+	s.sysctls["ipv4/conf/"+PodLink+"/rp_filter"] = "2"
+}
+
+// ApplyPod makes the namespace of the pod hold what p says, and reports the changes. The leg must be plugged, or the
+// error is ErrNotPlugged. Addresses that p has no more are withdrawn: their blackhole and their tracked connections go.
+func ApplyPod(ns *os.File, sysctlDir string, p Pod) (Report, error) {
+	var r Report
+	h, err := handleAt(ns)
+	if err != nil {
+		return r, fmt.Errorf("netlink socket of pod %s: %w", p.UID, err)
+	}
+	defer h.Close()
+	settings := sysctls{dir: sysctlDir, ns: ns}
+	want := desiredPod(p)
+	link, err := linkByName(h, PodLink)
+	if err != nil {
+		return r, err
+	}
+	if link == nil {
+		return r, ErrNotPlugged
+	}
+	if want.link.MTU == 0 {
+		want.link.MTU = link.Attrs().MTU
+	}
+	have, err := readPod(h, settings, link, sortedKeys(want.sysctls))
+	if err != nil {
+		return r, err
+	}
+	// A setting that the kernel does not have needs no value: br_netfilter or connection tracking are not loaded.
+	for path := range want.sysctls {
+		if _, known := have.sysctls[path]; !known {
+			delete(want.sysctls, path)
+		}
+	}
+	a := podApplication{h: h, settings: settings, link: link, want: want, have: have, report: &r}
+	return r, errors.Join(a.add(), a.remove())
+}
+
+// Forget deletes what connection tracking in the pod knows about the addresses.
+func Forget(ns *os.File, addresses []netip.Addr) error {
+	h, err := handleAt(ns)
+	if err != nil {
+		return fmt.Errorf("netlink socket of a pod: %w", err)
+	}
+	defer h.Close()
+	return forget(h, addresses)
+}
+
+func readPod(h *netlink.Handle, settings sysctls, link netlink.Link, paths []string) (podState, error) {
+	s := podState{
+		link: podLink{Up: link.Attrs().Flags&net.FlagUp != 0, MTU: link.Attrs().MTU},
+		state: state{
+			rules: map[rule]struct{}{}, routes: map[routeKey]route{}, neighbours: map[netip.Addr]mac{},
+		},
+		addresses: map[netip.Prefix]struct{}{},
+	}
+	addresses, err := again(func() ([]netlink.Addr, error) { return h.AddrList(link, unix.AF_INET) })
+	if err != nil {
+		return s, fmt.Errorf("list addresses of %s: %w", PodLink, err)
+	}
+	for _, a := range addresses {
+		s.addresses[prefixOf(a.IPNet)] = struct{}{}
+	}
+	index := link.Attrs().Index
+	for _, family := range families {
+		list, err := again(func() ([]netlink.Neigh, error) { return h.NeighList(index, family) })
+		if err != nil {
+			return s, fmt.Errorf("list neighbours of %s: %w", PodLink, err)
+		}
+		for _, e := range list {
+			if a, ok := netip.AddrFromSlice(e.IP); ok && e.State == netlink.NUD_PERMANENT && len(e.HardwareAddr) == 6 {
+				s.neighbours[a.Unmap()] = mac(e.HardwareAddr)
+			}
+		}
+	}
+	if err := readRules(h, &s.state, func(r netlink.Rule) bool { return r.Table == podTable }); err != nil {
+		return s, err
+	}
+	ours := func(r netlink.Route) bool { return r.Table == podTable || r.Protocol == protocol }
+	if err := readRoutes(h, &s.state, map[int]string{index: PodLink}, ours); err != nil {
+		return s, err
+	}
+	s.sysctls, err = settings.read(paths)
+	return s, err
+}
+
+// podApplication is one ApplyPod on its way.
+type podApplication struct {
+	h          *netlink.Handle
+	settings   sysctls
+	link       netlink.Link
+	want, have podState
+	report     *Report
+}
+
+func (a podApplication) add() error {
+	var errs []error
+	for _, path := range diff(a.want.sysctls, a.have.sysctls).Put {
+		if err := a.settings.write(path, a.want.sysctls[path]); err != nil {
+			errs = append(errs, fmt.Errorf("set %s in the pod: %w", path, err))
+			continue
+		}
+		a.report.changed("pod sysctl %s=%s", path, a.want.sysctls[path])
+	}
+	if err := a.setLink(); err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	for _, gateway := range diff(a.want.neighbours, a.have.neighbours).Put {
+		errs = append(errs, a.setNeighbour(gateway))
+	}
+	for _, k := range diff(a.want.routes, a.have.routes).Put {
+		errs = append(errs, addRoute(a.h, k, a.want.routes[k], a.report))
+	}
+	for _, r := range diff(a.want.rules, a.have.rules).Put {
+		errs = append(errs, addRule(a.h, r, a.report))
+	}
+	return errors.Join(errs...)
+}
+
+func (a podApplication) setLink() error {
+	for _, prefix := range diff(a.want.addresses, a.have.addresses).Put {
+		err := a.h.AddrReplace(a.link, &netlink.Addr{IPNet: ipNet(prefix), Scope: int(netlink.SCOPE_LINK)})
+		if err != nil {
+			return fmt.Errorf("address %s on %s: %w", prefix, PodLink, err)
+		}
+		a.report.changed("pod address %s", prefix)
+	}
+	if a.want.link == a.have.link {
+		return nil
+	}
+	if err := errors.Join(a.h.LinkSetMTU(a.link, a.want.link.MTU), a.h.LinkSetUp(a.link)); err != nil {
+		return fmt.Errorf("set %s up: %w", PodLink, err)
+	}
+	a.report.changed("pod link %s", PodLink)
+	return nil
+}
+
+func (a podApplication) setNeighbour(gateway netip.Addr) error {
+	ether := a.want.neighbours[gateway]
+	err := a.h.NeighSet(&netlink.Neigh{
+		LinkIndex: a.link.Attrs().Index, State: netlink.NUD_PERMANENT, IP: gateway.AsSlice(), HardwareAddr: ether[:],
+	})
+	if err != nil {
+		return fmt.Errorf("neighbour %s on %s: %w", gateway, PodLink, err)
+	}
+	a.report.changed("pod neighbour %s", gateway)
+	return nil
+}
+
+func (a podApplication) remove() error {
+	var errs []error
+	gone := application{report: a.report}
+	for _, r := range diff(a.want.rules, a.have.rules).Remove {
+		errs = append(errs, gone.removed(a.h.RuleDel(r.netlink()), "pod %s", r))
+	}
+	for _, k := range diff(a.want.routes, a.have.routes).Remove {
+		errs = append(errs, gone.removed(delRoute(a.h, k, a.have.routes[k]), "pod route %s", k.To))
+		if k.Table == unix.RT_TABLE_MAIN {
+			a.report.Withdrawn = append(a.report.Withdrawn, k.To.Addr())
+		}
+	}
+	return errors.Join(append(errs, forget(a.h, a.report.Withdrawn))...)
+}

@@ -1,0 +1,154 @@
+package leg
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+)
+
+// state is what the kernel of the node holds, or shall hold, of ours. Everything in it is comparable, so that the
+// difference of two states needs no special cases.
+type state struct {
+	bridge     bool // the bridge exists, is up and has its settings
+	ports      map[string]port
+	rules      map[rule]struct{}
+	routes     map[routeKey]route
+	neighbours map[netip.Addr]mac // permanent entries on the bridge
+	fdb        map[mac]string     // static entries of the bridge: which port
+	proxies    map[proxy]struct{}
+	sysctls    map[string]string // path below /proc/sys/net to value
+	guard      guard
+}
+
+// port is a bridge port with all settings that matter.
+type port struct {
+	Up, Enslaved                                      bool
+	Isolated, Learning, Flood, McastFlood, BcastFlood bool
+	MTU                                               int
+}
+
+// plugged is how every port shall be. Isolated: no frame from leg to leg. No learning and no flooding: the entries are
+// static, and a pod that invents source addresses changes nothing.
+func plugged(mtu int) port { return port{Up: true, Enslaved: true, Isolated: true, MTU: mtu} }
+
+type rule struct {
+	Priority int
+	V6       bool
+	In       string       // "" is any interface
+	From, To netip.Prefix // the zero Prefix is any
+	Mark     uint32
+	Table    int
+}
+
+func (r rule) String() string {
+	s := fmt.Sprintf("rule %d:", r.Priority)
+	if r.In != "" {
+		s += " iif " + r.In
+	}
+	if r.From.IsValid() {
+		s += " from " + r.From.String()
+	}
+	if r.To.IsValid() {
+		s += " to " + r.To.String()
+	}
+	if r.Mark != 0 {
+		s += fmt.Sprintf(" fwmark %#x", r.Mark)
+	}
+	return fmt.Sprintf("%s lookup %d", s, r.Table)
+}
+
+type routeKey struct {
+	Table int
+	To    netip.Prefix
+}
+
+type route struct {
+	Kind int // RTN_UNICAST, RTN_THROW, RTN_BLACKHOLE
+	Dev  string
+	Via  netip.Addr // onlink, if valid
+}
+
+type proxy struct {
+	Dev     string
+	Address netip.Addr
+}
+
+// change is one difference between two maps. Remove holds keys that only the old one has; Put holds keys that are new or
+// have another value. Both are sorted, so that logs and failures are stable.
+type change[K comparable] struct{ Put, Remove []K }
+
+func diff[K comparable, V comparable](want, have map[K]V) change[K] {
+	var c change[K]
+	for k, v := range want {
+		if old, ok := have[k]; !ok || old != v {
+			c.Put = append(c.Put, k)
+		}
+	}
+	for k := range have {
+		if _, ok := want[k]; !ok {
+			c.Remove = append(c.Remove, k)
+		}
+	}
+	byText := func(a, b K) int { return cmp.Compare(fmt.Sprint(a), fmt.Sprint(b)) }
+	slices.SortFunc(c.Put, byText)
+	slices.SortFunc(c.Remove, byText)
+	return c
+}
+
+// addresses returns the floating addresses that have a route of ours, active or staged.
+func (s state) addresses() map[netip.Addr]struct{} {
+	found := map[netip.Addr]struct{}{}
+	for k := range s.routes {
+		if k.Table == tableActive || k.Table == tableStaged {
+			found[k.To.Addr()] = struct{}{}
+		}
+	}
+	return found
+}
+
+// backTables returns which table holds the way back of which network.
+func (s state) backTables() map[netip.Prefix]int {
+	tables := map[netip.Prefix]int{}
+	for r := range s.rules {
+		if r.Priority == ruleBack && r.From.IsValid() {
+			tables[r.From] = r.Table
+		}
+	}
+	return tables
+}
+
+// assignBack gives each network a table for its way back. Networks keep what they have, since a table in use cannot be
+// exchanged without losing packets in between. Tables are per family: IPv4 and IPv6 may use one number.
+func assignBack(networks []Network, have map[netip.Prefix]int) (map[netip.Prefix]int, error) {
+	type slot struct {
+		v6    bool
+		table int
+	}
+	tables, taken := map[netip.Prefix]int{}, map[slot]bool{}
+	for _, n := range networks {
+		if t, ok := have[n.Prefix]; ok && !taken[slot{n.Prefix.Addr().Is6(), t}] {
+			tables[n.Prefix] = t
+			taken[slot{n.Prefix.Addr().Is6(), t}] = true
+		}
+	}
+	candidates := append([]int{tableBack}, slices.Collect(func(yield func(int) bool) {
+		for t := tableMore; t <= tableLast && yield(t); t++ {
+		}
+	})...)
+	for _, n := range networks {
+		if _, ok := tables[n.Prefix]; ok {
+			continue
+		}
+		i := slices.IndexFunc(candidates, func(t int) bool { return !taken[slot{n.Prefix.Addr().Is6(), t}] })
+		if i < 0 {
+			return nil, fmt.Errorf("provider network %s: %w", n.Prefix, ErrTooManyNetworks)
+		}
+		tables[n.Prefix] = candidates[i]
+		taken[slot{n.Prefix.Addr().Is6(), candidates[i]}] = true
+	}
+	return tables, nil
+}
+
+func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K { return slices.Sorted(maps.Keys(m)) }

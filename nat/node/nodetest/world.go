@@ -1,0 +1,105 @@
+package nodetest
+
+import (
+	"net"
+	"testing"
+)
+
+// Addresses of the World.
+const (
+	Pool        = "192.168.100.0/24"
+	Gateway     = "192.168.100.1"
+	NodeAddress = "192.168.100.10"
+	LANHost     = "192.168.100.200"
+	Beyond      = "203.0.113.9" // behind the gateway
+	Peer        = "201.0.0.254" // in the cluster
+	GuestFixed  = "10.0.2.2"
+
+	Pool6    = "2001:db8:100::/64"
+	Gateway6 = "2001:db8:100::1"
+	LANHost6 = "2001:db8:100::200"
+	Beyond6  = "2001:db8:bad::9"
+)
+
+// ClusterNetworks of the World: pods, nodes.
+var ClusterNetworks = []string{"100.0.0.0/16", "201.0.0.0/24"}
+
+// World is one provider LAN with hosts, and the cluster's side.
+type World struct {
+	t                  testing.TB
+	LAN, Host, Cluster *Namespace
+}
+
+// Node is a node of the World.
+type Node struct {
+	*Namespace
+	world *World
+}
+
+// Pod is a pod with a guest behind a bridge, as KubeVirt's masquerade binding makes it.
+type Pod struct {
+	*Namespace
+	Guest *Namespace
+	IP    string
+}
+
+// NewWorld makes the LAN, the host on it (which is also the gateway and the host beyond it), and the cluster.
+func NewWorld(t testing.TB) *World {
+	t.Helper()
+	w := &World{t: t, LAN: NewNamespace(t), Host: NewNamespace(t), Cluster: NewNamespace(t)}
+	w.LAN.Cable("host", w.Host, "eth0")
+	w.LAN.Bridge("br", "host")
+	w.Host.Address("eth0", Gateway+"/24", LANHost+"/24", Gateway6+"/64", LANHost6+"/64")
+	w.Host.Address("lo", Beyond+"/32", Beyond6+"/128")
+	return w
+}
+
+// AddNode connects a node with its red NIC to the LAN and with its green one to the cluster. Both filter by reverse path
+// strictly. number is the last byte of the node's addresses.
+func (w *World) AddNode(number string) *Node {
+	w.t.Helper()
+	n := &Node{Namespace: NewNamespace(w.t), world: w}
+	w.LAN.Cable("n"+number, n.Namespace, "red0")
+	w.LAN.Enslave("br", "n"+number)
+	n.Cable("green0", w.Cluster, "g"+number)
+	n.Address("red0", "192.168.100."+number+"/24", "2001:db8:100::"+number+"/64")
+	n.Address("green0", "201.0.0."+number+"/24")
+	w.Cluster.Address("g"+number, Peer+"/24")
+	n.Route("0.0.0.0/0", Peer, "green0")
+	w.Cluster.Route("100.0.0.0/16", "201.0.0."+number, "g"+number)
+	w.Cluster.Route("192.168.100.0/24", "201.0.0."+number, "g"+number)
+	n.Sysctl("ipv4/ip_forward=1", "ipv6/conf/all/forwarding=1", "ipv4/conf/all/rp_filter=1",
+		"ipv4/conf/red0/rp_filter=1", "ipv4/conf/green0/rp_filter=1")
+	return n
+}
+
+// AddPod makes a pod with the address, routed to it, and with a guest.
+func (n *Node) AddPod(name, address string) *Pod {
+	n.t.Helper()
+	p := &Pod{Namespace: NewNamespace(n.t), Guest: NewNamespace(n.t), IP: address}
+	n.Cable("cali"+name, p.Namespace, "eth0")
+	p.Address("eth0", address+"/32")
+	p.Route("0.0.0.0/0", "169.254.1.1", "eth0")
+	n.Route(address+"/32", "", "cali"+name)
+	n.Sysctl("ipv4/conf/cali"+name+"/proxy_arp=1", "ipv4/neigh/cali"+name+"/proxy_delay=0")
+	p.Cable("tap0", p.Guest, "eth0")
+	p.Bridge("k6t-eth0", "tap0")
+	p.Address("k6t-eth0", "10.0.2.1/24", "fd10:0:2::1/120")
+	p.Sysctl("ipv4/ip_forward=1", "ipv6/conf/all/forwarding=1", "ipv4/conf/eth0/rp_filter=1", "ipv4/conf/all/rp_filter=1")
+	p.Guest.Address("eth0", GuestFixed+"/24", "fd10:0:2::2/120")
+	p.Guest.Route("0.0.0.0/0", "10.0.2.1", "eth0")
+	p.Guest.Route("::/0", "fd10:0:2::1", "eth0")
+	return p
+}
+
+// Listen makes a TCP listener inside the namespace, closed at the end of the test.
+func (n *Namespace) Listen(address string) net.Listener {
+	n.t.Helper()
+	var l net.Listener
+	n.Do(func() (err error) {
+		l, err = net.Listen("tcp", address)
+		return err
+	})
+	n.t.Cleanup(func() { l.Close() })
+	return l
+}
