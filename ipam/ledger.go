@@ -1,0 +1,167 @@
+package ipam
+
+import (
+	"cmp"
+	"iter"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"floatip.io/floatip"
+)
+
+// Options of a Ledger. The zero value of each field stands for its default.
+type Options struct {
+	// Now is the clock. Defaults to time.Now.
+	Now func() time.Time
+	// Reservation is how long Reserve promises an address. Defaults to 45s: longer than the API server takes from the
+	// mutating to the validating phase, at most 34 s with its largest request timeout.
+	Reservation time.Duration
+	// Hold is how long the virtual machine of the same namespace and name may have back what it released. Defaults
+	// to 10m.
+	Hold time.Duration
+	// HistoryAge is how long an event stays in the history. Defaults to 90 days.
+	HistoryAge time.Duration
+	// HistorySize is how many events the history keeps. Defaults to 200 000, about 40 MB of file.
+	HistorySize int
+}
+
+func (o Options) withDefaults() Options {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	o.Reservation = cmp.Or(o.Reservation, 45*time.Second)
+	o.Hold = cmp.Or(o.Hold, 10*time.Minute)
+	o.HistoryAge = cmp.Or(o.HistoryAge, 90*24*time.Hour)
+	o.HistorySize = cmp.Or(o.HistorySize, 200_000)
+	return o
+}
+
+// Ledger is the open file and its index. Its methods may be called from many goroutines.
+type Ledger struct {
+	opts   Options
+	store  *store
+	writer *writer
+
+	mu       sync.Mutex // guards what follows; nobody does I/O or calls out while holding it
+	book     *book
+	offers   offers
+	disputes map[netip.Addr][]Claimant
+	cursors  map[string]map[Family]netip.Addr // of pools in the file, for SetPools
+	closed   bool
+}
+
+// Open opens the file at path, or makes it with mode 0600, and reads all of it before it returns.
+//
+// Errors, each with a sentence that says what to do: ErrLocked, ErrReadOnly, ErrDiskFull, ErrDamaged, ErrFormat. The file
+// is left as it is.
+func Open(path string, options Options) (*Ledger, error) {
+	opts := options.withDefaults()
+	s, err := openStore(path, false)
+	if err != nil {
+		return nil, err
+	}
+	l := &Ledger{opts: opts, store: s, book: newBook(), offers: newOffers(), disputes: map[netip.Addr][]Claimant{}}
+	if err := l.load(); err != nil {
+		s.close()
+		return nil, fileError(path, err)
+	}
+	l.writer = startWriter(l)
+	return l, nil
+}
+
+func (l *Ledger) load() error {
+	contents, err := l.store.load(func(line Allocation) { l.book.put(line) })
+	if err != nil {
+		return err
+	}
+	l.cursors = contents.cursors
+	for _, c := range contents.claimants {
+		l.disputes[c.Address] = append(l.disputes[c.Address], c)
+	}
+	return nil
+}
+
+// Close writes what is queued and closes the file. Later calls of other methods return ErrClosed. Closing again is fine.
+func (l *Ledger) Close() error {
+	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		return nil
+	}
+	l.closed = true
+	l.mu.Unlock()
+	l.writer.stop()
+	return l.store.close()
+}
+
+func (l *Ledger) now() time.Time { return l.opts.Now() }
+
+// Lookup returns who has the address, be it Reserved, Pending, Bound or Released; false if nobody has and nobody is
+// remembered.
+func (l *Ledger) Lookup(address netip.Addr) (Allocation, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.expire(l.now())
+	if f := l.offers.byAddress[address]; f != nil {
+		return f.allocation(slices.Index(f.addresses, address), l.opts.Reservation), true
+	}
+	return l.book.get(address)
+}
+
+// ByOwner returns what the virtual machine with that UID holds (Pending or Bound), IPv4 first.
+func (l *Ledger) ByOwner(uid string) []Allocation {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return onlyHeld(l.book.ofUID(uid))
+}
+
+// ByName returns what virtual machines of that name hold (Pending or Bound), IPv4 first. Two machines that followed
+// each other under one name may both be in it: the UID decides.
+func (l *Ledger) ByName(namespace, name string) []Allocation {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return onlyHeld(l.book.ofName(namespace, name))
+}
+
+// ByClaim returns what the claim stands for: Reserved, Pending or Bound, IPv4 first.
+func (l *Ledger) ByClaim(claim floatip.Claim) []Allocation {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.expire(l.now())
+	if f := l.offers.byClaim[claim]; f != nil {
+		var promised []Allocation
+		for i := range f.addresses {
+			promised = append(promised, f.allocation(i, l.opts.Reservation))
+		}
+		return promised
+	}
+	return onlyHeld(l.book.ofClaim(claim))
+}
+
+func onlyHeld(lines []Allocation) []Allocation {
+	return slices.DeleteFunc(lines, func(line Allocation) bool { return !line.held() })
+}
+
+// All yields every Pending, Bound and Released allocation of one moment, ordered by address, IPv4 first.
+func (l *Ledger) All() iter.Seq[Allocation] {
+	l.mu.Lock()
+	lines := l.book.snapshot()
+	l.mu.Unlock()
+	slices.SortFunc(lines, func(a, b Allocation) int { return a.Address.Compare(b.Address) })
+	return slices.Values(lines)
+}
+
+// StalePending returns the allocations that are Pending for longer than age, IPv4 first. The caller finds out by a live
+// read whether their virtual machine exists, then calls Bind or Release. Nothing is freed by age alone.
+func (l *Ledger) StalePending(age time.Duration) []Allocation {
+	latest := l.now().Add(-age)
+	return slices.Collect(func(yield func(Allocation) bool) {
+		for line := range l.All() {
+			if line.State == Pending && !line.Since.After(latest) && !yield(line) {
+				return
+			}
+		}
+	})
+}

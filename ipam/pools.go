@@ -1,0 +1,101 @@
+package ipam
+
+import (
+	"math/big"
+	"slices"
+)
+
+// Count is how many addresses of one family a pool has.
+type Count struct {
+	// Capacity is how many it can hand out: without what is excluded, reserved, or an older pool's.
+	Capacity *big.Int
+	// Used are held, Pending ones included; Pending of them were not yet seen stored.
+	Used, Pending int
+	// Quarantined were released and rest.
+	Quarantined int
+}
+
+// PoolStatus is a pool and what became of it.
+type PoolStatus struct {
+	Pool Pool
+	// IPv4 and IPv6 count the addresses; Capacity is zero for a family that the pool does not have.
+	IPv4, IPv6 Count
+	// Overlaps are the ranges that older pools have too, by the older pool's name. This pool gives nothing of them.
+	Overlaps map[string][]Range
+	// Draining: the pool hands out nothing and something is still held.
+	Draining bool
+}
+
+// SetPools replaces all pools. It refuses nothing: the objects are there already. What is held stays held, also outside
+// of every pool; CanChange and CanDelete are for asking before.
+func (l *Ledger) SetPools(pools []Pool) {
+	shares := divide(pools)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.book.settle(shares, l.cursors)
+}
+
+// Pools returns the pools with their counts, by name.
+func (l *Ledger) Pools() []PoolStatus {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.now()
+	statuses := make([]PoolStatus, 0, len(l.book.homes))
+	for _, h := range l.book.homes {
+		status := PoolStatus{
+			Pool: h.pool, Overlaps: h.overlap,
+			IPv4: Count{Capacity: capacity(h.ranges, IPv4)},
+			IPv6: Count{Capacity: capacity(h.ranges, IPv6)},
+		}
+		for _, line := range l.book.lines {
+			if line.Pool != h.pool.Name {
+				continue
+			}
+			count := &status.IPv4
+			if FamilyOf(line.Address) == IPv6 {
+				count = &status.IPv6
+			}
+			switch {
+			case line.held():
+				count.Used++
+				if line.State == Pending {
+					count.Pending++
+				}
+			case now.Before(line.Since.Add(h.pool.Quarantine)):
+				count.Quarantined++
+			}
+		}
+		status.Draining = h.pool.Drain && status.IPv4.Used+status.IPv6.Used > 0
+		statuses = append(statuses, status)
+	}
+	return statuses
+}
+
+// CanChange returns an *InUseError if after, which replaces the pool of its name, would leave out addresses that are held
+// in that pool.
+func (l *Ledger) CanChange(after Pool) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.stranded(after.Name, func(line Allocation) bool { return !within(after.Addresses, line.Address) })
+}
+
+// CanDelete returns an *InUseError if addresses of the pool are held.
+func (l *Ledger) CanDelete(name string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.stranded(name, func(Allocation) bool { return true })
+}
+
+func (l *Ledger) stranded(pool string, left func(Allocation) bool) error {
+	var holders []Allocation
+	for _, line := range l.book.snapshot() {
+		if line.held() && line.Pool == pool && left(line) {
+			holders = append(holders, line)
+		}
+	}
+	if len(holders) == 0 {
+		return nil
+	}
+	slices.SortFunc(holders, func(a, b Allocation) int { return a.Address.Compare(b.Address) })
+	return &InUseError{Pool: pool, Count: len(holders), Holders: slices.Clip(holders[:min(10, len(holders))])}
+}

@@ -1,0 +1,364 @@
+package ipam
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// Reserve promises addresses to r.Claim for Options.Reservation, in memory: nothing is written, and a restart forgets
+// it. Asking again with the same claim gives the same answer, also after Commit. A dry run decides in the same way and
+// changes nothing.
+//
+// An address that is asked for is given, or the error says who has it (TakenError). Otherwise the virtual machine of
+// the same namespace and name gets back what it released within Options.Hold; or else each pool is tried by priority:
+// first its addresses that nobody had, then the one that was released first, if it has rested.
+//
+// Errors: ErrInvalid, ErrUnknownPool, ErrNotInPool, ErrNeverGiven, ErrNotAllowed, ErrNoPool, ErrDraining, *TakenError,
+// *LimitError, *FullError, ErrClaimInUse, ErrClosed.
+func (l *Ledger) Reserve(ctx context.Context, r Request) (Offer, error) {
+	if err := ctx.Err(); err != nil {
+		return Offer{}, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return Offer{}, ErrClosed
+	}
+	now := l.now()
+	l.expire(now)
+	if answer, ok, err := l.repeated(r); ok || err != nil {
+		return answer, err
+	}
+	answer, err := l.choose(r, now)
+	if err != nil || r.DryRun {
+		return answer, err
+	}
+	f := &offer{r.Claim, r.Namespace, r.Name, answer.Addresses, answer.Pools, now.Add(l.opts.Reservation)}
+	l.offers.add(f)
+	for _, a := range f.addresses {
+		l.book.hide(a)
+	}
+	answer.Expires = f.expires
+	return answer, nil
+}
+
+// Withdraw ends the reservation of claim early, as when the webhook refuses the object for another reason. Unknown
+// claims are fine.
+func (l *Ledger) Withdraw(claim [16]byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if f := l.offers.byClaim[claim]; f != nil {
+		l.withdraw(f)
+	}
+}
+
+func (l *Ledger) withdraw(f *offer) {
+	l.offers.remove(f)
+	for _, a := range f.addresses {
+		l.book.show(a)
+	}
+}
+
+func (l *Ledger) expire(now time.Time) {
+	for f := l.offers.expired(now); f != nil; f = l.offers.expired(now) {
+		l.withdraw(f)
+	}
+}
+
+// repeated answers a claim that has its addresses already.
+func (l *Ledger) repeated(r Request) (Offer, bool, error) {
+	if r.Claim.IsZero() {
+		if r.DryRun {
+			return Offer{}, false, nil
+		}
+		return Offer{}, false, fmt.Errorf("reserve: %w: a claim is needed", ErrInvalid)
+	}
+	if f := l.offers.byClaim[r.Claim]; f != nil {
+		if f.namespace != r.Namespace {
+			return Offer{}, false, fmt.Errorf("reserve for namespace %s: %w in namespace %s", r.Namespace, ErrClaimInUse, f.namespace)
+		}
+		return Offer{Claim: f.claim, Addresses: slices.Clone(f.addresses), Pools: slices.Clone(f.pools), Expires: f.expires}, true, nil
+	}
+	answer := Offer{Claim: r.Claim, Committed: true}
+	for _, line := range l.book.ofClaim(r.Claim) {
+		if !line.held() {
+			continue
+		}
+		if line.Owner.Namespace != r.Namespace || line.State == Bound && r.Name != "" && line.Owner.Name != r.Name {
+			return Offer{}, false, fmt.Errorf("reserve for namespace %s: %w, %s", r.Namespace, ErrClaimInUse, line.Owner)
+		}
+		answer.Addresses = append(answer.Addresses, line.Address)
+		answer.Pools = append(answer.Pools, line.Pool)
+	}
+	return answer, len(answer.Addresses) > 0, nil
+}
+
+// choose decides; it changes nothing.
+func (l *Ledger) choose(r Request, now time.Time) (Offer, error) {
+	if err := r.validate(); err != nil {
+		return Offer{}, err
+	}
+	pools, err := l.eligible(r)
+	if err != nil {
+		return Offer{}, err
+	}
+	answer := Offer{Claim: r.Claim}
+	for _, family := range r.families(pools) {
+		a, pool, err := l.chooseOne(r, pools, family, now)
+		if err != nil {
+			return Offer{}, err
+		}
+		answer.Addresses = append(answer.Addresses, a)
+		answer.Pools = append(answer.Pools, pool.pool.Name)
+	}
+	if len(answer.Addresses) == 0 {
+		return Offer{}, fmt.Errorf("reserve for namespace %s: %w", r.Namespace, ErrNoPool)
+	}
+	return answer, nil
+}
+
+func (r Request) validate() error {
+	if r.Namespace == "" {
+		return fmt.Errorf("%w: the namespace is missing", ErrInvalid)
+	}
+	seen := map[Family]netip.Addr{}
+	for _, a := range r.Addresses {
+		if !a.IsValid() || a.Is4In6() || a.Zone() != "" {
+			return fmt.Errorf("%w: address %s does not come from ParseAddress", ErrInvalid, a)
+		}
+		if other, twice := seen[FamilyOf(a)]; twice {
+			return fmt.Errorf("%w: %s and %s are both %s, at most one of each family can be held", ErrInvalid, other, a, FamilyOf(a))
+		}
+		seen[FamilyOf(a)] = a
+	}
+	if len(r.Pools) > 2 {
+		return fmt.Errorf("%w: %d pools, at most one for each family can be named", ErrInvalid, len(r.Pools))
+	}
+	return nil
+}
+
+// wanted returns the address of the family that is asked for, or the zero Addr.
+func (r Request) wanted(family Family) netip.Addr {
+	for _, a := range r.Addresses {
+		if FamilyOf(a) == family {
+			return a
+		}
+	}
+	return netip.Addr{}
+}
+
+func (r Request) families(pools []*home) []Family {
+	var families []Family
+	for _, family := range []Family{IPv4, IPv6} {
+		wanted := slices.Contains(r.Families, family) || r.wanted(family).IsValid()
+		if len(r.Families) == 0 && len(r.Addresses) == 0 {
+			wanted = slices.ContainsFunc(pools, func(h *home) bool { return h.has(family) })
+		}
+		if wanted {
+			families = append(families, family)
+		}
+	}
+	return families
+}
+
+func (h *home) has(family Family) bool {
+	return slices.ContainsFunc(h.ranges, func(r Range) bool { return FamilyOf(r.First) == family })
+}
+
+func (h *home) admits(r Request) bool {
+	return h.pool.Selects == nil || h.pool.Selects(r.NamespaceLabels)
+}
+
+// eligible returns the pools that r may use, in the order in which they are tried.
+func (l *Ledger) eligible(r Request) ([]*home, error) {
+	if len(r.Pools) > 0 {
+		return l.named(r)
+	}
+	var pools []*home
+	for _, h := range l.book.homes {
+		if h.admits(r) && (h.pool.AutoAssign || len(r.Addresses) > 0) {
+			pools = append(pools, h)
+		}
+	}
+	slices.SortStableFunc(pools, func(a, b *home) int { return cmp.Compare(b.pool.Priority, a.pool.Priority) })
+	if len(pools) == 0 && len(r.Addresses) == 0 {
+		return nil, fmt.Errorf("reserve for namespace %s: %w: no pool with autoAssign admits it; name a pool or ask the administrator", r.Namespace, ErrNoPool)
+	}
+	return pools, nil
+}
+
+func (l *Ledger) named(r Request) ([]*home, error) {
+	var pools []*home
+	for _, name := range r.Pools {
+		h := l.book.home(name)
+		if h == nil {
+			return nil, fmt.Errorf("pool %s: %w", name, ErrUnknownPool)
+		}
+		if !h.admits(r) {
+			return nil, fmt.Errorf("pool %s: %w: its namespaceSelector does not match %s", name, ErrNotAllowed, r.Namespace)
+		}
+		pools = append(pools, h)
+	}
+	return pools, nil
+}
+
+func (l *Ledger) chooseOne(r Request, pools []*home, family Family, now time.Time) (netip.Addr, *home, error) {
+	if a := r.wanted(family); a.IsValid() {
+		h, err := l.exact(r, pools, a, now)
+		return a, h, err
+	}
+	usable, err := l.usable(r, pools, family)
+	if err != nil {
+		return netip.Addr{}, nil, err
+	}
+	if a, h, ok := l.earlier(r, usable, family, now); ok {
+		return a, h, nil
+	}
+	for _, h := range usable {
+		if a, ok := l.book.next(h, family, now); ok {
+			return a, h, nil
+		}
+	}
+	return netip.Addr{}, nil, l.full(usable, family)
+}
+
+// exact checks that r may have the address a.
+func (l *Ledger) exact(r Request, pools []*home, a netip.Addr, now time.Time) (*home, error) {
+	h := l.book.homeOf(a)
+	if h == nil {
+		return nil, l.outside(a)
+	}
+	if !slices.Contains(pools, h) {
+		if len(r.Pools) > 0 {
+			return nil, fmt.Errorf("%s: %w %v, it belongs to pool %s", a, ErrNotInPool, r.Pools, h.pool.Name)
+		}
+		return nil, fmt.Errorf("%s: pool %s: %w: its namespaceSelector does not match %s", a, h.pool.Name, ErrNotAllowed, r.Namespace)
+	}
+	if err := l.taken(a, r.Namespace, r.Name, now); err != nil {
+		return nil, err
+	}
+	if err := l.open(h, r.Namespace); err != nil {
+		return nil, about(a, err)
+	}
+	return h, nil
+}
+
+// outside says why no pool may give a.
+func (l *Ledger) outside(a netip.Addr) error {
+	for _, h := range l.book.homes {
+		if within(h.pool.Never, a) || slices.Contains(h.pool.Reserved, a) {
+			return fmt.Errorf("%s: %w: in pool %s it is excluded, a gateway, a node's, or the first or last address of its network",
+				a, ErrNeverGiven, h.pool.Name)
+		}
+	}
+	return fmt.Errorf("%s: %w: no pool has it", a, ErrNotInPool)
+}
+
+// taken returns a TakenError unless a VM of that name may have a now.
+func (l *Ledger) taken(a netip.Addr, namespace, name string, now time.Time) error {
+	if f := l.offers.byAddress[a]; f != nil {
+		return &TakenError{Holder: f.allocation(slices.Index(f.addresses, a), l.opts.Reservation), Until: f.expires}
+	}
+	line, had := l.book.get(a)
+	if !had {
+		return nil
+	}
+	if line.State != Released {
+		return &TakenError{Holder: line}
+	}
+	until := line.Since.Add(l.quarantine(a))
+	if now.Before(until) && !l.returns(line, namespace, name, now) {
+		return &TakenError{Holder: line, Until: until}
+	}
+	return nil
+}
+
+func (l *Ledger) quarantine(a netip.Addr) time.Duration {
+	if h := l.book.homeOf(a); h != nil {
+		return h.pool.Quarantine
+	}
+	return DefaultQuarantine
+}
+
+// returns reports whether the released line goes back to the VM of that name before its rest is over.
+func (l *Ledger) returns(line Allocation, namespace, name string, now time.Time) bool {
+	return name != "" && line.Owner.Namespace == namespace && line.Owner.Name == name &&
+		now.Before(line.Since.Add(l.opts.Hold))
+}
+
+// open returns an error unless h gives another address to namespace.
+func (l *Ledger) open(h *home, namespace string) error {
+	if h.pool.Drain {
+		return fmt.Errorf("pool %s: %w", h.pool.Name, ErrDraining)
+	}
+	if h.pool.PerNamespaceLimit > 0 {
+		held := l.book.count(h.pool.Name, namespace) + l.offers.count(h.pool.Name, namespace)
+		if held >= h.pool.PerNamespaceLimit {
+			return &LimitError{h.pool.Name, namespace, h.pool.PerNamespaceLimit, held}
+		}
+	}
+	return nil
+}
+
+// usable returns the pools of the family that give to the namespace, or why there are none.
+func (l *Ledger) usable(r Request, pools []*home, family Family) ([]*home, error) {
+	var usable []*home
+	var errs []error
+	for _, h := range pools {
+		if !h.has(family) {
+			continue
+		}
+		if err := l.open(h, r.Namespace); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		usable = append(usable, h)
+	}
+	switch {
+	case len(usable) > 0:
+		return usable, nil
+	case len(errs) > 0:
+		return nil, errors.Join(errs...)
+	case len(r.Pools) > 0:
+		return nil, fmt.Errorf("pools %v: %w of the family %s", r.Pools, ErrFull, family)
+	}
+	return nil, fmt.Errorf("reserve for namespace %s: %w with %s addresses", r.Namespace, ErrNoPool, family)
+}
+
+// earlier returns what the VM of the same name released last, if it may have it back.
+func (l *Ledger) earlier(r Request, pools []*home, family Family, now time.Time) (netip.Addr, *home, bool) {
+	if r.Name == "" {
+		return netip.Addr{}, nil, false
+	}
+	var best Allocation
+	var from *home
+	for _, line := range l.book.ofName(r.Namespace, r.Name) {
+		if line.State != Released || FamilyOf(line.Address) != family || l.offers.byAddress[line.Address] != nil {
+			continue
+		}
+		h := l.book.homeOf(line.Address)
+		if slices.Contains(pools, h) && l.returns(line, r.Namespace, r.Name, now) && (from == nil || best.Since.Before(line.Since)) {
+			best, from = line, h
+		}
+	}
+	return best.Address, from, from != nil
+}
+
+func (l *Ledger) full(pools []*home, family Family) error {
+	e := &FullError{Family: family}
+	for _, h := range pools {
+		e.Pools = append(e.Pools, h.pool.Name)
+		if oldest, ok := l.book.oldest(h, family); ok {
+			e.Quarantined += l.book.resting(h, family)
+			if until := oldest.Since.Add(h.pool.Quarantine); e.Next.IsZero() || until.Before(e.Next) {
+				e.Next = until
+			}
+		}
+	}
+	return e
+}

@@ -1,0 +1,339 @@
+package ipam
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
+)
+
+// formatVersion is the version of the drawing in the package comment.
+const formatVersion = 1
+
+var (
+	bucketLedger    = []byte("ledger")
+	bucketAddresses = []byte("addresses")
+	bucketOwners    = []byte("owners")
+	bucketPools     = []byte("pools")
+	bucketDisputes  = []byte("disputes")
+	bucketHistory   = []byte("history")
+
+	buckets   = [][]byte{bucketLedger, bucketAddresses, bucketOwners, bucketPools, bucketDisputes, bucketHistory}
+	keyFormat = []byte("format")
+)
+
+// store is the file. Only the writer's goroutine writes.
+type store struct {
+	db   *bbolt.DB
+	path string
+	// first and next number the events of the history: first is the oldest, next the one to come.
+	first, next uint64
+}
+
+// contents is what load does not hand out one by one.
+type contents struct {
+	cursors   map[string]map[Family]netip.Addr
+	claimants []Claimant
+}
+
+// openStore opens the file, and makes it with its buckets unless readOnly.
+func openStore(path string, readOnly bool) (*store, error) {
+	if err := inspect(path); err != nil {
+		return nil, fileError(path, err)
+	}
+	s := &store{path: path}
+	err := guarded(func() (err error) {
+		// A second process is told at once, not after waiting; 0 would wait for ever (bbolt Options.Timeout).
+		s.db, err = bbolt.Open(path, 0o600, &bbolt.Options{
+			Timeout:      time.Millisecond,
+			ReadOnly:     readOnly,
+			FreelistType: bbolt.FreelistMapType,
+			// The list of free pages is found by walking the tree at the start instead of being written in every
+			// transaction.
+			NoFreelistSync: true,
+			NoStatistics:   true,
+		})
+		if err != nil || readOnly {
+			return err
+		}
+		return s.prepare()
+	})
+	if err != nil {
+		if s.db != nil {
+			s.db.Close()
+		}
+		return nil, fileError(path, err)
+	}
+	return s, nil
+}
+
+// prepare makes the buckets of a new file.
+func (s *store) prepare() error {
+	ready := false
+	s.db.View(func(tx *bbolt.Tx) error { ready = tx.Bucket(bucketHistory) != nil; return nil })
+	if ready {
+		return nil
+	}
+	return s.db.Update(func(tx *bbolt.Tx) error {
+		for _, name := range buckets {
+			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+				return err
+			}
+		}
+		return tx.Bucket(bucketLedger).Put(keyFormat, []byte{formatVersion})
+	})
+}
+
+func (s *store) close() error { return s.db.Close() }
+
+// guarded runs f and turns what bbolt and the kernel do about a damaged file, a panic or a fault in the mapped pages,
+// into ErrDamaged.
+func guarded(f func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("%w: %v", ErrDamaged, r)
+		}
+	}()
+	return f()
+}
+
+// fileError wraps err into one of the errors of the file, with what to do about it.
+func fileError(path string, err error) error {
+	damaged := func() error {
+		return fmt.Errorf("open ledger %s: %w: %w; the file is left as it is: keep a copy of it, then restore a backup, or move it away and let floatip rebuild it from the FloatingIP objects and the VMs", path, ErrDamaged, err)
+	}
+	switch {
+	case errors.Is(err, berrors.ErrTimeout):
+		return fmt.Errorf("open ledger %s: %w; one floatip-webhook at a time may use it: stop the other one, or look at a copy of the file", path, ErrLocked)
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EFBIG):
+		return fmt.Errorf("ledger %s: %w: %w; nothing was changed: make room on its volume and try again", path, ErrDiskFull, err)
+	case errors.Is(err, syscall.EROFS), errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("ledger %s: %w: %w; mount its volume writable for floatip's user (fsGroup)", path, ErrReadOnly, err)
+	case errors.Is(err, ErrFormat):
+		return fmt.Errorf("open ledger %s: %w; start the version of floatip that wrote it", path, err)
+	case errors.Is(err, ErrDamaged):
+		return fmt.Errorf("open ledger %s: %w; the file is left as it is: keep a copy of it, then restore a backup, or move it away and let floatip rebuild it from the FloatingIP objects and the VMs", path, err)
+	case errors.Is(err, berrors.ErrInvalid), errors.Is(err, berrors.ErrChecksum), errors.Is(err, berrors.ErrVersionMismatch),
+		errors.Is(err, errShort), errors.Is(err, errChecksum), errors.Is(err, errRest):
+		return damaged()
+	}
+	return fmt.Errorf("ledger %s: %w", path, err)
+}
+
+// load reads the whole file. It fails on the first thing that does not fit.
+func (s *store) load(each func(Allocation)) (contents, error) {
+	c := contents{cursors: map[string]map[Family]netip.Addr{}}
+	err := guarded(func() error {
+		return s.db.View(func(tx *bbolt.Tx) error {
+			if err := checkFormat(tx); err != nil {
+				return err
+			}
+			if err := tx.Bucket(bucketAddresses).ForEach(func(k, v []byte) error {
+				line, err := decodeAllocation(k, v)
+				if err == nil {
+					each(line)
+				}
+				return err
+			}); err != nil {
+				return err
+			}
+			return s.loadRest(tx, &c)
+		})
+	})
+	return c, err
+}
+
+func (s *store) loadRest(tx *bbolt.Tx, c *contents) error {
+	err := tx.Bucket(bucketPools).ForEach(func(k, v []byte) error {
+		cursor, err := decodeCursor(k, v)
+		c.cursors[string(k)] = cursor
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	err = tx.Bucket(bucketDisputes).ForEach(func(k, v []byte) error {
+		claimant, err := decodeClaimant(k, v)
+		c.claimants = append(c.claimants, claimant)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	cursor := tx.Bucket(bucketHistory).Cursor()
+	if k, _ := cursor.First(); k != nil {
+		s.first = number(k)
+		k, _ = cursor.Last()
+		s.next = number(k) + 1
+	}
+	return nil
+}
+
+func checkFormat(tx *bbolt.Tx) error {
+	for _, name := range buckets {
+		if tx.Bucket(name) == nil {
+			return fmt.Errorf("%w: it is no ledger of floatip, bucket %q is missing", ErrFormat, name)
+		}
+	}
+	if v := tx.Bucket(bucketLedger).Get(keyFormat); !bytes.Equal(v, []byte{formatVersion}) {
+		return fmt.Errorf("%w: version %x, this floatip knows %d", ErrFormat, v, formatVersion)
+	}
+	return nil
+}
+
+func number(key []byte) uint64 {
+	if len(key) != 8 {
+		return 0
+	}
+	return binary.BigEndian.Uint64(key)
+}
+
+func numberKey(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
+
+// write makes the batch durable.
+func (s *store) write(b *batch, opts Options) error {
+	next, first := s.next, s.first
+	err := s.db.Update(func(tx *bbolt.Tx) error {
+		if err := writeChanges(tx, b.changes); err != nil {
+			return err
+		}
+		if err := writeCursors(tx, b.cursors); err != nil {
+			return err
+		}
+		if err := writeClaimants(tx, b); err != nil {
+			return err
+		}
+		return s.writeHistory(tx, b, opts)
+	})
+	if err != nil {
+		s.next, s.first = next, first
+		return fileError(s.path, err)
+	}
+	return nil
+}
+
+func writeChanges(tx *bbolt.Tx, changes []change) error {
+	addresses, owners := tx.Bucket(bucketAddresses), tx.Bucket(bucketOwners)
+	for _, c := range changes {
+		key := appendAddress(nil, c.address)
+		if c.before.State != 0 && (c.after.State == 0 || c.before.Owner != c.after.Owner) {
+			if err := owners.Delete(ownerKey(nil, c.before.Owner, c.address)); err != nil {
+				return err
+			}
+		}
+		if c.after.State == 0 {
+			if err := addresses.Delete(key); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := addresses.Put(key, encodeAllocation(key, c.after)); err != nil {
+			return err
+		}
+		if c.before.State == 0 || c.before.Owner != c.after.Owner {
+			if err := owners.Put(ownerKey(nil, c.after.Owner, c.address), nil); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func writeCursors(tx *bbolt.Tx, cursors map[string]map[Family]netip.Addr) error {
+	for name, cursor := range cursors {
+		key := []byte(name)
+		if err := tx.Bucket(bucketPools).Put(key, encodeCursor(key, cursor)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func writeClaimants(tx *bbolt.Tx, b *batch) error {
+	bucket := tx.Bucket(bucketDisputes)
+	for a, after := range b.disputed {
+		prefix := appendAddress(nil, a)
+		cursor := bucket.Cursor()
+		for k, _ := cursor.Seek(prefix); bytes.HasPrefix(k, prefix); k, _ = cursor.Seek(prefix) {
+			if err := cursor.Delete(); err != nil {
+				return err
+			}
+		}
+		for _, c := range after {
+			key := claimantKey(c)
+			if err := bucket.Put(key, encodeClaimant(key, c)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// trimStep is how many old events one transaction removes for each new one at most, so that a lowered bound does not
+// make one admission wait for all of them.
+const trimStep = 4
+
+func (s *store) writeHistory(tx *bbolt.Tx, b *batch, opts Options) error {
+	bucket := tx.Bucket(bucketHistory)
+	bucket.FillPercent = 0.9 // keys only grow: leave no half-empty pages behind
+	for _, e := range b.events {
+		key := numberKey(s.next)
+		if err := bucket.Put(key, encodeEvent(key, e)); err != nil {
+			return err
+		}
+		s.next++
+	}
+	cursor := bucket.Cursor()
+	k, v := cursor.First()
+	for range trimStep * len(b.events) {
+		if k == nil {
+			break
+		}
+		e, err := decodeEvent(k, v)
+		young := err != nil || e.Time.After(b.now.Add(-opts.HistoryAge))
+		s.first = number(k)
+		if young && s.next-s.first <= uint64(opts.HistorySize) {
+			break
+		}
+		if err := bucket.Delete(k); err != nil {
+			return err
+		}
+		k, v = cursor.First()
+	}
+	return nil
+}
+
+func (s *store) history(q Query) ([]Event, error) {
+	var events []Event
+	err := guarded(func() error {
+		return s.db.View(func(tx *bbolt.Tx) error {
+			cursor := tx.Bucket(bucketHistory).Cursor()
+			for k, v := cursor.Last(); k != nil && (q.Limit <= 0 || len(events) < q.Limit); k, v = cursor.Prev() {
+				e, err := decodeEvent(k, v)
+				if err != nil {
+					return err
+				}
+				if q.selects(e) {
+					events = append(events, e)
+				}
+			}
+			return nil
+		})
+	})
+	if errors.Is(err, berrors.ErrDatabaseNotOpen) {
+		return nil, ErrClosed
+	}
+	if err != nil {
+		return nil, fileError(s.path, err)
+	}
+	return reversed(events), nil
+}

@@ -1,0 +1,192 @@
+package ipam
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"floatip.io/floatip"
+)
+
+// Commit makes the promise of claim durable for owner, whose name and UID are known now, and returns after the flush.
+// The allocations are Pending.
+//
+// The API server may validate one object several times, each time with another name and UID (metadata.generateName):
+// the last owner stands, and there is one allocation per family throughout. If the reservation has ended, or the process
+// was restarted in between, the addresses that the object carries are taken if they are still free; addresses may be nil
+// where they are not known.
+//
+// Errors: ErrUnknownClaim, ErrClaimInUse (the claim is Bound to another virtual machine), *TakenError, ErrNotInPool,
+// ErrNeverGiven, *LimitError, ErrOwnerHolds, ErrInvalid, ErrDiskFull, ErrReadOnly, ErrClosed. After an error nothing has changed.
+func (l *Ledger) Commit(ctx context.Context, claim floatip.Claim, owner floatip.Owner, addresses []netip.Addr, cause Cause) ([]Allocation, error) {
+	if claim.IsZero() || owner.UID == "" || owner.Namespace == "" || owner.Name == "" {
+		return nil, fmt.Errorf("commit for VM %s: %w: claim, namespace, name and UID are needed", owner, ErrInvalid)
+	}
+	var lines []Allocation
+	err := l.writer.do(ctx, func(b *batch) (err error) {
+		lines, err = b.commit(claim, owner, addresses, cause)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("commit for VM %s: %w", owner, err)
+	}
+	return lines, nil
+}
+
+func (b *batch) commit(claim floatip.Claim, owner floatip.Owner, addresses []netip.Addr, cause Cause) ([]Allocation, error) {
+	l := b.ledger
+	if known := onlyHeld(l.book.ofClaim(claim)); len(known) > 0 {
+		return b.recommit(known, owner, cause)
+	}
+	f := l.offers.byClaim[claim]
+	if f != nil {
+		if f.namespace != owner.Namespace {
+			return nil, fmt.Errorf("%w in namespace %s", ErrClaimInUse, f.namespace)
+		}
+		addresses = f.addresses
+	}
+	if len(addresses) == 0 {
+		return nil, fmt.Errorf("%w %s", ErrUnknownClaim, claim)
+	}
+	var lines []Allocation
+	for _, a := range addresses {
+		line, err := b.take(a, f, claim, owner, cause)
+		if err != nil {
+			return nil, err
+		}
+		lines = append(lines, line)
+	}
+	if f != nil {
+		b.settleOffer(f)
+	}
+	return lines, nil
+}
+
+// recommit gives what claim holds already to the owner that was validated last.
+func (b *batch) recommit(known []Allocation, owner floatip.Owner, cause Cause) ([]Allocation, error) {
+	for i, line := range known {
+		if line.Owner == owner {
+			continue
+		}
+		if line.State != Pending || line.Owner.Namespace != owner.Namespace {
+			return nil, fmt.Errorf("%w, %s", ErrClaimInUse, line.Owner)
+		}
+		line.Owner, line.Since = owner, b.now
+		b.put(line, Committed, cause)
+		known[i] = line
+	}
+	return known, nil
+}
+
+// take makes a the owner's, be it promised to claim by f or still free.
+func (b *batch) take(a netip.Addr, f *offer, claim floatip.Claim, owner floatip.Owner, cause Cause) (Allocation, error) {
+	l := b.ledger
+	h := l.book.homeOf(a)
+	if h == nil {
+		return Allocation{}, l.outside(a)
+	}
+	if f == nil {
+		if err := l.taken(a, owner.Namespace, owner.Name, b.now); err != nil {
+			return Allocation{}, err
+		}
+		if err := l.open(h, owner.Namespace); err != nil {
+			return Allocation{}, about(a, err)
+		}
+	}
+	for _, line := range onlyHeld(l.book.ofUID(owner.UID)) {
+		if FamilyOf(line.Address) == FamilyOf(a) && line.Claim != claim {
+			return Allocation{}, fmt.Errorf("%s: %w, %s", a, ErrOwnerHolds, line.Address)
+		}
+	}
+	line := Allocation{Address: a, Pool: h.pool.Name, Owner: owner, Claim: claim, State: Pending, Since: b.now}
+	b.put(line, Committed, cause)
+	b.advance(h, a)
+	return line, nil
+}
+
+// settleOffer ends the reservation that became an allocation.
+func (b *batch) settleOffer(f *offer) {
+	l := b.ledger
+	l.withdraw(f)
+	b.undo = append(b.undo, func() {
+		l.offers.add(f)
+		for _, a := range f.addresses {
+			l.book.hide(a)
+		}
+	})
+}
+
+// Bind confirms that the virtual machine owner is stored in the API server: what it holds becomes Bound. If claim is not
+// zero, what the claim holds is the owner's even if another UID was validated last. Binding again is fine.
+//
+// Errors: ErrNotHeld if the ledger knows neither the UID nor the claim, ErrClaimInUse if the claim is Bound to another
+// UID, and those of the file.
+func (l *Ledger) Bind(ctx context.Context, claim floatip.Claim, owner floatip.Owner, cause Cause) ([]Allocation, error) {
+	if owner.UID == "" {
+		return nil, fmt.Errorf("bind VM %s: %w: the UID is needed", owner, ErrInvalid)
+	}
+	var lines []Allocation
+	err := l.writer.do(ctx, func(b *batch) (err error) {
+		lines, err = b.bind(claim, owner, cause)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("bind VM %s: %w", owner, err)
+	}
+	return lines, nil
+}
+
+func (b *batch) bind(claim floatip.Claim, owner floatip.Owner, cause Cause) ([]Allocation, error) {
+	lines := onlyHeld(b.ledger.book.ofUID(owner.UID))
+	if !claim.IsZero() {
+		for _, line := range onlyHeld(b.ledger.book.ofClaim(claim)) {
+			if line.Owner.UID != owner.UID {
+				lines = append(lines, line)
+			}
+		}
+	}
+	if len(lines) == 0 {
+		return nil, ErrNotHeld
+	}
+	for i, line := range lines {
+		if line.Owner.UID != owner.UID && (line.State != Pending || line.Owner.Namespace != owner.Namespace) {
+			return nil, fmt.Errorf("%s: %w, %s", line.Address, ErrClaimInUse, line.Owner)
+		}
+		if line.State == Bound && !line.Missing {
+			continue
+		}
+		if line.State != Bound {
+			line.State, line.Since = Bound, b.now
+		}
+		line.Owner, line.Missing = owner, false
+		b.put(line, Bounded, cause)
+		lines[i] = line
+	}
+	return lines, nil
+}
+
+// Release gives back everything that the virtual machine with that UID holds. The caller has made sure that the machine,
+// its instance and all of its pods are gone. The addresses rest for their pool's quarantine. Releasing what is not held is
+// fine and returns nothing.
+//
+// Errors: those of the file.
+func (l *Ledger) Release(ctx context.Context, uid string, cause Cause) ([]Allocation, error) {
+	if uid == "" {
+		return nil, fmt.Errorf("release: %w: the UID is needed", ErrInvalid)
+	}
+	var released []Allocation
+	err := l.writer.do(ctx, func(b *batch) error {
+		released = nil
+		for _, line := range onlyHeld(b.ledger.book.ofUID(uid)) {
+			line.State, line.Since, line.Missing = Released, b.now, false
+			b.put(line, Freed, cause)
+			released = append(released, line)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("release VM %s: %w", uid, err)
+	}
+	return slices.Clip(released), nil
+}
