@@ -1,0 +1,122 @@
+package nat
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+
+	"floatip.io/floatip"
+)
+
+// local are the networks that never leave by the leg whatever the cluster looks like: link-local addresses, among them
+// those of node-local DNS caches and of metadata services (RFC 3927, RFC 4291 section 2.5.6), and multicast (RFC 5771,
+// RFC 4291 section 2.7).
+var local = map[nftables.TableFamily][]netip.Prefix{
+	nftables.TableFamilyIPv4: {
+		netip.MustParsePrefix("169.254.0.0/16"), netip.MustParsePrefix("224.0.0.0/4"),
+		netip.MustParsePrefix("255.255.255.255/32"),
+	},
+	nftables.TableFamilyIPv6: {netip.MustParsePrefix("fe80::/10"), netip.MustParsePrefix("ff00::/8")},
+}
+
+// Desired returns what the kernel shall hold for p, which must be valid. A family without a binding gets nothing.
+func Desired(p floatip.PodNAT) (t Tables) {
+	for _, b := range p.Bindings {
+		i := 0
+		if b.Floating.Is6() {
+			i = 1
+		}
+		t[i] = newBinding(p, b).table()
+	}
+	return t
+}
+
+// binding is one floating address with all that its rules need.
+type binding struct {
+	family
+	floatip.Binding
+	bridge  string // the guest's
+	cluster []netip.Prefix
+}
+
+func newBinding(p floatip.PodNAT, b floatip.Binding) binding {
+	f := familyOf(b.Floating)
+	cluster := append([]netip.Prefix{b.GuestNetwork}, local[f.id]...)
+	for _, n := range p.ClusterNetworks {
+		if n.Addr().Is4() == b.Floating.Is4() {
+			cluster = append(cluster, n)
+		}
+	}
+	return binding{family: f, Binding: b, bridge: p.Interface, cluster: cluster}
+}
+
+func (b binding) table() Table {
+	t := Table{Counters: b.counters(), Sets: b.sets(), Chains: b.chains()}
+	for _, c := range t.Chains {
+		for i, r := range c.Rules {
+			c.Rules[i].canonical = canonical(b.id, r.exprs)
+		}
+	}
+	slices.Sort(t.Counters)
+	slices.SortFunc(t.Sets, func(x, y Set) int { return strings.Compare(x.Name, y.Name) })
+	slices.SortFunc(t.Chains, func(x, y Chain) int { return strings.Compare(x.Name, y.Name) })
+	return t
+}
+
+// counter returns the name of a counter of the floating address. nft reads no colon in a name.
+func (b binding) counter(kind string) string { return counterName(kind, b.Floating) }
+
+func counterName(kind string, floating netip.Addr) string {
+	return kind + strings.ReplaceAll(floating.String(), ":", "-")
+}
+
+func (b binding) counters() []string {
+	return []string{b.counter(counterIn), b.counter(counterOut), b.counter(counterRefused), b.counter(counterGuarded)}
+}
+
+func (b binding) sets() []Set {
+	sets := []Set{
+		{Name: setCluster, Type: b.addressType.Name, Interval: true, Elements: elements(b.cluster)},
+		{Name: setLinks, Type: nftables.TypeIFName.Name, Elements: keys(link(LegInterface), link(b.bridge))},
+	}
+	if len(b.Ports) > 0 {
+		sets = append(sets, Set{Name: setPorts, Type: portType.Name, Elements: keys(portKeys(b.Ports)...)})
+	}
+	return sets
+}
+
+// portType is the key of setPorts.
+var portType = nftables.MustConcatSetType(nftables.TypeInetProto, nftables.TypeInetService)
+
+// portKeys returns protocol and port, each padded to a register of 4 bytes.
+func portKeys(ports []floatip.Port) (keys [][]byte) {
+	for _, p := range ports {
+		key := make([]byte, 8)
+		key[0] = protocolNumber(p.Protocol)
+		binary.BigEndian.PutUint16(key[4:], p.Number)
+		keys = append(keys, key)
+	}
+	return keys
+}
+
+func protocolNumber(name string) byte {
+	if name == "UDP" {
+		return unix.IPPROTO_UDP
+	}
+	return unix.IPPROTO_TCP
+}
+
+// keys returns sorted elements without duplicates.
+func keys(raw ...[]byte) (out []Element) {
+	for _, k := range raw {
+		out = append(out, Element{Key: string(k)})
+	}
+	slices.SortFunc(out, compareElements)
+	return slices.Compact(out)
+}
+
+func compareElements(a, b Element) int { return strings.Compare(a.Key, b.Key) }

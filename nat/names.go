@@ -1,0 +1,58 @@
+package nat
+
+import "github.com/google/nftables"
+
+// Names and numbers of what floatip keeps in a pod. The node agent makes the links, routes and rules that go with them.
+const (
+	// TableName is KubeVirt's table, "ip nat" and "ip6 nat" (pkg/network/setup/netpod/masquerade/masquerade.go). Adding
+	// a table that exists is no error, and KubeVirt only ever adds, so either may come first.
+	TableName = "nat"
+
+	// prefix marks the chains, sets and counters that are ours. Nothing else in the table is ever touched.
+	prefix = "floatip_"
+
+	// LegInterface is the pod's end of the private link to the node.
+	LegInterface = "fip0"
+
+	// LegMark is the packet mark by which the pod's routing sends a packet out by the leg. Marks of packets are private
+	// to a network namespace, so it can clash only with other users inside the pod.
+	LegMark = 0x77
+)
+
+// Our chains. A base chain has its hook and priority here, the leg chain is jumped to.
+const (
+	chainPrerouting  = prefix + "prerouting"
+	chainPostrouting = prefix + "postrouting"
+	chainLeg         = prefix + "leg"
+	chainMark        = prefix + "mark"
+	chainMarkOut     = prefix + "mark_out"
+	chainFirewall    = prefix + "firewall"
+	chainMSS         = prefix + "mss"
+	chainGuard       = prefix + "guard"
+)
+
+// Our sets.
+const (
+	setCluster = prefix + "cluster" // networks that the guest talks to with the pod's address
+	setLinks   = prefix + "links"   // the leg and the guest's bridge
+	setPorts   = prefix + "ports"   // the VM's port list; absent when every port is open
+)
+
+// Priorities. KubeVirt's nat chains stand at -100 (prerouting, output) and 100 (postrouting); the first nat rule that
+// matches decides, so ours run 10 earlier. All nat chains of a hook run inside one hook of the kernel at -100 or 100
+// (net/netfilter/nf_nat_core.c); the guard at 110 therefore sees translated sources.
+const (
+	priorityMangle      nftables.ChainPriority = -150
+	priorityPrerouting  nftables.ChainPriority = -110
+	priorityFilter      nftables.ChainPriority = 0
+	priorityPostrouting nftables.ChainPriority = 90
+	priorityGuard       nftables.ChainPriority = 110
+)
+
+// Names of the counters of a floating address; the address follows.
+const (
+	counterIn      = prefix + "in_"
+	counterOut     = prefix + "out_"
+	counterRefused = prefix + "refused_"
+	counterGuarded = prefix + "guarded_"
+)

@@ -1,0 +1,141 @@
+package nat
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// chains returns our chains with their rules. The text of each rule is what nft would read.
+func (b binding) chains() []Chain {
+	base := func(name string, kind nftables.ChainType, hook *nftables.ChainHook, priority nftables.ChainPriority,
+		rules ...Rule) Chain {
+		return Chain{Name: name, Type: kind, Hook: *hook, Priority: priority, Policy: nftables.ChainPolicyAccept, Rules: rules}
+	}
+	return []Chain{
+		{Name: chainLeg, Rules: b.leg()},
+		base(chainMark, nftables.ChainTypeFilter, nftables.ChainHookPrerouting, priorityMangle,
+			rule(fmt.Sprintf("iifname %q jump %s", b.bridge, chainLeg), iifname(equal(link(b.bridge))), jump(chainLeg))),
+		// Errors that the pod itself sends, above all "fragmentation needed", belong to the flow they speak of and must
+		// leave by the leg too. A chain of type route looks the route up again when the mark changes.
+		base(chainMarkOut, nftables.ChainTypeRoute, nftables.ChainHookOutput, priorityMangle,
+			rule("jump "+chainLeg, jump(chainLeg))),
+		base(chainPrerouting, nftables.ChainTypeNAT, nftables.ChainHookPrerouting, priorityPrerouting, b.prerouting()...),
+		base(chainPostrouting, nftables.ChainTypeNAT, nftables.ChainHookPostrouting, priorityPostrouting, b.postrouting()...),
+		base(chainFirewall, nftables.ChainTypeFilter, nftables.ChainHookForward, priorityFilter, b.firewall()...),
+		base(chainMSS, nftables.ChainTypeFilter, nftables.ChainHookForward, priorityMangle, b.mss()),
+		base(chainGuard, nftables.ChainTypeFilter, nftables.ChainHookPostrouting, priorityGuard, b.guard()...),
+	}
+}
+
+// leg decides which packets leave by the leg. It goes by the connection's addresses, never by a mark of the connection:
+// a conntrack entry that was copied to a migration target without its mark must be judged the same.
+func (b binding) leg() []Rule {
+	marked := fmt.Sprintf("meta mark set 0x%08x", LegMark)
+	floating := b.Floating.AsSlice()
+	return []Rule{
+		// Answers to those who called the floating address, other than the guest itself.
+		rule(fmt.Sprintf("ct original %s daddr %s ct original %s saddr != %s ct original %s saddr != %s %s return",
+			b.ip, b.Floating, b.ip, b.Fixed, b.ip, b.Gateway, marked),
+			ctDestination(original, equal(floating)),
+			ctSource(original, notEqual(b.Fixed.AsSlice())), ctSource(original, notEqual(b.Gateway.AsSlice())),
+			setMark(LegMark), verdict(expr.VerdictReturn)),
+		// Later packets of connections that the guest opened under the floating address.
+		rule(fmt.Sprintf("ct reply %s daddr %s ct original %s daddr != %s %s return", b.ip, b.Floating, b.ip, b.Floating, marked),
+			ctDestination(reply, equal(floating)), ctDestination(original, notEqual(floating)),
+			setMark(LegMark), verdict(expr.VerdictReturn)),
+		// The first packet of a connection that leaves the cluster. Connections to services and those that were opened
+		// before the address came have other addresses in their entries and stay where they are.
+		rule(fmt.Sprintf("iifname %q ct state new %s saddr %s %s daddr != @%s %s daddr != %s %s",
+			b.bridge, b.ip, b.Fixed, b.ip, setCluster, b.ip, b.Floating, marked),
+			iifname(equal(link(b.bridge))), ctState(expr.CtStateBitNEW), b.source(equal(b.Fixed.AsSlice())),
+			b.destination(notIn(setCluster)), b.destination(notEqual(floating)), setMark(LegMark)),
+	}
+}
+
+// prerouting translates calls of the floating address that come in by the leg or from the guest itself.
+//
+// Whatever else is addressed to it ends here: KubeVirt's own rule for a VM with a port list would let an unlisted port
+// pass untranslated, and the packet would circle between pod and node until its TTL is used up.
+func (b binding) prerouting() []Rule {
+	to := fmt.Sprintf("iifname @%s %s daddr %s", setLinks, b.ip, b.Floating)
+	match := part{}
+	match = append(match, iifname(in(setLinks))...)
+	match = append(match, b.destination(equal(b.Floating.AsSlice()))...)
+	drop := rule(fmt.Sprintf("%s daddr %s counter name %q drop", b.ip, b.Floating, b.counter(counterRefused)),
+		b.destination(equal(b.Floating.AsSlice())), count(b.counter(counterRefused)), verdict(expr.VerdictDrop))
+	if len(b.Ports) == 0 {
+		return []Rule{rule(fmt.Sprintf("%s dnat to %s", to, b.Fixed), match, dnat(b.Fixed)), drop}
+	}
+	return []Rule{
+		rule(fmt.Sprintf("%s meta l4proto . th dport @%s dnat to %s", to, setPorts, b.Fixed),
+			match, listedPort(), dnat(b.Fixed)),
+		rule(fmt.Sprintf("%s %s dnat to %s", to, b.echoText(), b.Fixed), match, b.echo(), dnat(b.Fixed)),
+		drop,
+	}
+}
+
+func (b binding) echoText() string {
+	if b.Floating.Is4() {
+		return "icmp type echo-request"
+	}
+	return "icmpv6 type echo-request"
+}
+
+// postrouting gives the guest's packets the floating address as their source.
+func (b binding) postrouting() []Rule {
+	return []Rule{
+		// The guest calls its own floating address: it must not see itself as the caller, or it would answer directly.
+		rule(fmt.Sprintf("oifname %q ct original %s daddr %s %s saddr %s snat to %s",
+			b.bridge, b.ip, b.Floating, b.ip, b.Fixed, b.Floating),
+			oifname(equal(link(b.bridge))), ctDestination(original, equal(b.Floating.AsSlice())),
+			b.source(equal(b.Fixed.AsSlice())), snat(b.Floating)),
+		rule(fmt.Sprintf("oifname %q %s saddr %s snat to %s", LegInterface, b.ip, b.Fixed, b.Floating),
+			oifname(equal(link(LegInterface))), b.source(equal(b.Fixed.AsSlice())), snat(b.Floating)),
+	}
+}
+
+// firewall lets in by the leg what prerouting translated, and answers. It keeps the node's network from reaching the
+// guest's fixed address, the pod's address or anything behind them.
+func (b binding) firewall() []Rule {
+	in := fmt.Sprintf("counter name %q", b.counter(counterIn))
+	leg := iifname(equal(link(LegInterface)))
+	return []Rule{
+		rule(fmt.Sprintf("iifname %q ct state established,related %s accept", LegInterface, in),
+			leg, ctState(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED),
+			count(b.counter(counterIn)), verdict(expr.VerdictAccept)),
+		rule(fmt.Sprintf("iifname %q ct original %s daddr %s %s daddr %s %s accept",
+			LegInterface, b.ip, b.Floating, b.ip, b.Fixed, in),
+			leg, ctDestination(original, equal(b.Floating.AsSlice())), b.destination(equal(b.Fixed.AsSlice())),
+			count(b.counter(counterIn)), verdict(expr.VerdictAccept)),
+		rule(fmt.Sprintf("iifname %q counter name %q drop", LegInterface, b.counter(counterRefused)),
+			leg, count(b.counter(counterRefused)), verdict(expr.VerdictDrop)),
+	}
+}
+
+// mss keeps TCP from relying on "fragmentation needed" where the leg's MTU is the smallest on the way.
+func (b binding) mss() Rule {
+	return rule(fmt.Sprintf("oifname %q tcp flags syn tcp option maxseg size set rt mtu", LegInterface),
+		oifname(equal(link(LegInterface))), syn(), clamp())
+}
+
+// linkLocal is the source of neighbour discovery by the pod's kernel on the leg. Packets of the guest with such a
+// source are never forwarded (RFC 4291 section 2.5.6).
+var linkLocal = netip.MustParsePrefix("fe80::/10")
+
+// guard is the last word: nothing leaves by the leg under another name.
+func (b binding) guard() (rules []Rule) {
+	leg := oifname(equal(link(LegInterface)))
+	if b.Floating.Is6() {
+		rules = append(rules, rule(fmt.Sprintf("oifname %q ip6 saddr %s meta l4proto ipv6-icmp accept", LegInterface, linkLocal),
+			leg, b.sourceIn(linkLocal), l4proto(equal([]byte{unix.IPPROTO_ICMPV6})), verdict(expr.VerdictAccept)))
+	}
+	return append(rules,
+		rule(fmt.Sprintf("oifname %q %s saddr != %s counter name %q drop", LegInterface, b.ip, b.Floating, b.counter(counterGuarded)),
+			leg, b.source(notEqual(b.Floating.AsSlice())), count(b.counter(counterGuarded)), verdict(expr.VerdictDrop)),
+		rule(fmt.Sprintf("oifname %q counter name %q", LegInterface, b.counter(counterOut)),
+			leg, count(b.counter(counterOut))))
+}
