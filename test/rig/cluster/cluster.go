@@ -140,11 +140,18 @@ func (c *Cluster) URL() string {
 	return "https://" + netip.AddrPortFrom(c.opts.Advertise, apiServerPort).String()
 }
 
-// run starts one of the programs in BinDir and waits until ready returns nil.
-func (c *Cluster) run(ctx context.Context, name string, ready func(context.Context) error, args ...string) error {
+// program is one of the programs in BinDir.
+type program struct {
+	name  string
+	args  []string
+	grace time.Duration // zero is process.Spec's default
+}
+
+// run starts a program and waits until ready returns nil. Nil does not wait.
+func (c *Cluster) run(ctx context.Context, prog program, ready func(context.Context) error) error {
 	p, err := c.opts.Group.Start(process.Spec{
-		Name: name, Path: filepath.Join(c.opts.BinDir, name), Args: args,
-		Dir: c.opts.Dir, NetNS: c.opts.NetNS, Log: c.Log(name),
+		Name: prog.name, Path: filepath.Join(c.opts.BinDir, prog.name), Args: prog.args,
+		Dir: c.opts.Dir, NetNS: c.opts.NetNS, Log: c.Log(prog.name), Grace: prog.grace,
 		Env: []string{"TMPDIR=" + c.path(tmpDir)},
 	})
 	if err != nil {

@@ -104,35 +104,48 @@ func (k *KubeVirt) startPrograms(ctx context.Context, m *manifests) (err error) 
 	if err != nil {
 		return err
 	}
-	if k.ControllerKubeconfig, err = c.ServiceAccountKubeconfig(ctx, KubeVirtNamespace, virtControllerAccount); err != nil {
+	k.ControllerKubeconfig, err = c.ServiceAccountKubeconfig(ctx, KubeVirtNamespace, virtControllerAccount)
+	if err != nil {
 		return err
 	}
-	if k.HandlerKubeconfig, err = c.ServiceAccountKubeconfig(ctx, KubeVirtNamespace, virtHandlerAccount); err != nil {
+	k.HandlerKubeconfig, err = c.ServiceAccountKubeconfig(ctx, KubeVirtNamespace, virtHandlerAccount)
+	if err != nil {
 		return err
 	}
-	serving, calling := files["kubevirt-virt-api-certs"], files["kubevirt-virt-handler-certs"]
-	if err := c.run(ctx, "virt-api", nil,
-		"--kubeconfig="+apiKubeconfig,
-		"--listen=0.0.0.0", "--port="+strconv.Itoa(virtAPIPort),
-		"--subresources-only", // as virt-operator starts it
-		"--tls-cert-file="+serving.cert, "--tls-key-file="+serving.key,
-		"--handler-cert-file="+calling.cert, "--handler-key-file="+calling.key,
-		"-v=2",
-	); err != nil {
-		return err
-	}
-	serving = files["kubevirt-controller-certs"]
-	if err := c.run(ctx, "virt-controller", nil,
-		"--kubeconfig="+k.ControllerKubeconfig,
-		"--listen=127.0.0.1", "--port="+strconv.Itoa(virtControllerPort),
-		"--prom-cert-file="+serving.cert, "--prom-key-file="+serving.key,
-		"--launcher-image=quay.io/kubevirt/virt-launcher:"+KubeVirtVersion,
-		"--exporter-image=quay.io/kubevirt/virt-exportserver:"+KubeVirtVersion,
-		"-v=2",
-	); err != nil {
+	virtAPI := virtAPIProgram(apiKubeconfig, files["kubevirt-virt-api-certs"], files["kubevirt-virt-handler-certs"])
+	virtController := virtControllerProgram(k.ControllerKubeconfig, files["kubevirt-controller-certs"])
+	if err := errors.Join(c.run(ctx, virtAPI, nil), c.run(ctx, virtController, nil)); err != nil {
 		return err
 	}
 	return k.programsReady(ctx)
+}
+
+// virtAPIProgram gets the certificate that virt-api serves with and the one that it calls virt-handler with.
+func virtAPIProgram(kubeconfig string, serving, calling pair) program {
+	return program{
+		name: "virt-api",
+		args: []string{
+			"--kubeconfig=" + kubeconfig,
+			"--listen=0.0.0.0", "--port=" + strconv.Itoa(virtAPIPort),
+			"--subresources-only", // as virt-operator starts it
+			"--tls-cert-file=" + serving.cert, "--tls-key-file=" + serving.key,
+			"--handler-cert-file=" + calling.cert, "--handler-key-file=" + calling.key,
+			"-v=2",
+		},
+		// On SIGTERM it first sleeps for five seconds, for the sake of load balancers (KubeVirt, virt-api/api.go).
+		grace: 100 * time.Millisecond,
+	}
+}
+
+func virtControllerProgram(kubeconfig string, serving pair) program {
+	return program{name: "virt-controller", args: []string{
+		"--kubeconfig=" + kubeconfig,
+		"--listen=127.0.0.1", "--port=" + strconv.Itoa(virtControllerPort),
+		"--prom-cert-file=" + serving.cert, "--prom-key-file=" + serving.key,
+		"--launcher-image=quay.io/kubevirt/virt-launcher:" + KubeVirtVersion,
+		"--exporter-image=quay.io/kubevirt/virt-exportserver:" + KubeVirtVersion,
+		"-v=2",
+	}}
 }
 
 // programsReady asks what virt-operator's readiness probes ask.
@@ -169,6 +182,11 @@ func (k *KubeVirt) Stop(ctx context.Context, namespace, vm string) error {
 // Restart replaces the instance of a virtual machine, and so its pod, by the call that `virtctl restart` makes.
 func (k *KubeVirt) Restart(ctx context.Context, namespace, vm string) error {
 	return k.put(ctx, namespace, vm, "restart")
+}
+
+// Migrate has a virtual machine moved to another node by the call that `virtctl migrate` makes.
+func (k *KubeVirt) Migrate(ctx context.Context, namespace, vm string) error {
+	return k.put(ctx, namespace, vm, "migrate")
 }
 
 func (k *KubeVirt) put(ctx context.Context, namespace, vm, verb string) error {

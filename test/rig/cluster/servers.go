@@ -22,17 +22,18 @@ const (
 
 func (c *Cluster) startEtcd(ctx context.Context) error {
 	c.opts.Progress.Sayf("starting etcd")
-	return c.run(ctx, "etcd", c.answers(etcdClientURL+"/readyz"),
+	etcd := program{name: "etcd", args: []string{
 		"--name=rig",
-		"--data-dir="+c.path(etcdDir),
-		"--listen-client-urls="+etcdClientURL,
-		"--advertise-client-urls="+etcdClientURL,
-		"--listen-peer-urls="+etcdPeerURL,
-		"--initial-advertise-peer-urls="+etcdPeerURL,
-		"--initial-cluster=rig="+etcdPeerURL,
+		"--data-dir=" + c.path(etcdDir),
+		"--listen-client-urls=" + etcdClientURL,
+		"--advertise-client-urls=" + etcdClientURL,
+		"--listen-peer-urls=" + etcdPeerURL,
+		"--initial-advertise-peer-urls=" + etcdPeerURL,
+		"--initial-cluster=rig=" + etcdPeerURL,
 		"--unsafe-no-fsync", // the data need not survive the machine
 		"--log-level=warn",
-	)
+	}}
+	return c.run(ctx, etcd, c.answers(etcdClientURL+"/readyz"))
 }
 
 func (c *Cluster) startAPIServer(ctx context.Context) error {
@@ -44,7 +45,7 @@ func (c *Cluster) startAPIServer(ctx context.Context) error {
 		return err
 	}
 	ready := func(ctx context.Context) error { return c.kube.ready(ctx, "/readyz") }
-	return c.run(ctx, "kube-apiserver", ready, c.apiServerFlags()...)
+	return c.run(ctx, program{name: "kube-apiserver", args: c.apiServerFlags()}, ready)
 }
 
 func (c *Cluster) apiServerFlags() []string {
@@ -90,17 +91,19 @@ func (c *Cluster) startControllers(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := c.run(ctx, "kube-controller-manager", nil, c.managerFlags(manager)...); err != nil {
-		return err
+	for _, p := range []program{
+		{name: "kube-controller-manager", args: c.managerFlags(manager)},
+		{name: "kube-scheduler", args: schedulerFlags(scheduler)},
+	} {
+		if err := c.run(ctx, p, nil); err != nil {
+			return err
+		}
 	}
-	if err := c.run(ctx, "kube-scheduler", nil, schedulerFlags(scheduler)...); err != nil {
-		return err
-	}
-	for program, port := range map[string]int{
+	for name, port := range map[string]int{
 		"kube-controller-manager": controllerPort, "kube-scheduler": schedulerPort,
 	} {
 		url := fmt.Sprintf("https://127.0.0.1:%d/healthz", port)
-		if err := c.process(program).WaitReady(ctx, c.opts.Progress, c.answers(url)); err != nil {
+		if err := c.process(name).WaitReady(ctx, c.opts.Progress, c.answers(url)); err != nil {
 			return err
 		}
 	}

@@ -62,7 +62,7 @@ func (r Running) end(ctx context.Context, progress Progress) error {
 			close(done)
 		}
 	}()
-	if err := terminate(ctx, r.PID, done, defaultGrace); err != nil {
+	if err := terminate(ctx, r.PID, done, r.Grace); err != nil {
 		return fmt.Errorf("stop %s (pid %d): %w", r.Name, r.PID, err)
 	}
 	return nil

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
-	"time"
 )
 
 // Group starts processes and notes everything that has to go away again in a state file. Its methods may be called
@@ -56,12 +55,12 @@ func (g *Group) Start(spec Spec) (*Process, error) {
 	_, begun, _ := stat(p.PID)
 	err = g.change(func(s *State) {
 		s.Processes = append(s.Processes, Running{
-			Name: spec.Name, PID: p.PID, Start: begun, NetNS: spec.NetNS, Log: spec.Log,
+			Name: spec.Name, PID: p.PID, Start: begun, NetNS: spec.NetNS, Log: spec.Log, Grace: p.Grace,
 		})
 		g.running = append(g.running, p)
 	})
 	if err != nil {
-		return nil, errors.Join(err, p.Stop(context.Background(), defaultGrace))
+		return nil, errors.Join(err, p.Stop(context.Background()))
 	}
 	return p, nil
 }
@@ -95,13 +94,9 @@ func appendNew(list []string, s string) []string {
 	return append(list, s)
 }
 
-// defaultGrace is what a program gets between SIGTERM and SIGKILL. The API server, the slowest, drains for about two
-// seconds; nothing in a rig is worth waiting for longer.
-const defaultGrace = 5 * time.Second
-
 // Stop ends one process of the group and forgets it.
 func (g *Group) Stop(ctx context.Context, p *Process) error {
-	if err := p.Stop(ctx, defaultGrace); err != nil {
+	if err := p.Stop(ctx); err != nil {
 		return err
 	}
 	return g.change(func(s *State) {

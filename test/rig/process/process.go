@@ -29,7 +29,12 @@ type Spec struct {
 	NetNS string
 	// Log is the file that gets standard output and error; it is appended to. Its folder must exist.
 	Log string
+	// Grace is what the program gets between SIGTERM and SIGKILL. Defaults to 5 s: the API server, the slowest, drains
+	// for about two seconds.
+	Grace time.Duration
 }
+
+const defaultGrace = 5 * time.Second
 
 // Process is a started program. It stays valid after the program ended.
 type Process struct {
@@ -54,6 +59,9 @@ func (p *Process) Err() error {
 
 // start runs spec. A kept process survives the rig, any other gets SIGKILL from the kernel when the rig dies.
 func start(spec Spec, keep bool) (*Process, error) {
+	if spec.Grace == 0 {
+		spec.Grace = defaultGrace
+	}
 	log, err := os.OpenFile(spec.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("start %s: open its log: %w", spec.Name, err)
@@ -136,10 +144,10 @@ func Run(netns string, cmd *exec.Cmd) error {
 // only while it hangs in a system call.
 var errStillRunning = errors.New("still running after SIGKILL")
 
-// Stop ends the program and everything in its session's group: SIGTERM, then SIGKILL after grace or when ctx is done.
+// Stop ends the program and everything in its process group: SIGTERM, then SIGKILL after its grace or when ctx is done.
 // A program that has ended already is no error.
-func (p *Process) Stop(ctx context.Context, grace time.Duration) error {
-	if err := terminate(ctx, p.PID, p.done, grace); err != nil {
+func (p *Process) Stop(ctx context.Context) error {
+	if err := terminate(ctx, p.PID, p.done, p.Grace); err != nil {
 		return fmt.Errorf("stop %s (pid %d): %w", p.Name, p.PID, err)
 	}
 	return nil

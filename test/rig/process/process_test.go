@@ -37,6 +37,7 @@ func TestGroup(t *testing.T) {
 		t.Helper()
 		p, err := g.Start(Spec{
 			Name: "shell", Path: "/bin/sh", Args: []string{"-c", script}, Dir: dir, Log: filepath.Join(dir, "log"),
+			Grace: 50 * time.Millisecond,
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -70,7 +71,7 @@ func TestGroup(t *testing.T) {
 		if err := p.WaitReady(t.Context(), nil, readable(filepath.Join(dir, "child"))); err != nil {
 			t.Fatal(err)
 		}
-		if err := p.Stop(t.Context(), 50*time.Millisecond); err != nil {
+		if err := p.Stop(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		child := pidIn(t, filepath.Join(dir, "child"))

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"time"
 )
 
 // State is what the state file holds: all that must be undone when the rig cannot do it itself.
@@ -26,6 +27,8 @@ type Running struct {
 	Start string `json:"start"` // clock ticks after boot, field 22 of /proc/PID/stat
 	NetNS string `json:"netns,omitempty"`
 	Log   string `json:"log,omitempty"`
+	// Grace is the time between SIGTERM and SIGKILL, in nanoseconds.
+	Grace time.Duration `json:"grace"`
 }
 
 // ReadState reads a state file. A missing file is an empty state.
