@@ -28,6 +28,8 @@ type Leg struct {
 	Addresses []netip.Addr
 	// Staged legs carry what arrives from the provider network for them, while the node does not answer for them yet.
 	Staged bool
+	// Silent legs carry everything, but the kernel does not answer for their addresses: the pod is not ready.
+	Silent bool
 }
 
 // Config is all that the node shall hold. The zero Config stands for nothing at all.

@@ -108,7 +108,7 @@ func (s *state) addLeg(l Leg, c Config) {
 		s.neighbours[a] = ether
 		s.guard.Sources[source{name, a}] = struct{}{}
 		s.routes[routeKey{tableOf(l), netip.PrefixFrom(a, a.BitLen())}] = route{Kind: unix.RTN_UNICAST, Dev: Bridge}
-		if !l.Staged {
+		if !l.Staged && !l.Silent {
 			s.proxies[proxy{n.Interface, a}] = struct{}{}
 		}
 	}

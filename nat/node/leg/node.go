@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -116,24 +117,35 @@ func linkByName(h *netlink.Handle, name string) (netlink.Link, error) {
 	return l, nil
 }
 
-// Answered returns the addresses for which the node answers by itself, without any agent, per NIC: what an agent that
-// starts without the API server has to go on with.
-func (n *Node) Answered() (map[string][]netip.Addr, error) {
-	have, err := n.read()
-	if err != nil {
-		return nil, err
-	}
-	answered := map[string][]netip.Addr{}
-	for p := range have.proxies {
-		answered[p.Dev] = append(answered[p.Dev], p.Address)
-	}
-	return answered, nil
+// Holding is what a node holds already when an agent starts.
+type Holding struct {
+	// Answered are the addresses for which the kernel answers without any agent, by NIC.
+	Answered map[string][]netip.Addr
+	// Ports are the names of the legs' ends on the node.
+	Ports map[string]bool
 }
 
-// Plugged returns the addresses whose legs are in use, active or staged.
-func (n *Node) Plugged() (map[netip.Addr]struct{}, error) {
+// Answers reports whether the kernel answers for a.
+func (h Holding) Answers(a netip.Addr) bool {
+	for _, list := range h.Answered {
+		if slices.Contains(list, a) {
+			return true
+		}
+	}
+	return false
+}
+
+// Holding reads what the node holds.
+func (n *Node) Holding() (Holding, error) {
 	have, err := n.read()
-	return have.addresses(), err
+	h := Holding{Answered: map[string][]netip.Addr{}, Ports: map[string]bool{}}
+	for p := range have.proxies {
+		h.Answered[p.Dev] = append(h.Answered[p.Dev], p.Address)
+	}
+	for name := range have.ports {
+		h.Ports[name] = true
+	}
+	return h, err
 }
 
 // sysctls reads and writes settings of one network namespace.

@@ -114,14 +114,21 @@ func ApplyPod(ns *os.File, sysctlDir string, p Pod) (Report, error) {
 	return r, errors.Join(a.add(), a.remove())
 }
 
-// Forget deletes what connection tracking in the pod knows about the addresses.
-func Forget(ns *os.File, addresses []netip.Addr) error {
+// ClearPod removes what ApplyPod has put into the namespace, after the leg was unplugged: the addresses' blackholes, the
+// rules, and what connection tracking knows about the addresses.
+func ClearPod(ns *os.File) (Report, error) {
+	var r Report
 	h, err := handleAt(ns)
 	if err != nil {
-		return fmt.Errorf("netlink socket of a pod: %w", err)
+		return r, fmt.Errorf("netlink socket of a pod: %w", err)
 	}
 	defer h.Close()
-	return forget(h, addresses)
+	have := podState{state: state{rules: map[rule]struct{}{}, routes: map[routeKey]route{}}}
+	if err := readPodTables(h, &have.state, nil); err != nil {
+		return r, err
+	}
+	a := podApplication{h: h, have: have, report: &r}
+	return r, a.remove()
 }
 
 func readPod(h *netlink.Handle, settings sysctls, link netlink.Link, paths []string) (podState, error) {
@@ -151,15 +158,18 @@ func readPod(h *netlink.Handle, settings sysctls, link netlink.Link, paths []str
 			}
 		}
 	}
-	if err := readRules(h, &s.state, func(r netlink.Rule) bool { return r.Table == podTable }); err != nil {
-		return s, err
-	}
-	ours := func(r netlink.Route) bool { return r.Table == podTable || r.Protocol == protocol }
-	if err := readRoutes(h, &s.state, map[int]string{index: PodLink}, ours); err != nil {
+	if err := readPodTables(h, &s.state, map[int]string{index: PodLink}); err != nil {
 		return s, err
 	}
 	s.sysctls, err = settings.read(paths)
 	return s, err
+}
+
+func readPodTables(h *netlink.Handle, s *state, names map[int]string) error {
+	if err := readRules(h, s, func(r netlink.Rule) bool { return r.Table == podTable }); err != nil {
+		return err
+	}
+	return readRoutes(h, s, names, func(r netlink.Route) bool { return r.Table == podTable || r.Protocol == protocol })
 }
 
 // podApplication is one ApplyPod on its way.

@@ -153,10 +153,12 @@ func parsePort(message []byte, into map[int]port) error {
 	return nil
 }
 
-// ourTable and ourRule: the tables 7100 to 7199 belong to nobody else.
-func ourTable(r netlink.Route) bool { return r.Table >= tableActive && r.Table <= tableLast }
+// OurTable reports whether the routing table is one of this package: 7100 to 7199 belong to nobody else.
+func OurTable(table int) bool { return table >= tableActive && table <= tableLast }
 
-func ourRule(r netlink.Rule) bool { return r.Table >= tableActive && r.Table <= tableLast }
+func ourTable(r netlink.Route) bool { return OurTable(r.Table) }
+
+func ourRule(r netlink.Rule) bool { return OurTable(r.Table) }
 
 func readRules(h *netlink.Handle, s *state, ours func(netlink.Rule) bool) error {
 	for _, family := range families {

@@ -1,0 +1,203 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"time"
+
+	"floatip.io/floatip/nat/node/leg"
+)
+
+const (
+	// settle is the least time between two rounds: what happens in between is looked at once.
+	settle = 20 * time.Millisecond
+
+	// lookAgain is the longest time between two rounds. It finds what tells nobody that it changed, for instance a
+	// setting in /proc/sys that some other program resets.
+	lookAgain = 30 * time.Second
+
+	// retry is the time to the next round after one that failed.
+	retry = time.Second
+)
+
+// Source is where the View comes from. Package cluster has the one of the API server.
+type Source interface {
+	// View returns the View of now, and false before the first complete one.
+	View() (View, bool)
+}
+
+// Sink takes what a round found out. It must not block.
+type Sink interface{ Report(Report) }
+
+// Options say where an Agent works.
+type Options struct {
+	// Name of the node.
+	Name string
+	// KubeletDir is the kubelet's directory, usually /var/lib/kubelet.
+	KubeletDir string
+	// ClusterNetworks are added to those that the pods' descriptions name.
+	ClusterNetworks []netip.Prefix
+	// NetNS is the node's network namespace, nil for that of the process.
+	NetNS *os.File
+	// Sysctls is /proc/sys/net or where it is mounted writable.
+	Sysctls string
+	Log     *slog.Logger
+}
+
+// Agent is the loop. It is used by one goroutine, except for Wake.
+type Agent struct {
+	Options
+	source Source
+	sink   Sink
+	wake   chan struct{} // capacity 1
+
+	kernel     *leg.Node
+	sessions   map[string]*session // by pod UID
+	responders *responders
+}
+
+// NewAgent prepares an Agent. It fails without the rights for netlink sockets.
+func NewAgent(o Options, source Source, sink Sink) (*Agent, error) {
+	kernel, err := leg.Open(o.NetNS, o.Sysctls)
+	if err != nil {
+		return nil, err
+	}
+	a := &Agent{
+		Options: o, source: source, sink: sink, wake: make(chan struct{}, 1), kernel: kernel,
+		sessions: map[string]*session{},
+	}
+	a.responders = newResponders(o.NetNS, o.Log, a.Wake)
+	return a, nil
+}
+
+// Wake asks for another round. It may be called by anyone at any time.
+func (a *Agent) Wake() {
+	select {
+	case a.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run works until ctx is done, and returns nil then. What it has put into the kernel stays there. It fails with
+// ErrSecondAgent where another agent works in the same namespace.
+func (a *Agent) Run(ctx context.Context) error {
+	lock, err := takeLock(a.NetNS)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	defer a.kernel.Close()
+	defer a.stopSessions()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	newKernelWatch(a.NetNS, a.Wake, a.Log).start(ctx)
+	defer a.responders.stop()
+	if err := a.resume(ctx); err != nil {
+		return err
+	}
+	return a.loop(ctx)
+}
+
+// resume answers for what the kernel answers for, until the first View comes: the API server may be away.
+func (a *Agent) resume(ctx context.Context) error {
+	holding, err := a.kernel.Holding()
+	if err != nil {
+		return fmt.Errorf("read what an earlier agent left: %w", err)
+	}
+	if len(holding.Answered) > 0 {
+		a.Log.Info("going on with the addresses of an earlier agent", "addresses", fmt.Sprint(holding.Answered))
+	}
+	a.responders.set(ctx, holding.Answered)
+	return nil
+}
+
+func (a *Agent) loop(ctx context.Context) error {
+	for {
+		next := lookAgain
+		if view, complete := a.source.View(); complete {
+			report, err := a.round(ctx, view)
+			if err != nil {
+				a.Log.Error("not everything is in place, trying again", "error", err)
+				next = retry
+			}
+			a.sink.Report(report)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(settle):
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.wake:
+		case <-time.After(next):
+		}
+	}
+}
+
+// round makes the node what the view says. The order is that of a withdrawal: first nobody is told any more, then the
+// way goes, then the pods' sessions.
+func (a *Agent) round(ctx context.Context, v View) (Report, error) {
+	nics, err := a.kernel.NICs()
+	if err != nil {
+		return Report{}, err
+	}
+	holding, err := a.kernel.Holding()
+	if err != nil {
+		return Report{}, err
+	}
+	d := Decide(v, a.Name, nics)
+	a.logRefusals(d.Refusals)
+	plan := a.plan(ctx, d, holding)
+	a.responders.keep(plan.answered())
+	errs := []error{a.plug(&plan)}
+	report, err := a.kernel.Apply(plan.config(d, a.ClusterNetworks))
+	errs = append(errs, err)
+	for _, line := range report.Changes {
+		a.Log.Info("changed the node", "change", line)
+	}
+	a.responders.set(ctx, plan.answered())
+	errs = append(errs, a.dismiss(d))
+	return a.report(v, d, plan, err), errors.Join(errs...)
+}
+
+// dismiss ends the sessions of pods that are granted nothing any more. A pod that lives on forgets its addresses.
+func (a *Agent) dismiss(d Decision) error {
+	granted := map[string]bool{}
+	for _, g := range d.Grants {
+		granted[g.Pod.UID] = true
+	}
+	var errs []error
+	for uid, s := range a.sessions {
+		if granted[uid] {
+			continue
+		}
+		err := s.inNamespace(func(ns *os.File) error {
+			_, err := leg.ClearPod(ns)
+			return err
+		})
+		if err != nil && !errors.Is(err, errNotReached) {
+			errs = append(errs, fmt.Errorf("clear pod %s: %w", uid, err))
+		}
+		s.close()
+		delete(a.sessions, uid)
+	}
+	return errors.Join(errs...)
+}
+
+func (a *Agent) stopSessions() {
+	for _, s := range a.sessions {
+		s.close()
+	}
+}
+
+func (a *Agent) logRefusals(refusals []Refusal) {
+	for _, r := range refusals {
+		a.Log.Warn("refused", "pod", r.Pod.Namespace+"/"+r.Pod.Name, "address", r.Address, "reason", r.Reason)
+	}
+}

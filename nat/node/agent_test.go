@@ -1,0 +1,263 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"floatip.io/floatip"
+	"floatip.io/floatip/nat/handover"
+	"floatip.io/floatip/nat/node/leg"
+	"floatip.io/floatip/nat/node/nodetest"
+)
+
+// patience bounds every wait of these tests.
+const patience = 10 * time.Second
+
+// cluster is a View that tests change.
+type cluster struct {
+	mu       sync.Mutex // guards what follows
+	view     View
+	complete bool
+	reports  chan Report // the latest one
+}
+
+func (c *cluster) View() (View, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.view, c.complete
+}
+
+func (c *cluster) Report(r Report) {
+	select {
+	case <-c.reports:
+	default:
+	}
+	c.reports <- r
+}
+
+func (c *cluster) set(v View) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.view, c.complete = v, true
+}
+
+// bench is a node with its agent, on a LAN.
+type bench struct {
+	t       *testing.T
+	world   *nodetest.World
+	node    *nodetest.Node
+	cluster *cluster
+	kubelet string
+	view    View
+	stop    func() // the agent
+	agent   *Agent
+}
+
+func newBench(t *testing.T) *bench {
+	t.Helper()
+	w := nodetest.NewWorld(t)
+	b := &bench{t: t, world: w, node: w.AddNode("10"), kubelet: t.TempDir(), cluster: &cluster{reports: make(chan Report, 1)}}
+	b.view = View{
+		Addresses: map[netip.Addr]Held{}, Machines: map[string]Machine{},
+		Pools: map[string]Pool{"lan": {
+			Name: "lan", Leg: true, Networks: []netip.Prefix{netip.MustParsePrefix(nodetest.Pool)},
+			Gateways: []netip.Addr{netip.MustParseAddr(nodetest.Gateway)}, Sample: []netip.Addr{netip.MustParseAddr("192.168.100.50")},
+		}},
+	}
+	return b
+}
+
+// start runs an agent until the test ends or stop is called.
+func (b *bench) start() {
+	b.t.Helper()
+	a, err := NewAgent(Options{
+		Name: "node10", KubeletDir: b.kubelet, NetNS: b.node.File, Sysctls: leg.DefaultSysctls,
+		Log: slog.New(slog.NewTextHandler(testWriter{b.t}, nil)),
+	}, b.cluster, b.cluster)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.agent = a
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- a.Run(ctx) }()
+	b.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			b.t.Errorf("the agent ended: %v", err)
+		}
+	})
+	b.t.Cleanup(b.stop)
+}
+
+type testWriter struct{ t *testing.T }
+
+func (w testWriter) Write(p []byte) (int, error) {
+	w.t.Logf("%s", p[:len(p)-1])
+	return len(p), nil
+}
+
+// publish gives the view to the agent.
+func (b *bench) publish() {
+	b.cluster.set(b.view)
+	if b.agent != nil {
+		b.agent.Wake()
+	}
+}
+
+// vm is a pod with a guest, its sidecar, and the objects that entitle it to an address.
+type vm struct {
+	*nodetest.Pod
+	entry   Pod
+	sidecar *sidecar
+}
+
+// sidecar is the real server of package handover, with a state that the test sets.
+type sidecar struct {
+	server *handover.Server
+	mu     sync.Mutex // guards state
+	state  handover.State
+}
+
+func (s *sidecar) set(state handover.State) {
+	s.mu.Lock()
+	s.state = state
+	s.mu.Unlock()
+	s.server.Changed()
+}
+
+// addVM makes the pod and the objects; the agent learns of them by publish.
+func (b *bench) addVM(number int, address string) *vm {
+	b.t.Helper()
+	uid, name := fmt.Sprintf("00000000-0000-4000-8000-%012d", number), fmt.Sprintf("vm%d", number)
+	v := &vm{Pod: b.node.AddPod(fmt.Sprint(number), fmt.Sprintf("100.0.0.%d", number))}
+	a := netip.MustParseAddr(address)
+	nodetest.Translate(b.t, v.Pod, a)
+	v.Guest.Serve(name, ":80")
+	v.sidecar = b.serveSidecar(v.Pod, uid, a)
+
+	owner := floatip.Owner{Namespace: "prod", Name: name, UID: "vm-" + uid}
+	nat, err := floatip.PodNAT{
+		Version: floatip.PodNATVersion, Owner: owner, Interface: floatip.DefaultGuestInterface,
+		ClusterNetworks: []netip.Prefix{netip.MustParsePrefix("100.0.0.0/16"), netip.MustParsePrefix("201.0.0.0/24")},
+		Bindings: []floatip.Binding{{
+			Floating: a, Fixed: netip.MustParseAddr(nodetest.GuestFixed), Gateway: netip.MustParseAddr("10.0.2.1"),
+			GuestNetwork: netip.MustParsePrefix("10.0.2.0/24"),
+		}},
+	}.Encode()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	v.entry = Pod{UID: uid, Namespace: "prod", Name: "virt-launcher-" + name, Machine: Reference{Name: name, UID: "vmi-" + uid}, NAT: nat}
+	b.view.Pods = append(b.view.Pods, v.entry)
+	b.view.Addresses[a] = Held{Pool: "lan", Owner: owner}
+	b.view.Machines["vmi-"+uid] = Machine{Namespace: "prod", Name: name, UID: "vmi-" + uid, VM: owner.UID, Node: "node10"}
+	return v
+}
+
+// socketDir makes the directory that the kubelet makes for the sidecar.
+func (b *bench) socketDir(uid string) string {
+	b.t.Helper()
+	dir := filepath.Dir(socketPath(b.kubelet, uid))
+	if err := os.MkdirAll(dir, 0o777); err != nil {
+		b.t.Fatal(err)
+	}
+	return dir
+}
+
+func (b *bench) serveSidecar(p *nodetest.Pod, uid string, a netip.Addr) *sidecar {
+	b.t.Helper()
+	dir, err := os.Open(b.socketDir(uid)) // its path is longer than a socket's may be
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer dir.Close()
+	l, err := handover.Listen(fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), floatip.SocketFile))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	s := &sidecar{state: installed(a)}
+	s.server = &handover.Server{NetNS: p.File, State: func() handover.State {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.state
+	}}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := s.server.Serve(ctx, l); err != nil {
+			b.t.Error(err)
+		}
+	}()
+	b.t.Cleanup(func() {
+		cancel()
+		<-done
+	})
+	return s
+}
+
+func installed(a netip.Addr) handover.State {
+	return handover.State{Phase: handover.PhaseInstalled, Bindings: []handover.Binding{
+		{Floating: a, Fixed: netip.MustParseAddr(nodetest.GuestFixed)},
+	}}
+}
+
+// awaitReport waits for a report that fits.
+func (b *bench) awaitReport(what string, fits func(Report) bool) Report {
+	b.t.Helper()
+	timeout := time.After(patience)
+	var last Report
+	for {
+		select {
+		case last = <-b.cluster.reports:
+			if fits(last) {
+				return last
+			}
+		case <-timeout:
+			b.t.Fatalf("%s: not within %s; the last report is %+v", what, patience, last)
+		}
+	}
+}
+
+func ready(addresses ...string) func(Report) bool {
+	return func(r Report) bool {
+		for _, a := range addresses {
+			if !r.Statuses[netip.MustParseAddr(a)].Ready().True {
+				return false
+			}
+		}
+		return true
+	}
+}
+
+// answers wants who to answer at address when asked from the LAN.
+func (b *bench) answers(who, address string) {
+	b.t.Helper()
+	said, err := b.world.Host.Ask(address+":80", patience)
+	if want := who + " sees " + nodetest.Gateway; err != nil || said != want {
+		b.t.Errorf("ask %s: have %q, %v; want %q", address, said, err, want)
+	}
+}
+
+// TestFromPodToAnswer: a granted pod is reachable from the provider LAN, and is said to be.
+func TestFromPodToAnswer(t *testing.T) {
+	b := newBench(t)
+	b.addVM(1, "192.168.100.50")
+	b.addVM(2, "192.168.100.51")
+	b.start()
+	began := time.Now()
+	b.publish()
+	b.awaitReport("ready", ready("192.168.100.50", "192.168.100.51"))
+	t.Logf("two addresses ready after %s", time.Since(began))
+	b.answers("vm1", "192.168.100.50")
+	b.answers("vm2", "192.168.100.51")
+}

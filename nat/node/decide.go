@@ -1,0 +1,245 @@
+package node
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"floatip.io/floatip"
+	"floatip.io/floatip/nat/node/leg"
+)
+
+// Mode is what a pod's leg is for.
+type Mode string
+
+const (
+	// Active: the guest runs here.
+	Active Mode = "Active"
+	// Staged: the guest may arrive by live migration.
+	Staged Mode = "Staged"
+)
+
+// Grant entitles a pod to the addresses.
+type Grant struct {
+	Pod       Pod
+	Addresses []netip.Addr
+	Mode      Mode
+	// Provisional: the machine behind the pod could not be read. What the kernel holds for the pod stays, nothing is
+	// added.
+	Provisional bool
+	NAT         floatip.PodNAT
+}
+
+// Refusal says why a pod does not get an address.
+type Refusal struct {
+	Pod     Pod
+	Address netip.Addr // the zero Addr when it concerns the whole pod
+	Reason  string
+}
+
+// Decision is what shall be on this node.
+type Decision struct {
+	Grants   []Grant
+	Refusals []Refusal
+	// Networks are the provider networks of the granted addresses.
+	Networks []leg.Network
+	// Carries says for each pool whether this node has a NIC on its network, nil, or why not.
+	Carries map[string]error
+}
+
+// Decide says which pods of the view get which addresses on the node named self, whose interfaces are nics. Nothing that
+// a pod says about itself is believed: an address is granted if its FloatingIP object names the VirtualMachine that
+// controls the VirtualMachineInstance that controls the pod, by UID.
+func Decide(v View, self string, nics []leg.NIC) Decision {
+	d := Decision{Carries: map[string]error{}}
+	for name, p := range v.Pools {
+		if p.Leg {
+			d.Carries[name] = carries(p, nics)
+		}
+	}
+	networks := map[netip.Prefix]leg.Network{}
+	taken := map[netip.Addr]Pod{}
+	for _, p := range inOrder(v.Pods) {
+		d.decidePod(p, v, self, nics, networks, taken)
+	}
+	for _, n := range networks {
+		d.Networks = append(d.Networks, n)
+	}
+	slices.SortFunc(d.Networks, func(a, b leg.Network) int { return strings.Compare(a.Prefix.String(), b.Prefix.String()) })
+	return d
+}
+
+func carries(p Pool, nics []leg.NIC) error {
+	if len(p.Sample) == 0 {
+		return fmt.Errorf("pool %s has no addresses", p.Name)
+	}
+	for _, a := range p.Sample {
+		if _, err := leg.Find(nics, p.provider(a)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p Pool) provider(a netip.Addr) leg.Provider {
+	return leg.Provider{Address: a, Networks: p.Networks, Gateways: p.Gateways, Interface: p.Interface}
+}
+
+// inOrder puts the newest pod first: of two pods of one machine on one node it is the one that can still have a guest.
+func inOrder(pods []Pod) []Pod {
+	sorted := slices.Clone(pods)
+	slices.SortFunc(sorted, func(a, b Pod) int {
+		return cmp.Or(cmp.Compare(b.Created, a.Created), cmp.Compare(a.UID, b.UID))
+	})
+	return sorted
+}
+
+func (d *Decision) decidePod(p Pod, v View, self string, nics []leg.NIC, networks map[netip.Prefix]leg.Network,
+	taken map[netip.Addr]Pod) {
+	if p.Final {
+		return
+	}
+	refuse := func(a netip.Addr, reason error) { d.Refusals = append(d.Refusals, Refusal{p, a, reason.Error()}) }
+	nat, err := floatip.ParsePodNAT([]byte(p.NAT))
+	if err != nil {
+		refuse(netip.Addr{}, err)
+		return
+	}
+	if err := checkPod(p, nat); err != nil {
+		refuse(netip.Addr{}, err)
+		return
+	}
+	machine, known := v.Machines[p.Machine.UID]
+	g := Grant{Pod: p, Mode: Active, NAT: nat, Provisional: v.Unknown[p.Machine.UID]}
+	if !g.Provisional {
+		if err := checkMachine(p, machine, known); err != nil {
+			refuse(netip.Addr{}, err)
+			return
+		}
+		mode, here := modeOf(p, machine, self)
+		if !here {
+			return // the guest went on to another node
+		}
+		g.Mode = mode
+	}
+	for _, b := range nat.Bindings {
+		a := b.Floating
+		held, exists := v.Addresses[a]
+		if err := checkAddress(a, held, exists, nat.Owner, machine, g.Provisional); err != nil {
+			refuse(a, err)
+			continue
+		}
+		if other, ok := taken[a]; ok {
+			refuse(a, fmt.Errorf("the newer pod %s of the same machine has %s", other.Name, a))
+			continue
+		}
+		network, err := networkFor(a, held, v, nics, networks)
+		if err != nil {
+			refuse(a, err)
+			continue
+		}
+		networks[network.Prefix], taken[a] = network, p
+		g.Addresses = append(g.Addresses, a)
+	}
+	if len(g.Addresses) > 0 {
+		d.Grants = append(d.Grants, g)
+	}
+}
+
+// checkPod looks at what the pod says about itself: it must be no contradiction, and it proves nothing.
+func checkPod(p Pod, nat floatip.PodNAT) error {
+	if !validUID(p.UID) {
+		return fmt.Errorf("the pod's UID %q cannot be part of a path", p.UID)
+	}
+	if nat.Owner.Namespace != p.Namespace {
+		return fmt.Errorf("the pod is in namespace %s, its description names the VirtualMachine %s", p.Namespace, nat.Owner)
+	}
+	if p.Machine.UID == "" {
+		return fmt.Errorf("no VirtualMachineInstance controls the pod")
+	}
+	return nil
+}
+
+// validUID keeps what goes into a path of the kubelet's directory and into a link's name free of surprises.
+func validUID(uid string) bool {
+	return uid != "" && len(uid) <= 64 && !strings.ContainsFunc(uid, func(r rune) bool {
+		return r != '-' && (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')
+	})
+}
+
+// checkMachine looks at the VirtualMachineInstance that the pod's owner reference names. Anyone who may create pods may
+// write such a reference, but not make the instance's own reference point at somebody else's VirtualMachine: KubeVirt's
+// webhook lets its own service accounts alone create instances that a VirtualMachine controls.
+func checkMachine(p Pod, m Machine, known bool) error {
+	switch {
+	case !known:
+		return fmt.Errorf("the VirtualMachineInstance %s (UID %s) that shall control the pod does not exist", p.Machine.Name, p.Machine.UID)
+	case m.Namespace != p.Namespace || m.Name != p.Machine.Name:
+		return fmt.Errorf("UID %s belongs to the VirtualMachineInstance %s/%s, not to %s/%s", m.UID, m.Namespace, m.Name,
+			p.Namespace, p.Machine.Name)
+	case m.VM == "":
+		return fmt.Errorf("no VirtualMachine controls the VirtualMachineInstance %s", m.Name)
+	}
+	return nil
+}
+
+// checkAddress compares the FloatingIP object with the machine and the description.
+func checkAddress(a netip.Addr, held Held, exists bool, claimed floatip.Owner, m Machine, provisional bool) error {
+	switch {
+	case !exists:
+		return fmt.Errorf("%s is not allocated: there is no FloatingIP object", a)
+	case held.Released:
+		return fmt.Errorf("%s was released", a)
+	case held.Owner != claimed:
+		return fmt.Errorf("%s belongs to the VirtualMachine %s (UID %s), not to %s (UID %s)", a, held.Owner, held.Owner.UID,
+			claimed, claimed.UID)
+	case !provisional && (held.Owner.UID != m.VM || held.Owner.Namespace != m.Namespace):
+		return fmt.Errorf("%s belongs to the VirtualMachine %s (UID %s); the pod's machine is controlled by UID %s", a,
+			held.Owner, held.Owner.UID, m.VM)
+	}
+	return nil
+}
+
+// modeOf says whether the guest of m is in p on the node self, or may come. KubeVirt keeps the marks of a migration on a
+// pod for its whole life, so what the machine says comes first.
+func modeOf(p Pod, m Machine, self string) (Mode, bool) {
+	switch {
+	case m.Node == self:
+		return Active, true
+	case p.MigrationTarget && m.Target == p.Name && p.GuestArrived:
+		return Active, true
+	case p.MigrationTarget && (m.Target == p.Name || !p.GuestArrived):
+		return Staged, true
+	case m.Node == "":
+		return Active, true
+	}
+	return "", false
+}
+
+func networkFor(a netip.Addr, held Held, v View, nics []leg.NIC, others map[netip.Prefix]leg.Network) (leg.Network, error) {
+	pool, ok := v.Pools[held.Pool]
+	if !ok {
+		return leg.Network{}, fmt.Errorf("the pool %s of %s does not exist or is not for this node", held.Pool, a)
+	}
+	if !pool.Leg {
+		return leg.Network{}, fmt.Errorf("the pool %s of %s is not delivered by a leg", held.Pool, a)
+	}
+	network, err := leg.Find(nics, pool.provider(a))
+	if err != nil {
+		return leg.Network{}, fmt.Errorf("pool %s: %w", pool.Name, err)
+	}
+	for _, o := range others {
+		switch {
+		case o == network:
+			return network, nil
+		case o.Prefix == network.Prefix && o.Interface == network.Interface:
+			return o, nil // two pools of one network: the gateway of the first counts
+		case o.Prefix.Overlaps(network.Prefix):
+			return leg.Network{}, fmt.Errorf("pool %s: its network %s on %s overlaps %s on %s, which is in use", pool.Name,
+				network.Prefix, network.Interface, o.Prefix, o.Interface)
+		}
+	}
+	return network, nil
+}

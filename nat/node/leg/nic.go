@@ -1,0 +1,183 @@
+package leg
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// NIC is an interface of the node that may lead to a provider network.
+type NIC struct {
+	Name string
+	// Master is the bridge that the interface is a port of, or "".
+	Master string
+	Up     bool
+	MTU    int
+	// Networks are those of its addresses and of its routes without a gateway.
+	Networks []netip.Prefix
+}
+
+// Provider says which provider network is looked for.
+type Provider struct {
+	// Address must lie in the network.
+	Address netip.Addr
+	// Networks and Gateways are what the administrator says about it, of both families. Without a network the one of the
+	// NIC counts.
+	Networks []netip.Prefix
+	Gateways []netip.Addr
+	// Interface is the name of the NIC, or "" for the one that is on the network.
+	Interface string
+}
+
+// NICs lists the interfaces of the node, without loopback and without those of this package.
+func (n *Node) NICs() ([]NIC, error) {
+	links, err := again(n.netlink.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	names, nics := map[int]string{}, map[int]*NIC{}
+	for _, l := range links {
+		a := l.Attrs()
+		names[a.Index] = a.Name
+		if a.Flags&net.FlagLoopback == 0 && a.Name != Bridge && !isPort(a.Name) {
+			nics[a.Index] = &NIC{Name: a.Name, Up: a.Flags&net.FlagUp != 0, MTU: a.MTU}
+		}
+	}
+	for _, l := range links {
+		if nic, ok := nics[l.Attrs().Index]; ok {
+			nic.Master = names[l.Attrs().MasterIndex]
+		}
+	}
+	if err := errors.Join(n.addAddresses(nics), n.addOnLink(nics)); err != nil {
+		return nil, err
+	}
+	list := make([]NIC, 0, len(nics))
+	for _, nic := range nics {
+		list = append(list, *nic)
+	}
+	slices.SortFunc(list, func(a, b NIC) int { return strings.Compare(a.Name, b.Name) })
+	return list, nil
+}
+
+func (n *Node) addAddresses(nics map[int]*NIC) error {
+	list, err := again(func() ([]netlink.Addr, error) { return n.netlink.AddrList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return fmt.Errorf("list addresses: %w", err)
+	}
+	for _, a := range list {
+		p := prefixOf(a.IPNet)
+		if nic, ok := nics[a.LinkIndex]; ok && p.IsValid() && !p.IsSingleIP() && !p.Addr().IsLinkLocalUnicast() {
+			nic.Networks = append(nic.Networks, p.Masked())
+		}
+	}
+	return nil
+}
+
+// addOnLink adds the routes of the main table that need no gateway.
+func (n *Node) addOnLink(nics map[int]*NIC) error {
+	for _, family := range families {
+		filter := &netlink.Route{Table: unix.RT_TABLE_MAIN}
+		list, err := again(func() ([]netlink.Route, error) {
+			return n.netlink.RouteListFiltered(family, filter, netlink.RT_FILTER_TABLE)
+		})
+		if err != nil {
+			return fmt.Errorf("list routes: %w", err)
+		}
+		for _, r := range list {
+			p := prefixOf(r.Dst)
+			nic, ok := nics[r.LinkIndex]
+			if ok && p.Bits() > 0 && !p.IsSingleIP() && r.Gw == nil && r.Type == unix.RTN_UNICAST &&
+				!p.Addr().IsLinkLocalUnicast() && !slices.Contains(nic.Networks, p) {
+				nic.Networks = append(nic.Networks, p)
+			}
+		}
+	}
+	return nil
+}
+
+// Find returns the network that p describes and the NIC that leads to it. A NIC that was put into a bridge leads to it
+// by the bridge. Its error is ErrNoNIC, with what is missing, or names the NICs among which it cannot choose.
+func Find(nics []NIC, p Provider) (Network, error) {
+	n := Network{}
+	for _, prefix := range p.Networks {
+		if prefix.Contains(p.Address) {
+			n.Prefix = prefix.Masked()
+		}
+	}
+	nic, err := choose(nics, p, n.Prefix)
+	if err != nil {
+		return Network{}, err
+	}
+	if !n.Prefix.IsValid() {
+		n.Prefix = longest(nic, p.Address)
+	}
+	if !n.Prefix.IsValid() {
+		return Network{}, fmt.Errorf("%w: %s has no address near %s, and the pool names no network", ErrNoNIC, nic.Name, p.Address)
+	}
+	if !nic.Up {
+		return Network{}, fmt.Errorf("%w: %s is down", ErrNoNIC, nic.Name)
+	}
+	n.Interface, n.MTU = nic.Name, nic.MTU
+	for _, g := range p.Gateways {
+		if n.Prefix.Contains(g) && !n.Gateway.IsValid() {
+			n.Gateway = g
+		}
+	}
+	return n, nil
+}
+
+func choose(nics []NIC, p Provider, prefix netip.Prefix) (NIC, error) {
+	if p.Interface != "" {
+		return named(nics, p.Interface)
+	}
+	var best []NIC
+	bits := -1
+	for _, nic := range nics {
+		found := longest(nic, p.Address)
+		if !found.IsValid() || prefix.IsValid() && found.Bits() < prefix.Bits() {
+			continue // a wider network, for instance a route to everything private, is no sign of this one
+		}
+		switch {
+		case found.Bits() > bits:
+			best, bits = []NIC{nic}, found.Bits()
+		case found.Bits() == bits:
+			best = append(best, nic)
+		}
+	}
+	switch len(best) {
+	case 0:
+		return NIC{}, fmt.Errorf("%w: none has an address or a route for %s", ErrNoNIC, p.Address)
+	case 1:
+		return best[0], nil
+	}
+	return NIC{}, fmt.Errorf("interfaces %s and %s are both on the network of %s: name one of them in the pool", best[0].Name,
+		best[1].Name, p.Address)
+}
+
+func named(nics []NIC, name string) (NIC, error) {
+	i := slices.IndexFunc(nics, func(n NIC) bool { return n.Name == name })
+	if i < 0 {
+		return NIC{}, fmt.Errorf("%w: it has no %s", ErrNoNIC, name)
+	}
+	if master := nics[i].Master; master != "" {
+		return named(nics, master)
+	}
+	return nics[i], nil
+}
+
+// longest returns the narrowest network of nic that contains a.
+func longest(nic NIC, a netip.Addr) netip.Prefix {
+	var best netip.Prefix
+	for _, p := range nic.Networks {
+		if p.Contains(a) && (!best.IsValid() || p.Bits() > best.Bits()) {
+			best = p
+		}
+	}
+	return best
+}

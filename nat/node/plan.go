@@ -1,0 +1,181 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+
+	"floatip.io/floatip/nat/handover"
+	"floatip.io/floatip/nat/node/leg"
+)
+
+// plan is what a round does for each granted pod.
+type plan struct{ pods []*podPlan }
+
+type podPlan struct {
+	grant   Grant
+	session *session
+	state   handover.State
+	err     error // of the session
+	mtu     int
+	nics    map[netip.Addr]string // the provider NIC of each address
+
+	plugged  bool
+	failed   error // why the leg does not stand
+	answered map[netip.Addr]bool
+	already  map[netip.Addr]bool // answered for before this round
+}
+
+// plan starts sessions for new pods and decides what is answered for: an address whose rules stand in the pod and whose
+// leg is plugged. Once answered for, it stays so: a sidecar that restarts leaves the rules in the kernel.
+func (a *Agent) plan(ctx context.Context, d Decision, holding leg.Holding) plan {
+	var p plan
+	for _, g := range d.Grants {
+		plugged := holding.Ports[leg.PortName(g.Pod.UID)]
+		if g.Provisional && !plugged {
+			continue
+		}
+		s := a.sessions[g.Pod.UID]
+		if s == nil {
+			log := a.Log.With("pod", g.Pod.Namespace+"/"+g.Pod.Name)
+			s = startSession(ctx, socketPath(a.KubeletDir, g.Pod.UID), log, a.Wake)
+			a.sessions[g.Pod.UID] = s
+		}
+		pp := &podPlan{
+			grant: g, session: s, plugged: plugged,
+			nics: map[netip.Addr]string{}, answered: map[netip.Addr]bool{}, already: map[netip.Addr]bool{},
+		}
+		pp.state, pp.err = s.snapshot()
+		for _, address := range g.Addresses {
+			n := networkOf(d.Networks, address)
+			pp.nics[address] = n.Interface
+			if n.MTU > 0 && (pp.mtu == 0 || n.MTU < pp.mtu) {
+				pp.mtu = n.MTU
+			}
+			pp.already[address] = plugged && holding.Answers(address)
+			pp.answered[address] = g.Mode == Active && (pp.already[address] || translates(pp.state, address))
+		}
+		p.pods = append(p.pods, pp)
+	}
+	return p
+}
+
+func networkOf(networks []leg.Network, a netip.Addr) leg.Network {
+	i := slices.IndexFunc(networks, func(n leg.Network) bool { return n.Prefix.Contains(a) })
+	if i < 0 {
+		return leg.Network{}
+	}
+	return networks[i]
+}
+
+// plug makes the legs of the pods whose namespaces are known.
+func (a *Agent) plug(p *plan) error {
+	var errs []error
+	for _, pp := range p.pods {
+		err := pp.session.inNamespace(func(ns *os.File) error { return a.plugPod(pp, ns) })
+		switch {
+		case err == nil:
+			pp.plugged = true
+		case pp.err != nil && errors.Is(err, pp.err):
+			// The sidecar was not reached. A leg that an earlier agent plugged stands all the same.
+			if !pp.plugged {
+				pp.fail(err)
+			}
+		default:
+			pp.fail(err)
+			errs = append(errs, fmt.Errorf("pod %s/%s: %w", pp.grant.Pod.Namespace, pp.grant.Pod.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// fail keeps what was answered for before: a passing error of this round breaks nothing that works.
+func (pp *podPlan) fail(err error) {
+	pp.failed = err
+	for a := range pp.answered {
+		pp.answered[a] = pp.answered[a] && pp.already[a]
+	}
+}
+
+func (a *Agent) plugPod(pp *podPlan, ns *os.File) error {
+	uid := pp.grant.Pod.UID
+	made, err := a.kernel.Plug(uid, ns)
+	if err != nil {
+		return err
+	}
+	if made {
+		a.Log.Info("plugged a leg", "pod", pp.grant.Pod.Namespace+"/"+pp.grant.Pod.Name, "link", leg.PortName(uid))
+	}
+	report, err := leg.ApplyPod(ns, a.Sysctls, leg.Pod{UID: uid, Addresses: pp.grant.Addresses, MTU: pp.mtu})
+	for _, line := range report.Changes {
+		a.Log.Info("changed the pod", "pod", pp.grant.Pod.Namespace+"/"+pp.grant.Pod.Name, "change", line)
+	}
+	return err
+}
+
+// config is the plan in the words of package leg.
+func (p plan) config(d Decision, cluster []netip.Prefix) leg.Config {
+	c := leg.Config{Networks: d.Networks}
+	networks := map[netip.Prefix]bool{}
+	for _, n := range cluster {
+		networks[n] = true
+	}
+	for _, pp := range p.pods {
+		for _, n := range pp.grant.NAT.ClusterNetworks {
+			networks[n] = true
+		}
+		silent := !slices.ContainsFunc(pp.grant.Addresses, func(a netip.Addr) bool { return pp.answered[a] })
+		c.Legs = append(c.Legs, leg.Leg{
+			Pod: pp.grant.Pod.UID, Addresses: pp.grant.Addresses, Staged: pp.grant.Mode == Staged, Silent: silent,
+		})
+	}
+	for n := range networks {
+		c.ClusterNetworks = append(c.ClusterNetworks, n)
+	}
+	slices.SortFunc(c.ClusterNetworks, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
+	return c
+}
+
+// answered lists by NIC what shall be answered for.
+func (p plan) answered() map[string][]netip.Addr {
+	answered := map[string][]netip.Addr{}
+	for _, pp := range p.pods {
+		for _, a := range sortedAddresses(pp.answered) {
+			if pp.answered[a] && pp.plugged {
+				answered[pp.nics[a]] = append(answered[pp.nics[a]], a)
+			}
+		}
+	}
+	return answered
+}
+
+// report tells the API server's side what came out. applied is the error of the node's kernel.
+func (a *Agent) report(v View, d Decision, p plan, applied error) Report {
+	r := Report{Statuses: map[netip.Addr]Status{}, Pools: map[string]bool{}}
+	for _, pp := range p.pods {
+		failed := pp.failed
+		if failed == nil {
+			failed = applied
+		}
+		if failed == nil && !pp.plugged {
+			failed = leg.ErrNotPlugged
+		}
+		for _, address := range pp.grant.Addresses {
+			nic := pp.nics[address]
+			r.Statuses[address] = Status{
+				Pod: pp.grant.Pod.Name, Here: pp.grant.Mode == Active,
+				NATReady:  natCondition(address, pp.state, pp.err),
+				LegReady:  legCondition(failed),
+				Announced: announcedCondition(pp.answered[address] && failed == nil, a.responders.announced(nic, address), nic),
+			}
+		}
+	}
+	for pool, err := range d.Carries {
+		r.Pools[pool] = err == nil
+	}
+	r.Left = left(v, a.Name, r.Statuses)
+	return r
+}

@@ -1,0 +1,179 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"floatip.io/floatip"
+	"floatip.io/floatip/nat/handover"
+)
+
+const (
+	// dialFirst and dialMost bound the pause between two attempts to reach a sidecar. A pod that just started has no
+	// socket yet; one attempt costs a few microseconds.
+	dialFirst = 50 * time.Millisecond
+	dialMost  = 2 * time.Second
+)
+
+// socketPath returns where the kubelet keeps the sidecar's socket (kubelet pkg/volume/emptydir: "kubernetes.io~empty-dir").
+func socketPath(kubelet, pod string) string {
+	return filepath.Join(kubelet, "pods", pod, "volumes", "kubernetes.io~empty-dir", floatip.SocketVolume, floatip.SocketFile)
+}
+
+// session keeps in touch with one sidecar, for as long as its pod is granted addresses.
+type session struct {
+	path   string
+	log    *slog.Logger
+	wake   func()
+	cancel context.CancelFunc
+	done   chan struct{}
+
+	mu    sync.Mutex // guards what follows
+	netns *os.File   // nil until the sidecar was reached for the first time
+	state handover.State
+	err   error // why there is no connection now
+}
+
+// startSession begins to look for the sidecar. wake is called at each change that matters.
+func startSession(ctx context.Context, path string, log *slog.Logger, wake func()) *session {
+	ctx, cancel := context.WithCancel(ctx)
+	s := &session{path: path, log: log, wake: wake, cancel: cancel, done: make(chan struct{}), err: errNotReached}
+	go s.run(ctx)
+	return s
+}
+
+var errNotReached = errors.New("the sidecar was not reached yet")
+
+func (s *session) run(ctx context.Context) {
+	defer close(s.done)
+	pause := dialFirst
+	for ctx.Err() == nil {
+		reached, err := s.connect(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if reached {
+			pause = dialFirst
+		}
+		s.lost(err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+			pause = min(2*pause, dialMost)
+		}
+	}
+}
+
+// connect lives as long as one connection.
+func (s *session) connect(ctx context.Context) (reached bool, err error) {
+	c, err := handover.Dial(ctx, s.path)
+	if err != nil {
+		return false, err
+	}
+	defer c.Close()
+	if err := s.accept(c); err != nil {
+		return false, err
+	}
+	s.log.Info("reached the sidecar", "phase", c.State().Phase)
+	for {
+		state, err := c.Next(ctx)
+		if err != nil {
+			return true, err
+		}
+		s.update(state)
+	}
+}
+
+// accept takes the namespace. It is kept when the connection ends: a sidecar that restarts is no reason to lose the pod.
+func (s *session) accept(c *handover.Session) error {
+	fd, err := unix.FcntlInt(c.NetNS().Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	if s.netns != nil {
+		s.netns.Close()
+	}
+	s.netns, s.state, s.err = os.NewFile(uintptr(fd), "netns"), c.State(), nil
+	s.mu.Unlock()
+	s.wake()
+	return nil
+}
+
+func (s *session) update(state handover.State) {
+	s.mu.Lock()
+	changed := !sameRules(s.state, state)
+	s.state = state
+	s.mu.Unlock()
+	if changed {
+		s.wake()
+	}
+}
+
+// sameRules ignores counters and times: they move all the time and decide nothing.
+func sameRules(a, b handover.State) bool {
+	return a.Phase == b.Phase && a.Problem == b.Problem && slices.Equal(a.Bindings, b.Bindings)
+}
+
+func (s *session) lost(err error) {
+	s.mu.Lock()
+	changed := s.err == nil || s.err.Error() != err.Error()
+	s.err = err
+	s.mu.Unlock()
+	if !changed {
+		return
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		s.log.Info("no connection to the sidecar", "reason", err)
+	}
+	s.wake()
+}
+
+// close ends the session and gives its namespace back.
+func (s *session) close() {
+	s.cancel()
+	<-s.done
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.netns != nil {
+		s.netns.Close()
+		s.netns = nil
+	}
+}
+
+// namespace returns the pod's namespace, nil before the sidecar was reached. It stays valid until close, or until the
+// sidecar is reached anew, so it is used under inNamespace only.
+func (s *session) inNamespace(f func(ns *os.File) error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.netns == nil {
+		return s.err
+	}
+	return f(s.netns)
+}
+
+// snapshot returns the latest state, and why there is no connection, nil if there is one.
+func (s *session) snapshot() (handover.State, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state, s.err
+}
+
+// translates reports whether the rules for a stand in the pod.
+func translates(state handover.State, a netip.Addr) bool {
+	if state.Phase != handover.PhaseInstalled && state.Phase != handover.PhaseContested {
+		return false
+	}
+	return slices.ContainsFunc(state.Bindings, func(b handover.Binding) bool { return b.Floating == a })
+}
