@@ -122,6 +122,7 @@ func FuzzParsePodNAT(f *testing.F) {
 	}
 	f.Add([]byte(text))
 	f.Add([]byte(`{"version":1,"bindings":[{"floating":"2001:db8::50"}]}`))
+	f.Add([]byte(strings.Replace(text, `"version"`, `"firewall":{"egress":{"entries":["::/0 tcp/22"]}},"version"`, 1)))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		parsed, err := ParsePodNAT(raw)
 		if err != nil {

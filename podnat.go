@@ -33,6 +33,8 @@ type PodNAT struct {
 	// ClusterNetworks are the networks of pods, services and nodes. Traffic of the guest to them keeps the pod's
 	// address.
 	ClusterNetworks []netip.Prefix `json:"clusterNetworks"`
+	// Firewall is what may pass the leg. Without it everything is admitted.
+	Firewall *Firewall `json:"firewall,omitempty"`
 }
 
 // Binding pairs a floating address with the fixed address of the guest behind it (RFC 2663 section 2.10).
@@ -108,6 +110,11 @@ func (p PodNAT) Validate() error {
 	for i, n := range p.ClusterNetworks {
 		if !n.IsValid() || n != n.Masked() {
 			complain("clusterNetworks[%d]: %s is not a network", i, n)
+		}
+	}
+	if p.Firewall != nil {
+		if err := p.Firewall.Validate(); err != nil {
+			complain("firewall: %w", err)
 		}
 	}
 	return errors.Join(errs...)
