@@ -15,7 +15,7 @@ var (
 	Outside6  = netip.MustParsePrefix("2001:db8:203::/64")
 	Pods      = netip.MustParsePrefix("100.0.0.0/16")
 	Pods6     = netip.MustParsePrefix("fd00:100::/48")
-	Services  = netip.MustParsePrefix("10.96.0.0/16")
+	Services  = netip.MustParsePrefix("10.96.0.0/12")
 )
 
 // Where the API server listens, on node-1, and the service address that pods know it by.
