@@ -1,0 +1,190 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+	ctrlwebhook "sigs.k8s.io/controller-runtime/pkg/webhook"
+
+	"floatip.io/floatip/certs"
+	"floatip.io/floatip/ipam"
+	"floatip.io/floatip/ipam/v1alpha1"
+	"floatip.io/floatip/webhook"
+	"floatip.io/floatip/webhook/controller"
+	"floatip.io/floatip/webhook/kubevirt"
+)
+
+// Names of objects that the manifests install.
+const (
+	serviceName        = "floatip-webhook"
+	secretName         = "floatip-webhook-ca"
+	configurationsName = "webhook.floatip.io"
+)
+
+// The defaults of client-go, 5 requests a second, would make a burst of new VMs wait for their FloatingIP objects.
+const (
+	clientQPS   = 200 // requests per second
+	clientBurst = 400 // requests
+)
+
+// serve runs until ctx ends.
+func serve(ctx context.Context, c config, networks []netip.Prefix, log logr.Logger) (err error) {
+	ledger, err := ipam.Open(c.ledger, ipam.Options{})
+	if err != nil {
+		return fmt.Errorf("open ledger %s: %w", c.ledger, err)
+	}
+	defer func() { err = errors.Join(err, ledger.Close()) }()
+
+	service := serviceName + "." + c.namespace
+	source := &certs.Source{
+		Secret:         types.NamespacedName{Namespace: c.namespace, Name: secretName},
+		Names:          []string{service + ".svc", service, service + ".svc.cluster.local"},
+		Configurations: configurationsName,
+		Log:            log.WithName("certs"),
+	}
+	mgr, err := newManager(c, source, log)
+	if err != nil {
+		return err
+	}
+	source.Reader, source.Writer = mgr.GetAPIReader(), mgr.GetClient()
+	if err := setup(ctx, mgr, c, networks, ledger, source, log); err != nil {
+		return err
+	}
+	syncEarly(ctx, source, log)
+	return mgr.Start(ctx)
+}
+
+// syncEarly makes the certificate before the server listens, so that its first clients meet the gate's "try again" and
+// no broken handshake. If the API server does not answer now, the certs controller will try again.
+func syncEarly(ctx context.Context, source *certs.Source, log logr.Logger) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if err := source.Sync(ctx); err != nil {
+		log.Error(err, "certificate is not published yet, trying again")
+	}
+}
+
+func newManager(c config, source *certs.Source, log logr.Logger) (ctrl.Manager, error) {
+	cluster, err := restConfig(c.kubeconfig)
+	if err != nil {
+		return nil, err
+	}
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme, kubevirt.AddToScheme} {
+		if err := add(scheme); err != nil {
+			return nil, fmt.Errorf("scheme: %w", err)
+		}
+	}
+	tlsOpts, err := tlsOptions(source.GetCertificate, c.clientCA)
+	if err != nil {
+		return nil, err
+	}
+	byObject := certs.CacheOptions(source.Secret, configurationsName)
+	maps.Copy(byObject, controller.CacheOptions())
+	return ctrl.NewManager(cluster, ctrl.Options{
+		Scheme:                 scheme,
+		Logger:                 log,
+		Cache:                  cache.Options{ByObject: byObject},
+		Client:                 client.Options{Cache: &client.CacheOptions{DisableFor: []client.Object{&corev1.Secret{}}}},
+		Metrics:                metricsserver.Options{BindAddress: c.metricsAddress},
+		HealthProbeBindAddress: c.probeAddress,
+		WebhookServer: ctrlwebhook.NewServer(ctrlwebhook.Options{
+			Host: c.webhookHost, Port: c.webhookPort, TLSOpts: tlsOpts,
+		}),
+	})
+}
+
+// restConfig says how to reach the API server.
+func restConfig(kubeconfig string) (*rest.Config, error) {
+	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("where the API server is: %w", err)
+	}
+	config.QPS, config.Burst = clientQPS, clientBurst
+	config.UserAgent = "floatip-webhook"
+	return config, nil
+}
+
+// tlsOptions admit TLS 1.3 only, with the certificate that source has at the time of the connection.
+func tlsOptions(source func(*tls.ClientHelloInfo) (*tls.Certificate, error), clientCA string) ([]func(*tls.Config), error) {
+	options := []func(*tls.Config){func(t *tls.Config) {
+		t.MinVersion = tls.VersionTLS13
+		t.GetCertificate = source
+	}}
+	if clientCA == "" {
+		return options, nil
+	}
+	pem, err := os.ReadFile(clientCA)
+	if err != nil {
+		return nil, fmt.Errorf("--client-ca-file: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("--client-ca-file %s: no certificate in it", clientCA)
+	}
+	return append(options, func(t *tls.Config) {
+		t.ClientCAs, t.ClientAuth = pool, tls.RequireAndVerifyClientCert
+	}), nil
+}
+
+// setup connects hooks, controllers and health checks.
+func setup(ctx context.Context, mgr ctrl.Manager, c config, networks []netip.Prefix, ledger *ipam.Ledger,
+	source *certs.Source, log logr.Logger,
+) error {
+	gate := &webhook.Gate{}
+	cached := mgr.GetClient()
+	reader := controller.Cluster{Cached: cached, Live: mgr.GetAPIReader()}
+	events := controller.Events{Recorder: mgr.GetEventRecorder(controller.ReportingController)}
+	counters := controller.NewMetrics(metrics.Registry, ledger)
+
+	hooks := &webhook.Hooks{
+		Options: webhook.Options{
+			KubeVirtNamespace: c.kubevirtNamespace, SidecarImage: c.sidecarImage, ClusterNetworks: networks,
+		},
+		Ledger: ledger, Cluster: reader, Events: events, Metrics: webhook.NewMetrics(metrics.Registry),
+	}
+	hooks.Register(mgr.GetWebhookServer(), gate)
+
+	starter := controller.NewStarter()
+	starter.Ledger, starter.Cached, starter.Events, starter.Gate, starter.Log = ledger, cached, events, gate, log.WithName("start")
+	if err := controller.IndexFloatingIPs(ctx, mgr.GetFieldIndexer()); err != nil {
+		return fmt.Errorf("index FloatingIPs: %w", err)
+	}
+	for _, s := range []interface{ SetupWithManager(ctrl.Manager) error }{
+		source,
+		starter,
+		&controller.VMs{Ledger: ledger, Cluster: reader, Writer: cached, Events: events, Metrics: counters, Started: starter},
+		&controller.Pools{Ledger: ledger, Cached: cached, Writer: cached, Started: starter},
+		&controller.Pending{Ledger: ledger, Cluster: reader, Metrics: counters, Started: starter, Log: log.WithName("pending")},
+	} {
+		if err := s.SetupWithManager(mgr); err != nil {
+			return fmt.Errorf("set up %T: %w", s, err)
+		}
+	}
+	return errors.Join(
+		mgr.AddHealthzCheck("ping", func(*http.Request) error { return nil }),
+		mgr.AddReadyzCheck("certificate", source.Healthy),
+		mgr.AddReadyzCheck("listening", mgr.GetWebhookServer().StartedChecker()),
+		mgr.AddReadyzCheck("ledger", gate.Ready),
+	)
+}

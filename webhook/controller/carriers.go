@@ -1,0 +1,83 @@
+package controller
+
+import (
+	"context"
+	"fmt"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"floatip.io/floatip"
+	"floatip.io/floatip/webhook/kubevirt"
+)
+
+// carriers is what of the cluster may still send packets from a VM's addresses: the VM itself, its instance, and pods
+// that translate them. A VM that was deleted with --cascade=orphan leaves the other two behind, running.
+type carriers struct {
+	vm  *metav1.PartialObjectMetadata // nil if there is none
+	vmi *kubevirt.VirtualMachineInstance
+	// pods by the UID of the VM whose addresses they translate.
+	pods map[string]int
+}
+
+// carry says what still carries the VM with that UID; an empty text says nothing does.
+func (c carriers) carry(uid string) string {
+	switch {
+	case c.vm != nil && string(c.vm.UID) == uid:
+		return "VM"
+	case c.vmi != nil && ownerUID(c.vmi) == uid:
+		return "VMI"
+	case c.pods[uid] > 0:
+		return "pod"
+	}
+	return ""
+}
+
+func ownerUID(vmi *kubevirt.VirtualMachineInstance) string {
+	owner, _ := kubevirt.OwnerOf(vmi.OwnerReferences, kubevirt.KindVM)
+	return string(owner.UID)
+}
+
+// carriersOf reads from reader all that has the VM's name. A VMI has the name of its VM.
+func carriersOf(ctx context.Context, reader client.Reader, key types.NamespacedName) (carriers, error) {
+	found := carriers{pods: map[string]int{}}
+	vm, vmi := metadataOf(vmKind), &kubevirt.VirtualMachineInstance{}
+	switch err := reader.Get(ctx, key, vm); {
+	case err == nil:
+		found.vm = vm
+	case client.IgnoreNotFound(err) != nil:
+		return carriers{}, fmt.Errorf("read VM %s: %w", key, err)
+	}
+	switch err := reader.Get(ctx, key, vmi); {
+	case err == nil:
+		found.vmi = vmi
+	case client.IgnoreNotFound(err) != nil:
+		return carriers{}, fmt.Errorf("read VMI %s: %w", key, err)
+	}
+	pods := metadataList(podKind)
+	err := reader.List(ctx, pods, client.InNamespace(key.Namespace), client.MatchingLabels{kubevirt.LabelApp: kubevirt.AppLauncher})
+	if err != nil {
+		return carriers{}, fmt.Errorf("list launcher pods of namespace %s: %w", key.Namespace, err)
+	}
+	for _, pod := range pods.Items {
+		if uid := translates(pod.Annotations); uid != "" {
+			found.pods[uid]++
+		}
+	}
+	return found, nil
+}
+
+// translates returns the UID of the VM whose addresses a pod translates. The annotation is floatip's: an admission
+// policy keeps others from writing it.
+func translates(annotations map[string]string) string {
+	text := annotations[floatip.AnnotationNAT]
+	if text == "" {
+		return ""
+	}
+	nat, err := floatip.ParsePodNAT([]byte(text))
+	if err != nil {
+		return ""
+	}
+	return nat.Owner.UID
+}

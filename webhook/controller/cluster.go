@@ -1,0 +1,125 @@
+package controller
+
+import (
+	"context"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"floatip.io/floatip"
+	"floatip.io/floatip/webhook/kubevirt"
+)
+
+var (
+	vmKind        = kubevirt.GroupVersion.WithKind(kubevirt.KindVM)
+	podKind       = corev1.SchemeGroupVersion.WithKind("Pod")
+	namespaceKind = corev1.SchemeGroupVersion.WithKind("Namespace")
+)
+
+// metadataOf returns an empty object of kind, of which only the metadata is read and cached.
+func metadataOf(kind schema.GroupVersionKind) *metav1.PartialObjectMetadata {
+	o := &metav1.PartialObjectMetadata{}
+	o.SetGroupVersionKind(kind)
+	return o
+}
+
+func metadataList(kind schema.GroupVersionKind) *metav1.PartialObjectMetadataList {
+	l := &metav1.PartialObjectMetadataList{}
+	l.SetGroupVersionKind(kind)
+	return l
+}
+
+// CacheOptions limit what is kept in memory: of pods only launchers, and of no object the managedFields.
+func CacheOptions() map[client.Object]cache.ByObject {
+	slim := cache.TransformStripManagedFields()
+	return map[client.Object]cache.ByObject{
+		metadataOf(podKind): {
+			Label:     labels.SelectorFromSet(labels.Set{kubevirt.LabelApp: kubevirt.AppLauncher}),
+			Transform: slim,
+		},
+		metadataOf(vmKind):                 {Transform: slim},
+		metadataOf(namespaceKind):          {Transform: slim},
+		&kubevirt.VirtualMachineInstance{}: {Transform: slimVMI},
+	}
+}
+
+// slimVMI drops what only createVMI needs, which reads it from the request.
+func slimVMI(object any) (any, error) {
+	if vmi, ok := object.(*kubevirt.VirtualMachineInstance); ok {
+		vmi.ManagedFields, vmi.Spec.Volumes, vmi.Spec.Domain.Chassis = nil, nil, nil
+	}
+	return object, nil
+}
+
+// Cluster reads the cluster: from the caches, and from the API server where a cache may lag behind an object that was
+// made a moment ago.
+type Cluster struct {
+	Cached, Live client.Reader
+}
+
+// get reads key into object, live if the cache does not have what is wanted.
+func (c Cluster) get(ctx context.Context, key types.NamespacedName, object client.Object, wanted func() bool) error {
+	err := c.Cached.Get(ctx, key, object)
+	if err == nil && wanted() || client.IgnoreNotFound(err) != nil {
+		return err
+	}
+	return c.Live.Get(ctx, key, object)
+}
+
+// NamespaceLabels returns the labels of a namespace.
+func (c Cluster) NamespaceLabels(ctx context.Context, namespace string) (map[string]string, error) {
+	object := metadataOf(namespaceKind)
+	err := c.get(ctx, types.NamespacedName{Name: namespace}, object, func() bool { return true })
+	return object.Labels, err
+}
+
+// VMAnnotations returns the annotations of the VirtualMachine owner, or a not-found error if it is gone.
+func (c Cluster) VMAnnotations(ctx context.Context, owner floatip.Owner) (map[string]string, error) {
+	object := metadataOf(vmKind)
+	same := func() bool { return string(object.UID) == owner.UID }
+	if err := c.get(ctx, types.NamespacedName{Namespace: owner.Namespace, Name: owner.Name}, object, same); err != nil {
+		return nil, err
+	}
+	if !same() {
+		return nil, notFound("virtualmachines", owner.Name)
+	}
+	return object.Annotations, nil
+}
+
+// VMI returns the VirtualMachineInstance with that name and UID, or a not-found error.
+func (c Cluster) VMI(ctx context.Context, namespace, name string, uid types.UID) (*kubevirt.VirtualMachineInstance, error) {
+	vmi := &kubevirt.VirtualMachineInstance{}
+	same := func() bool { return vmi.UID == uid }
+	if err := c.get(ctx, types.NamespacedName{Namespace: namespace, Name: name}, vmi, same); err != nil {
+		return nil, err
+	}
+	if !same() {
+		return nil, notFound("virtualmachineinstances", name)
+	}
+	return vmi, nil
+}
+
+func notFound(resource, name string) error {
+	return apierrors.NewNotFound(schema.GroupResource{Group: kubevirt.GroupVersion.Group, Resource: resource}, name)
+}
+
+// vmExists asks the API server itself whether the VM with that UID is stored. Without a resource version the answer
+// comes from a quorum of etcd.
+func (c Cluster) vmExists(ctx context.Context, owner floatip.Owner) (bool, error) {
+	object := metadataOf(vmKind)
+	err := c.Live.Get(ctx, types.NamespacedName{Namespace: owner.Namespace, Name: owner.Name}, object)
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look for VM %s: %w", owner, err)
+	}
+	return string(object.UID) == owner.UID, nil
+}

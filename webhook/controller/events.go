@@ -1,0 +1,50 @@
+package controller
+
+import (
+	"k8s.io/client-go/tools/events"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"floatip.io/floatip"
+	"floatip.io/floatip/ipam"
+)
+
+// ReportingController is the name under which events appear.
+const ReportingController = "floatip"
+
+// Reasons of events on VMs.
+const (
+	// EventAllocated: the VM is stored and holds an address.
+	EventAllocated = "FloatingIPAllocated"
+	// EventDisputed: two VMs claim one address.
+	EventDisputed = "FloatingIPDisputed"
+)
+
+const (
+	actionAllocate  = "Allocate"
+	actionTranslate = "Translate"
+)
+
+// Events writes events on VMs.
+type Events struct {
+	Recorder events.EventRecorder
+}
+
+// Warn writes a warning about a VM.
+func (e Events) Warn(owner floatip.Owner, reason, text string) {
+	e.Recorder.Eventf(vmObject(owner), nil, corev1.EventTypeWarning, reason, actionTranslate, "%s", text)
+}
+
+// allocated tells that a line became Bound.
+func (e Events) allocated(line ipam.Allocation) {
+	e.Recorder.Eventf(vmObject(line.Owner), nil, corev1.EventTypeNormal, EventAllocated, actionAllocate,
+		"floating IP %s of pool %s", line.Address, line.Pool)
+}
+
+func vmObject(owner floatip.Owner) *metav1.PartialObjectMetadata {
+	o := metadataOf(vmKind)
+	o.Namespace, o.Name, o.UID = owner.Namespace, owner.Name, types.UID(owner.UID)
+	return o
+}

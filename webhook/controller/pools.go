@@ -1,0 +1,199 @@
+package controller
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"floatip.io/floatip/ipam"
+	"floatip.io/floatip/ipam/v1alpha1"
+	"floatip.io/floatip/webhook"
+)
+
+// poolInterval is how old the figures in a pool's status may be.
+const poolInterval = 10 * time.Second
+
+// Conditions of pools.
+const (
+	ConditionReady       = "Ready"
+	ConditionOverlapping = "Overlapping"
+	ConditionExhausted   = "Exhausted"
+)
+
+// Pools turns the FloatingIPPool objects into the ledger's pools, and writes their status.
+type Pools struct {
+	Ledger  *ipam.Ledger
+	Cached  client.Reader
+	Writer  client.Client
+	Started *Starter
+}
+
+// SetupWithManager looks at all pools together whenever one of them changes: whether a pool overlaps depends on the
+// others.
+func (r *Pools) SetupWithManager(mgr ctrl.Manager) error {
+	one := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []reconcile.Request {
+		return []reconcile.Request{{}}
+	})
+	return builder.ControllerManagedBy(mgr).Named("pools").Watches(&v1alpha1.FloatingIPPool{}, one).Complete(r)
+}
+
+// poolObject is a FloatingIPPool and what it says.
+type poolObject struct {
+	object *v1alpha1.FloatingIPPool
+	pool   ipam.Pool
+	errs   field.ErrorList
+}
+
+func readPools(ctx context.Context, reader client.Reader) ([]poolObject, error) {
+	var list v1alpha1.FloatingIPPoolList
+	if err := reader.List(ctx, &list); err != nil {
+		return nil, fmt.Errorf("list FloatingIPPools: %w", err)
+	}
+	pools := make([]poolObject, len(list.Items))
+	for i := range list.Items {
+		pool, errs := webhook.PoolOf(&list.Items[i])
+		pools[i] = poolObject{&list.Items[i], pool, errs}
+	}
+	return pools, nil
+}
+
+// valid returns the pools that can be read. What is held in the others stays held.
+func valid(pools []poolObject) []ipam.Pool {
+	var all []ipam.Pool
+	for _, p := range pools {
+		if len(p.errs) == 0 {
+			all = append(all, p.pool)
+		}
+	}
+	return all
+}
+
+// Reconcile looks at all pools.
+func (r *Pools) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.Result, error) {
+	if err := r.Started.wait(ctx); err != nil {
+		return reconcile.Result{}, err
+	}
+	pools, err := readPools(ctx, r.Cached)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	r.Ledger.SetPools(valid(pools))
+	figures := r.Ledger.Pools()
+	for _, p := range pools {
+		i := slices.IndexFunc(figures, func(s ipam.PoolStatus) bool { return s.Pool.Name == p.object.Name })
+		var have *ipam.PoolStatus
+		if i >= 0 {
+			have = &figures[i]
+		}
+		if err := r.writeStatus(ctx, p, have); err != nil {
+			return reconcile.Result{}, err
+		}
+	}
+	return reconcile.Result{RequeueAfter: poolInterval}, nil
+}
+
+func (r *Pools) writeStatus(ctx context.Context, p poolObject, figures *ipam.PoolStatus) error {
+	after := p.object.DeepCopy()
+	after.Status = statusOf(p, figures)
+	patch := client.MergeFrom(p.object)
+	raw, err := patch.Data(after)
+	if err != nil {
+		return fmt.Errorf("status of pool %s: %w", p.object.Name, err)
+	}
+	if string(raw) == "{}" {
+		return nil
+	}
+	err = r.Writer.Status().Patch(ctx, after, patch, client.FieldOwner(FieldManager))
+	if client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("write status of pool %s: %w", p.object.Name, err)
+	}
+	return nil
+}
+
+// statusOf returns the status of a pool; figures is nil for one that cannot be read.
+func statusOf(p poolObject, figures *ipam.PoolStatus) v1alpha1.FloatingIPPoolStatus {
+	status := *p.object.Status.DeepCopy()
+	status.ObservedGeneration = p.object.Generation
+	set := func(kind string, on bool, reason, text string) {
+		value := metav1.ConditionFalse
+		if on {
+			value = metav1.ConditionTrue
+		}
+		meta.SetStatusCondition(&status.Conditions, metav1.Condition{
+			Type: kind, Status: value, Reason: reason, Message: text, ObservedGeneration: p.object.Generation,
+		})
+	}
+	if figures == nil {
+		text := "the pool cannot be read"
+		if len(p.errs) > 0 {
+			text = p.errs.ToAggregate().Error()
+		}
+		set(ConditionReady, false, "Invalid", text)
+		return status
+	}
+	status.IPv4, status.IPv6 = count(figures.IPv4), count(figures.IPv6)
+	set(ConditionOverlapping, len(figures.Overlaps) > 0, overlapReason(*figures), overlapText(*figures))
+	set(ConditionExhausted, exhausted(*figures), exhaustedReason(*figures), "")
+	switch {
+	case figures.Pool.Drain:
+		set(ConditionReady, false, "Draining", "spec.drain is true: nothing is handed out")
+	case exhausted(*figures):
+		set(ConditionReady, false, "Exhausted", "every address is held or rests")
+	default:
+		set(ConditionReady, true, "Serving", "")
+	}
+	return status
+}
+
+func count(c ipam.Count) *v1alpha1.AddressCount {
+	if c.Capacity == nil || c.Capacity.Sign() == 0 && c.Used == 0 {
+		return nil
+	}
+	return &v1alpha1.AddressCount{
+		Capacity: c.Capacity.String(), Used: int64(c.Used), Pending: int64(c.Pending), Quarantined: int64(c.Quarantined),
+	}
+}
+
+func exhausted(s ipam.PoolStatus) bool {
+	full := func(c ipam.Count) bool {
+		return c.Capacity != nil && c.Capacity.IsInt64() && int64(c.Used+c.Quarantined) >= c.Capacity.Int64()
+	}
+	return full(s.IPv4) && full(s.IPv6)
+}
+
+func exhaustedReason(s ipam.PoolStatus) string {
+	if exhausted(s) {
+		return "NoFreeAddress"
+	}
+	return "FreeAddresses"
+}
+
+func overlapReason(s ipam.PoolStatus) string {
+	if len(s.Overlaps) > 0 {
+		return "OlderPool"
+	}
+	return "NoOverlap"
+}
+
+func overlapText(s ipam.PoolStatus) string {
+	var texts []string
+	for older, ranges := range s.Overlaps {
+		for _, r := range ranges {
+			texts = append(texts, fmt.Sprintf("%s belongs to the older pool %s", r, older))
+		}
+	}
+	slices.SortFunc(texts, cmp.Compare[string])
+	return strings.Join(texts, "; ")
+}

@@ -1,0 +1,108 @@
+package kubevirt
+
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+)
+
+// GroupVersion is the group and version of KubeVirt's objects.
+var GroupVersion = schema.GroupVersion{Group: "kubevirt.io", Version: "v1"}
+
+// Kinds of KubeVirt's objects.
+const (
+	KindVM  = "VirtualMachine"
+	KindVMI = "VirtualMachineInstance"
+)
+
+// AddToScheme makes the views of this package known to a scheme.
+func AddToScheme(s *runtime.Scheme) error {
+	s.AddKnownTypes(GroupVersion, &VirtualMachineInstance{}, &VirtualMachineInstanceList{})
+	metav1.AddToGroupVersion(s, GroupVersion)
+	return nil
+}
+
+// VirtualMachineInstance is the view of a VMI.
+//
+// +kubebuilder:object:root=true
+type VirtualMachineInstance struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec VMISpec `json:"spec"`
+}
+
+// VirtualMachineInstanceList is a list of views.
+//
+// +kubebuilder:object:root=true
+type VirtualMachineInstanceList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+
+	Items []VirtualMachineInstance `json:"items"`
+}
+
+// VMISpec is the view of a VMI's spec.
+type VMISpec struct {
+	Domain   Domain    `json:"domain"`
+	Networks []Network `json:"networks,omitempty"`
+	Volumes  []Volume  `json:"volumes,omitempty"`
+}
+
+// Domain is the view of the machine.
+type Domain struct {
+	Chassis *Chassis `json:"chassis,omitempty"`
+	Devices Devices  `json:"devices"`
+}
+
+// Chassis is the view of the SMBIOS type 3 structure.
+type Chassis struct {
+	Asset string `json:"asset,omitempty"`
+}
+
+// Devices is the view of the machine's devices.
+type Devices struct {
+	Interfaces []Interface `json:"interfaces,omitempty"`
+}
+
+// Interface is the view of one NIC of the guest. Of the ways to connect it only masquerade matters.
+type Interface struct {
+	Name       string      `json:"name"`
+	Masquerade *Masquerade `json:"masquerade,omitempty"`
+	// Ports that are forwarded to the guest; empty for all.
+	Ports []Port `json:"ports,omitempty"`
+	// PortRanges came with KubeVirt 1.9.
+	PortRanges []PortRange `json:"portRanges,omitempty"`
+}
+
+// Masquerade connects the guest by NAT.
+type Masquerade struct{}
+
+// Port is one forwarded port.
+type Port struct {
+	// Protocol is TCP, which is the default, or UDP.
+	Protocol string `json:"protocol,omitempty"`
+	Port     int32  `json:"port"`
+}
+
+// PortRange is there to be counted.
+type PortRange struct{}
+
+// Network is the view of one network that an interface of the same name is connected to.
+type Network struct {
+	Name string      `json:"name"`
+	Pod  *PodNetwork `json:"pod,omitempty"`
+}
+
+// PodNetwork is the cluster's default network.
+type PodNetwork struct {
+	// VMNetworkCIDR is the network between pod and guest, 10.0.2.0/24 if empty.
+	VMNetworkCIDR string `json:"vmNetworkCIDR,omitempty"`
+	// VMIPv6NetworkCIDR is its IPv6 twin, fd10:0:2::/120 if empty.
+	VMIPv6NetworkCIDR string `json:"vmIPv6NetworkCIDR,omitempty"`
+}
+
+// Volume is the view of a disk's source. KubeVirt gives the pod a volume of the same name.
+type Volume struct {
+	Name string `json:"name"`
+}

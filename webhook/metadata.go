@@ -1,0 +1,47 @@
+package webhook
+
+import (
+	"fmt"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	kjson "sigs.k8s.io/json"
+)
+
+// metadata is what the hooks read of an object's metadata. The rest stays bytes.
+type metadata struct {
+	Name              string                  `json:"name"`
+	GenerateName      string                  `json:"generateName"`
+	Namespace         string                  `json:"namespace"`
+	UID               types.UID               `json:"uid"`
+	Annotations       map[string]string       `json:"annotations"`
+	Labels            map[string]string       `json:"labels"`
+	OwnerReferences   []metav1.OwnerReference `json:"ownerReferences"`
+	DeletionTimestamp *time.Time              `json:"deletionTimestamp"`
+	// ManagedFields is nil when the object has none.
+	ManagedFields []fieldManager `json:"managedFields"`
+}
+
+// fieldManager is the part of a managedFields entry by which floatip finds its own.
+type fieldManager struct {
+	Manager string `json:"manager"`
+}
+
+// decode reads raw into v. Names of fields are matched exactly, as the API server matches them: encoding/json would
+// take "Metadata" for "metadata".
+func decode(raw []byte, v any) error {
+	if err := kjson.UnmarshalCaseSensitivePreserveInts(raw, v); err != nil {
+		return fmt.Errorf("decode object: %w", err)
+	}
+	return nil
+}
+
+// decodeMetadata reads the metadata of the object in raw and skips all else.
+func decodeMetadata(raw []byte) (metadata, error) {
+	var object struct {
+		Metadata metadata `json:"metadata"`
+	}
+	err := decode(raw, &object)
+	return object.Metadata, err
+}

@@ -1,0 +1,131 @@
+package webhook
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"net/netip"
+	"strings"
+
+	"floatip.io/floatip"
+	"floatip.io/floatip/webhook/kubevirt"
+)
+
+// Networks between pod and guest that KubeVirt takes when a VMI names none (pkg/virt-launcher/virtwrap/api/defaults.go).
+var (
+	defaultGuestIPv4 = netip.MustParsePrefix("10.0.2.0/24")
+	defaultGuestIPv6 = netip.MustParsePrefix("fd10:0:2::/120")
+)
+
+// errNotMasquerade is the cause of every guest whose addresses cannot be translated in the pod.
+var errNotMasquerade = errors.New("no interface with masquerade binding on the pod network")
+
+// guest is what there is to translate to: the network between pod and guest for each family, and the ports that the
+// VM lists on its interface.
+type guest struct {
+	ipv4, ipv6 netip.Prefix
+	ports      []floatip.Port
+}
+
+// guestOf finds the masquerade interface on the pod network; KubeVirt allows at most one pod network
+// (pkg/network/admitter). It returns errNotMasquerade for every other binding, and an error for a network or a port
+// list that cannot be translated.
+func guestOf(spec kubevirt.VMISpec) (guest, error) {
+	for _, network := range spec.Networks {
+		if network.Pod == nil {
+			continue
+		}
+		for _, nic := range spec.Domain.Devices.Interfaces {
+			if nic.Name == network.Name && nic.Masquerade != nil {
+				return newGuest(*network.Pod, nic)
+			}
+		}
+	}
+	return guest{}, errNotMasquerade
+}
+
+func newGuest(network kubevirt.PodNetwork, nic kubevirt.Interface) (guest, error) {
+	var g guest
+	var err error
+	if g.ipv4, err = guestNetwork(network.VMNetworkCIDR, defaultGuestIPv4); err != nil {
+		return guest{}, fmt.Errorf("vmNetworkCIDR: %w", err)
+	}
+	if g.ipv6, err = guestNetwork(network.VMIPv6NetworkCIDR, defaultGuestIPv6); err != nil {
+		return guest{}, fmt.Errorf("vmIPv6NetworkCIDR: %w", err)
+	}
+	// Without the ranges the list of ports would be shorter than the VM's, or empty, which opens every port.
+	if len(nic.PortRanges) > 0 {
+		return guest{}, fmt.Errorf("interface %s: portRanges cannot be forwarded, list ports", nic.Name)
+	}
+	for _, p := range nic.Ports {
+		port, err := forwarded(p)
+		if err != nil {
+			return guest{}, fmt.Errorf("interface %s: %w", nic.Name, err)
+		}
+		g.ports = append(g.ports, port)
+	}
+	return g, nil
+}
+
+// guestNetwork parses a CIDR as KubeVirt does: the bits of the host are ignored (pkg/network/setup/netpod).
+func guestNetwork(cidr string, otherwise netip.Prefix) (netip.Prefix, error) {
+	if cidr == "" {
+		return otherwise, nil
+	}
+	p, err := netip.ParsePrefix(cidr)
+	if err != nil {
+		return netip.Prefix{}, fmt.Errorf("%q is not a network: %w", cidr, err)
+	}
+	if p.Addr().Is4() != otherwise.Addr().Is4() {
+		return netip.Prefix{}, fmt.Errorf("%q is of the other address family", cidr)
+	}
+	if p.Addr().BitLen()-p.Bits() < 2 {
+		return netip.Prefix{}, fmt.Errorf("%q has no room for a gateway and a guest", cidr)
+	}
+	return p.Masked(), nil
+}
+
+func forwarded(p kubevirt.Port) (floatip.Port, error) {
+	protocol := strings.ToUpper(p.Protocol)
+	if protocol == "" {
+		protocol = "TCP"
+	}
+	if protocol != "TCP" && protocol != "UDP" {
+		return floatip.Port{}, fmt.Errorf("port %d: protocol %s cannot be forwarded", p.Port, p.Protocol)
+	}
+	if p.Port < 1 || p.Port > math.MaxUint16 {
+		return floatip.Port{}, fmt.Errorf("port %d is none", p.Port)
+	}
+	return floatip.Port{Protocol: protocol, Number: uint16(p.Port)}, nil
+}
+
+// bind pairs a floating address with the guest's fixed address of the same family: the pod has the first host of the
+// network and the guest the second (KubeVirt pkg/network/setup/netpod).
+func (g guest) bind(floating netip.Addr) floatip.Binding {
+	network := g.ipv6
+	if floating.Is4() {
+		network = g.ipv4
+	}
+	gateway := network.Addr().Next()
+	return floatip.Binding{
+		Floating:     floating,
+		Fixed:        gateway.Next(),
+		Gateway:      gateway,
+		GuestNetwork: network,
+		Ports:        g.ports,
+	}
+}
+
+// podNAT describes the translation for the pod of a VM that holds addresses.
+func podNAT(owner floatip.Owner, addresses []netip.Addr, g guest, cluster []netip.Prefix) (string, error) {
+	nat := floatip.PodNAT{
+		Version:         floatip.PodNATVersion,
+		Owner:           owner,
+		Interface:       floatip.DefaultGuestInterface,
+		ClusterNetworks: cluster,
+	}
+	for _, a := range addresses {
+		nat.Bindings = append(nat.Bindings, g.bind(a))
+	}
+	return nat.Encode()
+}

@@ -1,0 +1,107 @@
+package webhook
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+
+	"floatip.io/floatip"
+	"floatip.io/floatip/ipam"
+	"floatip.io/floatip/webhook/kubevirt"
+)
+
+// createPod answers Pod CREATE, mutating: the pod that carries the guest of a VM with a floating address gets the
+// sidecar, the NAT description, and nodes that carry the provider network. Migration targets are such pods too.
+//
+// Labels and annotations prove nothing, since anybody who may create pods can write them. What counts: KubeVirt's
+// controller makes the pod; it belongs to a VMI that exists, with that UID; the VMI belongs to the VM that holds the
+// address in the ledger.
+func (h *Hooks) createPod(ctx context.Context, req admission.Request) Decision {
+	var pod podView
+	if err := decode(req.Object.Raw, &pod); err != nil {
+		return refuse(malformed(req, err), err)
+	}
+	if reason := h.notALauncher(req, pod); reason != "" {
+		return plainPod(pod, Decision{Action: Ignored, Reason: reason})
+	}
+	ref, ok := kubevirt.OwnerOf(pod.Metadata.OwnerReferences, kubevirt.KindVMI)
+	if !ok {
+		return plainPod(pod, Decision{Action: Ignored, Reason: "the pod has no VMI"})
+	}
+	vmi, err := h.vmiOf(ctx, req.Namespace, ref.Name, ref.UID)
+	if err != nil {
+		return refuse(internal(req), err)
+	}
+	vm, ok := kubevirt.OwnerOf(vmi.OwnerReferences, kubevirt.KindVM)
+	if !ok {
+		return plainPod(pod, Decision{Action: Ignored, Reason: "the VMI has no VM"})
+	}
+	lines := h.Ledger.ByOwner(string(vm.UID))
+	if len(lines) == 0 {
+		return plainPod(pod, Decision{Action: Ignored, Reason: "the VM has no address"})
+	}
+	return h.inject(req, pod, vmi, lines)
+}
+
+// inject returns the decision about the launcher pod of a VM that holds lines.
+func (h *Hooks) inject(req admission.Request, pod podView, vmi *kubevirt.VirtualMachineInstance, lines []ipam.Allocation) Decision {
+	have, owner := holdingOf(lines), lines[0].Owner
+	g, err := guestOf(vmi.Spec)
+	if err != nil {
+		// The VM's owner was told when the VMI was created.
+		return plainPod(pod, have.decision(Unnatable, err.Error()))
+	}
+	nat, err := podNAT(owner, have.addresses, g, h.Options.ClusterNetworks)
+	if err != nil {
+		return plainPod(pod, have.decision(Unnatable, err.Error()))
+	}
+	d := have.decision(Injected, "address of VM "+owner.String())
+	d.Patches = setAnnotations(pod.Metadata, map[string]string{
+		floatip.AnnotationNAT: nat, floatip.AnnotationAddress: have.address(),
+	})
+	if pod.injected() {
+		d.Action, d.Reason = Kept, "called again for the same pod"
+		return d
+	}
+	for _, name := range []string{floatip.SocketVolume, floatip.NATVolume} {
+		if hasName(pod.Spec.Volumes, name) {
+			err := fmt.Errorf("volume %s: %w", name, errVolumeName)
+			return refuse(conflict(req, "spec.volumes", err), err)
+		}
+	}
+	d.Patches = append(d.Patches, injectSidecar(pod, h.Options.SidecarImage)...)
+	d.Patches = append(d.Patches, selectNodes(pod, slices.Compact(slices.Sorted(slices.Values(have.pools))))...)
+	return d
+}
+
+// notALauncher says why pod carries no guest; an empty text says that it may.
+func (h *Hooks) notALauncher(req admission.Request, pod podView) string {
+	switch {
+	case req.UserInfo.Username != kubevirt.ControllerUser(h.Options.KubeVirtNamespace):
+		return "not made by KubeVirt's controller"
+	case pod.Metadata.Labels[kubevirt.LabelApp] != kubevirt.AppLauncher:
+		return "not a launcher: label " + kubevirt.LabelApp + " is " + pod.Metadata.Labels[kubevirt.LabelApp]
+	}
+	if _, temporary := pod.Metadata.Annotations[kubevirt.AnnotationTemporary]; temporary {
+		return "a temporary pod that carries no guest"
+	}
+	return ""
+}
+
+// vmiOf returns the VMI with that name and UID.
+func (h *Hooks) vmiOf(ctx context.Context, namespace, name string, uid types.UID) (*kubevirt.VirtualMachineInstance, error) {
+	vmi, err := h.Cluster.VMI(ctx, namespace, name, uid)
+	if err != nil {
+		return nil, fmt.Errorf("VMI %s/%s with UID %s of the pod: %w", namespace, name, uid, err)
+	}
+	return vmi, nil
+}
+
+// plainPod removes floatip's key from a pod that gets no sidecar.
+func plainPod(pod podView, d Decision) Decision {
+	d.Patches = setAnnotations(pod.Metadata, map[string]string{floatip.AnnotationNAT: ""})
+	return d
+}

@@ -1,0 +1,84 @@
+package webhook
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+
+	"floatip.io/floatip"
+	"floatip.io/floatip/ipam"
+)
+
+// statusOfLedger turns an error of the ledger into the status that the user sees:
+//
+//	409 Conflict        somebody else has the address, or the VM has another one
+//	403 Forbidden       the pool is full, closed, or not for this namespace
+//	422 Invalid         the request contradicts itself, the pool, or what exists
+//	500 InternalError   a surprise: plain text here, the cause in the log
+//
+// A full pool is no 5xx or 429: the API server would take the hook for broken, and clients would try again for ever.
+func statusOfLedger(req admission.Request, err error) *metav1.Status {
+	request := annotationsPath.Key(floatip.AnnotationRequest).String()
+	pool := annotationsPath.Key(floatip.AnnotationPool).String()
+	switch {
+	case errors.Is(err, ipam.ErrTaken):
+		return conflict(req, request, err)
+	case errors.Is(err, ipam.ErrOwnerHolds), errors.Is(err, ipam.ErrClaimInUse), errors.Is(err, ipam.ErrDisputed),
+		errors.Is(err, ipam.ErrUnknownClaim):
+		return conflict(req, annotationsPath.Key(floatip.AnnotationAddress).String(), err)
+	case errors.Is(err, ipam.ErrFull), errors.Is(err, ipam.ErrLimit), errors.Is(err, ipam.ErrDraining),
+		errors.Is(err, ipam.ErrNotAllowed), errors.Is(err, ipam.ErrNoPool):
+		return status(req, http.StatusForbidden, metav1.StatusReasonForbidden, pool, err)
+	case errors.Is(err, ipam.ErrUnknownPool):
+		return status(req, http.StatusUnprocessableEntity, metav1.StatusReasonInvalid, pool, err)
+	case errors.Is(err, ipam.ErrNotInPool), errors.Is(err, ipam.ErrNeverGiven), errors.Is(err, ipam.ErrInvalid):
+		return status(req, http.StatusUnprocessableEntity, metav1.StatusReasonInvalid, request, err)
+	default:
+		return internal(req)
+	}
+}
+
+func conflict(req admission.Request, path string, err error) *metav1.Status {
+	return status(req, http.StatusConflict, metav1.StatusReasonConflict, path, err)
+}
+
+// invalid reports every error in errs, each with its field.
+func invalid(req admission.Request, errs field.ErrorList) *metav1.Status {
+	s := status(req, http.StatusUnprocessableEntity, metav1.StatusReasonInvalid, "", errs.ToAggregate())
+	s.Details.Causes = nil
+	for _, e := range errs {
+		s.Details.Causes = append(s.Details.Causes, metav1.StatusCause{
+			Type: metav1.CauseType(e.Type), Message: e.ErrorBody(), Field: e.Field,
+		})
+	}
+	return s
+}
+
+// malformed serves objects that are no JSON of their kind. The API server does not send such ones.
+func malformed(req admission.Request, err error) *metav1.Status {
+	return status(req, http.StatusBadRequest, metav1.StatusReasonBadRequest, "", err)
+}
+
+// internal tells the user that floatip is at fault, and nothing else.
+func internal(req admission.Request) *metav1.Status {
+	return status(req, http.StatusInternalServerError, metav1.StatusReasonInternalError, "",
+		fmt.Errorf("floatip could not decide; its log has the cause under request %s", req.UID))
+}
+
+func status(req admission.Request, code int32, reason metav1.StatusReason, path string, err error) *metav1.Status {
+	s := &metav1.Status{
+		Status:  metav1.StatusFailure,
+		Code:    code,
+		Reason:  reason,
+		Message: "floatip: " + err.Error(),
+		Details: &metav1.StatusDetails{Name: req.Name, Group: req.Kind.Group, Kind: req.Kind.Kind},
+	}
+	if path != "" {
+		s.Details.Causes = []metav1.StatusCause{{Type: metav1.CauseType(reason), Message: err.Error(), Field: path}}
+	}
+	return s
+}

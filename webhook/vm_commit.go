@@ -1,0 +1,53 @@
+package webhook
+
+import (
+	"context"
+	"net/netip"
+
+	"k8s.io/apimachinery/pkg/util/validation/field"
+	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+
+	"floatip.io/floatip"
+)
+
+// commitVM answers VirtualMachine CREATE, validating. The API server has chosen name and UID by now, so the promise of
+// createVM becomes a line of the ledger that survives a crash, before the answer is given. The API server may call it
+// several times for one create, with other names (generateName): the last one counts.
+func (h *Hooks) commitVM(ctx context.Context, req admission.Request) Decision {
+	m, err := decodeMetadata(req.Object.Raw)
+	if err != nil {
+		return refuse(malformed(req, err), err)
+	}
+	address, claimText := m.Annotations[floatip.AnnotationAddress], m.Annotations[floatip.AnnotationClaim]
+	if address == "" && claimText == "" {
+		return Decision{Action: Ignored, Reason: "the VM has no address"}
+	}
+	addresses, claim, errs := parseOwnKeys(address, claimText)
+	if len(errs) > 0 {
+		return refuse(invalid(req, errs), nil)
+	}
+	if isDryRun(req) {
+		return Decision{Action: Kept, Reason: "dry run", Address: address, Claim: claimText}
+	}
+	lines, err := h.Ledger.Commit(ctx, claim, ownerOf(req, m), addresses, causeOf(req))
+	if err != nil {
+		d := refuse(statusOfLedger(req, err), err)
+		d.Address, d.Claim = address, claimText
+		return d
+	}
+	return holdingOf(lines).decision(Committed, "written to the ledger")
+}
+
+// parseOwnKeys reads floatip's own annotations. What cannot be read was changed by another webhook after createVM.
+func parseOwnKeys(address, claim string) ([]netip.Addr, floatip.Claim, field.ErrorList) {
+	var errs field.ErrorList
+	addresses, err := ParseAddresses(address)
+	if err != nil {
+		errs = append(errs, field.Invalid(annotationsPath.Key(floatip.AnnotationAddress), address, err.Error()))
+	}
+	c, err := floatip.ParseClaim(claim)
+	if err != nil {
+		errs = append(errs, field.Invalid(annotationsPath.Key(floatip.AnnotationClaim), claim, err.Error()))
+	}
+	return addresses, c, errs
+}

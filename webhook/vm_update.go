@@ -1,0 +1,107 @@
+package webhook
+
+import (
+	"context"
+	"fmt"
+	"maps"
+
+	"k8s.io/apimachinery/pkg/util/validation/field"
+	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+
+	"floatip.io/floatip"
+)
+
+// updateVM answers VirtualMachine UPDATE, mutating. It is called for changes of floatip's annotations only, and never
+// stands in the way of a VM that is being deleted.
+//
+// floatip's own keys are put back to what the ledger says. The user's keys may be changed as far as the change is true
+// already: a request for the very address that the VM holds. Other changes are refused, since a VM does not change its
+// address by an edit; KubeVirt's accounts, which write whole revisions, get a warning instead.
+func (h *Hooks) updateVM(_ context.Context, req admission.Request) Decision {
+	after, err := decodeMetadata(req.Object.Raw)
+	if err != nil {
+		return refuse(malformed(req, err), err)
+	}
+	before, err := decodeMetadata(req.OldObject.Raw)
+	if err != nil {
+		return refuse(malformed(req, err), err)
+	}
+	if after.DeletionTimestamp != nil {
+		return Decision{Action: Ignored, Reason: "the VM is being deleted"}
+	}
+	wish, errs := ParseRequest(after.Annotations)
+	if len(errs) > 0 && !maps.Equal(userKeys(before), userKeys(after)) && !h.byKubeVirt(req) {
+		return refuse(invalid(req, errs), nil)
+	}
+	have := holdingOf(h.Ledger.ByOwner(string(before.UID)))
+	d := h.restore(req, before, after, have)
+	if len(have.addresses) == 0 {
+		return d
+	}
+	if problem := changedWish(before, after, wish, have); problem != nil {
+		if !h.byKubeVirt(req) {
+			return refuse(invalid(req, field.ErrorList{problem}), nil)
+		}
+		d.Warnings = append(d.Warnings, "floatip: "+problem.Error())
+	}
+	if dropped := droppedWish(before, after); dropped != "" {
+		d.Warnings = append(d.Warnings, fmt.Sprintf("floatip: %s was removed; the VM keeps %s until it is deleted", dropped, have.address()))
+	}
+	return d
+}
+
+// restore puts floatip's keys back to what the ledger says, or to what was there if the ledger holds nothing.
+func (h *Hooks) restore(req admission.Request, before, after metadata, have holding) Decision {
+	address, claim := have.address(), have.claimText()
+	if len(have.addresses) == 0 {
+		address, claim = before.Annotations[floatip.AnnotationAddress], before.Annotations[floatip.AnnotationClaim]
+	}
+	d := have.decision(Kept, "floatip's annotations are right")
+	want := map[string]string{floatip.AnnotationAddress: address, floatip.AnnotationClaim: claim}
+	d.Patches = setAnnotations(after, want)
+	if len(d.Patches) == 0 {
+		return d
+	}
+	d.Action, d.Reason = Restored, "floatip's annotations were changed and are put back"
+	d.Warnings = append(d.Warnings, fmt.Sprintf("floatip: %s and %s are written by floatip only; the change was undone",
+		floatip.AnnotationAddress, floatip.AnnotationClaim))
+	if address != "" {
+		d.Patches = h.writeOwnKeys(req, after, address, claim)
+	}
+	return d
+}
+
+func userKeys(m metadata) map[string]string {
+	keys := map[string]string{}
+	for _, k := range []string{floatip.AnnotationRequest, floatip.AnnotationPool} {
+		if v, present := m.Annotations[k]; present {
+			keys[k] = v
+		}
+	}
+	return keys
+}
+
+// changedWish returns what is wrong with a changed request or pool, or nil.
+func changedWish(before, after metadata, wish Request, have holding) *field.Error {
+	const remedy = "an address does not change with an edit: delete and create the VM, or move the address with kubectl floatip"
+	for _, key := range []string{floatip.AnnotationRequest, floatip.AnnotationPool} {
+		value := after.Annotations[key]
+		if value == "" || value == before.Annotations[key] {
+			continue
+		}
+		if !have.fulfils(wish) {
+			return field.Forbidden(annotationsPath.Key(key), fmt.Sprintf("the VM holds %s of pool %s; %s", have.address(), have.pool(), remedy))
+		}
+	}
+	return nil
+}
+
+// droppedWish returns the first of the user's keys that was removed.
+func droppedWish(before, after metadata) string {
+	for _, key := range []string{floatip.AnnotationRequest, floatip.AnnotationPool} {
+		if before.Annotations[key] != "" && after.Annotations[key] == "" {
+			return key
+		}
+	}
+	return ""
+}

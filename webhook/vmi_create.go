@@ -1,0 +1,124 @@
+package webhook
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"gomodules.xyz/jsonpatch/v2"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+
+	"floatip.io/floatip"
+	"floatip.io/floatip/webhook/kubevirt"
+)
+
+// vmiView is what the hook reads of a VirtualMachineInstance.
+type vmiView struct {
+	Metadata metadata         `json:"metadata"`
+	Spec     kubevirt.VMISpec `json:"spec"`
+}
+
+// createVMI answers VirtualMachineInstance CREATE, mutating. Only now the network binding is known: KubeVirt fills in
+// defaults, preferences and the cluster's choice. The VMI gets what the ledger holds for its VM, and nothing that
+// somebody wrote into the VM's template: KubeVirt copies a VMI's annotations to its pods.
+func (h *Hooks) createVMI(ctx context.Context, req admission.Request) Decision {
+	var vmi vmiView
+	if err := decode(req.Object.Raw, &vmi); err != nil {
+		return refuse(malformed(req, err), err)
+	}
+	vm, ok := kubevirt.OwnerOf(vmi.Metadata.OwnerReferences, kubevirt.KindVM)
+	if !ok {
+		return uncarried(vmi, Decision{Action: Ignored, Reason: "the VMI has no VM"})
+	}
+	owner := floatip.Owner{Namespace: req.Namespace, Name: vm.Name, UID: string(vm.UID)}
+	have := holdingOf(h.Ledger.ByOwner(owner.UID))
+	if len(have.addresses) == 0 {
+		return uncarried(vmi, Decision{Action: Ignored, Reason: "the VM has no address"})
+	}
+	if err := volumeNames(vmi.Spec); err != nil {
+		return refuse(invalid(req, field.ErrorList{err}), nil)
+	}
+	g, err := guestOf(vmi.Spec)
+	if err == nil {
+		_, err = podNAT(owner, have.addresses, g, h.Options.ClusterNetworks)
+	}
+	if err != nil {
+		return h.unnatable(ctx, req, vmi, owner, have, err)
+	}
+	d := have.decision(Carried, "address of VM "+owner.String())
+	d.Patches = setAnnotations(vmi.Metadata, map[string]string{
+		floatip.AnnotationAddress: have.address(), floatip.AnnotationNAT: "", floatip.AnnotationClaim: "",
+	})
+	d.Patches = append(d.Patches, assetHint(vmi.Spec, have.address())...)
+	return d
+}
+
+// uncarried removes floatip's keys from a VMI that carries no address.
+func uncarried(vmi vmiView, d Decision) Decision {
+	d.Patches = setAnnotations(vmi.Metadata, map[string]string{
+		floatip.AnnotationAddress: "", floatip.AnnotationNAT: "", floatip.AnnotationClaim: "",
+	})
+	return d
+}
+
+// unnatable serves a VM that holds an address and is connected in a way that floatip cannot translate. The VM starts
+// without the floating address, unless it says that it needs it.
+func (h *Hooks) unnatable(ctx context.Context, req admission.Request, vmi vmiView, owner floatip.Owner, have holding, cause error) Decision {
+	text := fmt.Sprintf("%s cannot be translated to VM %s: %v", have.address(), owner, cause)
+	required, err := h.requires(ctx, owner)
+	if err != nil {
+		return refuse(internal(req), err)
+	}
+	if required {
+		path := field.NewPath("spec", "domain", "devices", "interfaces")
+		return refuse(invalid(req, field.ErrorList{field.Forbidden(path, text)}), nil)
+	}
+	if !isDryRun(req) {
+		h.Events.Warn(owner, EventUnnatable, text)
+	}
+	d := have.decision(Unnatable, cause.Error())
+	d.Warnings = []string{"floatip: " + text}
+	return uncarried(vmi, d)
+}
+
+// requires reads the VM's wish: its own annotations never reach the VMI.
+func (h *Hooks) requires(ctx context.Context, owner floatip.Owner) (bool, error) {
+	annotations, err := h.Cluster.VMAnnotations(ctx, owner)
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("annotations of VM %s: %w", owner, err)
+	}
+	return annotations[floatip.AnnotationRequire] == "true", nil
+}
+
+// errVolumeName refuses a VMI whose volumes would meet the sidecar's in the pod.
+var errVolumeName = errors.New("the name is taken by a volume of floatip's sidecar")
+
+func volumeNames(spec kubevirt.VMISpec) *field.Error {
+	for i, v := range spec.Volumes {
+		if v.Name == floatip.SocketVolume || v.Name == floatip.NATVolume {
+			return field.Invalid(field.NewPath("spec", "volumes").Index(i).Child("name"), v.Name, errVolumeName.Error())
+		}
+	}
+	return nil
+}
+
+// assetPrefix marks floatip's hint. cloud-init knows guests of some clouds by their asset tag (ds-identify), none of
+// which begins like this.
+const assetPrefix = "floatip="
+
+// assetHint tells the guest its floating address by the chassis asset tag (SMBIOS type 3), which every operating system
+// shows, unless the VM sets one itself.
+func assetHint(spec kubevirt.VMISpec, address string) []jsonpatch.Operation {
+	switch chassis := spec.Domain.Chassis; {
+	case chassis == nil:
+		return []jsonpatch.Operation{jsonpatch.NewOperation("add", "/spec/domain/chassis", map[string]string{"asset": assetPrefix + address})}
+	case chassis.Asset == "":
+		return []jsonpatch.Operation{jsonpatch.NewOperation("add", "/spec/domain/chassis/asset", assetPrefix+address)}
+	}
+	return nil
+}
