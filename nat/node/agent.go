@@ -58,6 +58,8 @@ type Agent struct {
 	kernel     *leg.Node
 	sessions   map[string]*session // by pod UID
 	responders *responders
+	refused    map[Refusal]bool // what was logged
+	health     health
 }
 
 // NewAgent prepares an Agent. It fails without the rights for netlink sockets.
@@ -118,6 +120,7 @@ func (a *Agent) resume(ctx context.Context) error {
 func (a *Agent) loop(ctx context.Context) error {
 	for {
 		next := lookAgain
+		a.health.turn(time.Now())
 		if view, complete := a.source.View(); complete {
 			report, err := a.round(ctx, view)
 			if err != nil {
@@ -142,7 +145,10 @@ func (a *Agent) loop(ctx context.Context) error {
 
 // round makes the node what the view says. The order is that of a withdrawal: first nobody is told any more, then the
 // way goes, then the pods' sessions.
-func (a *Agent) round(ctx context.Context, v View) (Report, error) {
+func (a *Agent) round(ctx context.Context, v View) (report Report, err error) {
+	began := time.Now()
+	var d Decision
+	defer func() { a.health.round(time.Since(began), d, err) }()
 	nics, err := a.kernel.NICs()
 	if err != nil {
 		return Report{}, err
@@ -151,19 +157,33 @@ func (a *Agent) round(ctx context.Context, v View) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
-	d := Decide(v, a.Name, nics)
+	d = Decide(v, a.Name, nics)
 	a.logRefusals(d.Refusals)
 	plan := a.plan(ctx, d, holding)
 	a.responders.keep(plan.answered())
 	errs := []error{a.plug(&plan)}
-	report, err := a.kernel.Apply(plan.config(d, a.ClusterNetworks))
+	applied, err := a.kernel.Apply(plan.config(d, a.ClusterNetworks))
 	errs = append(errs, err)
-	for _, line := range report.Changes {
-		a.Log.Info("changed the node", "change", line)
-	}
+	a.logChanges("node", applied)
 	a.responders.set(ctx, plan.answered())
 	errs = append(errs, a.dismiss(d))
+	a.health.observe(a.responders.figures(), plan.traffic())
 	return a.report(v, d, plan, err), errors.Join(errs...)
+}
+
+// logChanges says where something changed; what it was is for those who look closer.
+func (a *Agent) logChanges(where string, r leg.Report) {
+	if len(r.Changes) == 0 {
+		return
+	}
+	a.health.changed(len(r.Changes))
+	a.Log.Info("changed the kernel", "where", where, "changes", len(r.Changes))
+	for _, line := range r.Changes {
+		a.Log.Debug("change", "where", where, "what", line)
+	}
+	if len(r.Withdrawn) > 0 {
+		a.Log.Info("withdrew", "where", where, "addresses", fmt.Sprint(r.Withdrawn))
+	}
 }
 
 // dismiss ends the sessions of pods that are granted nothing any more. A pod that lives on forgets its addresses.
@@ -196,8 +216,15 @@ func (a *Agent) stopSessions() {
 	}
 }
 
+// logRefusals says each refusal once, and again when its reason changes.
 func (a *Agent) logRefusals(refusals []Refusal) {
+	said := map[Refusal]bool{}
 	for _, r := range refusals {
+		said[r] = true
+		if a.refused[r] {
+			continue
+		}
 		a.Log.Warn("refused", "pod", r.Pod.Namespace+"/"+r.Pod.Name, "address", r.Address, "reason", r.Reason)
 	}
+	a.refused = said
 }

@@ -181,6 +181,8 @@ func checkMachine(p Pod, m Machine, known bool) error {
 			p.Namespace, p.Machine.Name)
 	case m.VM == "":
 		return fmt.Errorf("no VirtualMachine controls the VirtualMachineInstance %s", m.Name)
+	case len(m.Pods) > 0 && !slices.Contains(m.Pods, p.UID):
+		return fmt.Errorf("KubeVirt made other pods for the VirtualMachineInstance %s, not this one (status.activePods)", m.Name)
 	}
 	return nil
 }

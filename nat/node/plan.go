@@ -110,9 +110,7 @@ func (a *Agent) plugPod(pp *podPlan, ns *os.File) error {
 		a.Log.Info("plugged a leg", "pod", pp.grant.Pod.Namespace+"/"+pp.grant.Pod.Name, "link", leg.PortName(uid))
 	}
 	report, err := leg.ApplyPod(ns, a.Sysctls, leg.Pod{UID: uid, Addresses: pp.grant.Addresses, MTU: pp.mtu})
-	for _, line := range report.Changes {
-		a.Log.Info("changed the pod", "pod", pp.grant.Pod.Namespace+"/"+pp.grant.Pod.Name, "change", line)
-	}
+	a.logChanges("pod "+pp.grant.Pod.Namespace+"/"+pp.grant.Pod.Name, report)
 	return err
 }
 
@@ -178,4 +176,17 @@ func (a *Agent) report(v View, d Decision, p plan, applied error) Report {
 	}
 	r.Left = left(v, a.Name, r.Statuses)
 	return r
+}
+
+// traffic lists what the sidecars count.
+func (p plan) traffic() []traffic {
+	var list []traffic
+	for _, pp := range p.pods {
+		for _, c := range pp.state.Counters {
+			if pp.nics[c.Floating] != "" { // a sidecar speaks for its own addresses only
+				list = append(list, traffic{pp.grant.Pod.Namespace + "/" + pp.grant.Pod.Name, c})
+			}
+		}
+	}
+	return list
 }

@@ -104,3 +104,11 @@ func (r *responders) stop() {
 	}
 	r.group.Wait()
 }
+
+func (r *responders) figures() map[string]announce.Figures {
+	all := map[string]announce.Figures{}
+	for nic, one := range r.byNIC {
+		all[nic] = one.Figures()
+	}
+	return all
+}

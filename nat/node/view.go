@@ -50,6 +50,8 @@ type Machine struct {
 	Node string
 	// Target is the pod of the latest live migration, "" where there was none or it failed.
 	Target string
+	// Pods are the UIDs of the pods that KubeVirt made for the machine. Empty: it did not say yet.
+	Pods []string
 }
 
 // Held is a FloatingIP object.

@@ -1,0 +1,202 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+
+	"floatip.io/floatip"
+	"floatip.io/floatip/ipam/v1alpha1"
+	"floatip.io/floatip/nat/node"
+)
+
+// requestTimeout bounds one request that is not a watch.
+const requestTimeout = 10 * time.Second
+
+// Cluster is the API server as one node sees it. It is a node.Source and a node.Sink.
+type Cluster struct {
+	node string
+	wake func()
+	log  *slog.Logger
+
+	core, kubevirt, floatip rest.Interface
+
+	pods, machines, addresses, pools, nodes informer
+	lookups                                 *lookups
+	reports                                 mailbox
+}
+
+// informer is a watch with its store.
+type informer struct {
+	store      cache.Store
+	controller cache.Controller
+}
+
+// New prepares the watches for the node. wake is called when something changed.
+func New(config *rest.Config, nodeName string, wake func(), log *slog.Logger) (*Cluster, error) {
+	scheme, err := newScheme()
+	if err != nil {
+		return nil, err
+	}
+	c := &Cluster{node: nodeName, wake: wake, log: log, reports: newMailbox()}
+	for _, client := range []struct {
+		target  *rest.Interface
+		path    string
+		version schema.GroupVersion
+	}{
+		{&c.core, "/api", corev1.SchemeGroupVersion},
+		{&c.kubevirt, "/apis", machineVersion},
+		{&c.floatip, "/apis", v1alpha1.GroupVersion},
+	} {
+		if *client.target, err = newClient(config, scheme, client.path, client.version); err != nil {
+			return nil, fmt.Errorf("client for %s: %w", client.version, err)
+		}
+	}
+	c.watchAll()
+	c.lookups = newLookups(c.kubevirt, wake)
+	return c, nil
+}
+
+func newClient(config *rest.Config, scheme *runtime.Scheme, path string, version schema.GroupVersion) (rest.Interface, error) {
+	own := rest.CopyConfig(config)
+	own.APIPath, own.GroupVersion = path, &version
+	own.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
+	if version.Group == "" {
+		own.ContentType, own.AcceptContentTypes = runtime.ContentTypeProtobuf, runtime.ContentTypeProtobuf+","+runtime.ContentTypeJSON
+	}
+	return rest.RESTClientFor(own)
+}
+
+func (c *Cluster) watchAll() {
+	byName := func(field string) func(*metav1.ListOptions) {
+		return func(o *metav1.ListOptions) { o.FieldSelector = fields.OneTermEqualSelector(field, c.node).String() }
+	}
+	byLabel := func(o *metav1.ListOptions) { o.LabelSelector = nodeLabel + "=" + c.node }
+	all := func(*metav1.ListOptions) {}
+	c.pods = c.watch(c.core, "pods", &corev1.Pod{}, byName("spec.nodeName"))
+	c.nodes = c.watch(c.core, "nodes", &corev1.Node{}, byName("metadata.name"))
+	c.machines = c.watch(c.kubevirt, "virtualmachineinstances", &machine{}, byLabel)
+	c.addresses = c.watch(c.floatip, "floatingips", &v1alpha1.FloatingIP{}, all)
+	c.pools = c.watch(c.floatip, "floatingippools", &v1alpha1.FloatingIPPool{}, all)
+}
+
+func (c *Cluster) watch(client rest.Interface, resource string, object runtime.Object, narrow func(*metav1.ListOptions)) informer {
+	store, controller := cache.NewInformerWithOptions(cache.InformerOptions{
+		ListerWatcher: cache.NewFilteredListWatchFromClient(client, resource, metav1.NamespaceAll, narrow),
+		ObjectType:    object,
+		Transform:     strip,
+		Handler: cache.ResourceEventHandlerFuncs{
+			AddFunc:    func(any) { c.wake() },
+			UpdateFunc: func(any, any) { c.wake() },
+			DeleteFunc: func(o any) {
+				if m, ok := o.(*machine); ok {
+					c.lookups.forget(string(m.UID)) // it moved, or it is gone
+				}
+				c.wake()
+			},
+		},
+	})
+	return informer{store, controller}
+}
+
+// Run watches and writes until ctx is done, and returns nil then.
+func (c *Cluster) Run(ctx context.Context) error {
+	for _, i := range c.informers() {
+		go i.controller.RunWithContext(ctx)
+	}
+	go func() {
+		if cache.WaitForCacheSync(ctx.Done(), c.synced) {
+			c.wake()
+		}
+	}()
+	go c.lookups.run(ctx)
+	c.write(ctx)
+	return nil
+}
+
+func (c *Cluster) informers() []informer {
+	return []informer{c.pods, c.machines, c.addresses, c.pools, c.nodes}
+}
+
+func (c *Cluster) synced() bool {
+	for _, i := range c.informers() {
+		if !i.controller.HasSynced() {
+			return false
+		}
+	}
+	return true
+}
+
+// View implements node.Source.
+func (c *Cluster) View() (node.View, bool) {
+	if !c.synced() {
+		return node.View{}, false
+	}
+	v := node.View{
+		Addresses: map[netip.Addr]node.Held{}, Pools: map[string]node.Pool{}, Machines: map[string]node.Machine{},
+		Unknown: map[string]bool{},
+	}
+	for _, o := range c.addresses.store.List() {
+		if a, held, ok := heldOf(o.(*v1alpha1.FloatingIP)); ok {
+			v.Addresses[a] = held
+		}
+	}
+	labels := c.nodeLabels()
+	for _, o := range c.pools.store.List() {
+		if p, ok := poolOf(o.(*v1alpha1.FloatingIPPool), labels); ok {
+			v.Pools[p.Name] = p
+		}
+	}
+	for _, o := range c.machines.store.List() {
+		m := machineOf(o.(*machine))
+		v.Machines[m.UID] = m
+	}
+	c.addPods(&v)
+	return v, true
+}
+
+// addPods adds the pods with a description, and the machines behind them that do not run here: those of pods that a
+// guest is about to enter, or has left.
+func (c *Cluster) addPods(v *node.View) {
+	wanted := map[string]wantedMachine{}
+	for _, o := range c.pods.store.List() {
+		p := o.(*corev1.Pod)
+		if _, ours := p.Annotations[floatip.AnnotationNAT]; !ours {
+			continue
+		}
+		pod := podOf(p)
+		v.Pods = append(v.Pods, pod)
+		uid := pod.Machine.UID
+		if _, here := v.Machines[uid]; here || uid == "" || pod.Final {
+			continue
+		}
+		wanted[uid] = wantedMachine{namespace: pod.Namespace, name: pod.Machine.Name}
+	}
+	for uid, answer := range c.lookups.answers(wanted) {
+		switch {
+		case answer == nil:
+			v.Unknown[uid] = true
+		case answer.UID == uid:
+			v.Machines[uid] = *answer
+		}
+	}
+}
+
+func (c *Cluster) nodeLabels() map[string]string {
+	o, exists, err := c.nodes.store.GetByKey(c.node)
+	if err != nil || !exists {
+		return nil
+	}
+	return o.(*corev1.Node).Labels
+}

@@ -1,0 +1,163 @@
+package cluster
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"floatip.io/floatip"
+	"floatip.io/floatip/ipam/v1alpha1"
+	"floatip.io/floatip/nat/node"
+)
+
+// controllerOf returns the controlling owner if it is of the kind in KubeVirt's group.
+func controllerOf(o metav1.Object, kind string) node.Reference {
+	ref := metav1.GetControllerOfNoCopy(o)
+	if ref == nil || ref.Kind != kind {
+		return node.Reference{}
+	}
+	if gv, err := schema.ParseGroupVersion(ref.APIVersion); err != nil || gv.Group != kubevirtGroup {
+		return node.Reference{}
+	}
+	return node.Reference{Name: ref.Name, UID: string(ref.UID)}
+}
+
+func podOf(p *corev1.Pod) node.Pod {
+	return node.Pod{
+		UID: string(p.UID), Namespace: p.Namespace, Name: p.Name, Machine: controllerOf(p, machineKind),
+		NAT: p.Annotations[floatip.AnnotationNAT], Final: isFinal(p), Created: p.CreationTimestamp.UnixNano(),
+		MigrationTarget: p.Labels[migrationLabel] != "", GuestArrived: p.Annotations[arrivedAnnotation] != "",
+	}
+}
+
+// isFinal: the deletion timestamp is no sign, since the guest shuts down after it.
+func isFinal(p *corev1.Pod) bool {
+	if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+		return true
+	}
+	for _, c := range p.Status.ContainerStatuses {
+		if c.Name == computeContainer && c.State.Terminated != nil {
+			return true
+		}
+	}
+	return false
+}
+
+func machineOf(m *machine) node.Machine {
+	out := node.Machine{
+		Namespace: m.Namespace, Name: m.Name, UID: string(m.UID), VM: controllerOf(m, vmKind).UID, Node: m.Labels[nodeLabel],
+	}
+	if s := m.Status.MigrationState; s != nil && !s.Failed {
+		out.Target = s.TargetPod
+	}
+	for uid := range m.Status.ActivePods {
+		out.Pods = append(out.Pods, string(uid))
+	}
+	slices.Sort(out.Pods)
+	return out
+}
+
+// heldOf returns false for an object whose name is not that of its address: nobody but floatip writes them, and floatip
+// writes none of those.
+func heldOf(f *v1alpha1.FloatingIP) (netip.Addr, node.Held, bool) {
+	a, err := netip.ParseAddr(f.Spec.Address)
+	if err != nil || v1alpha1.Name(a) != f.Name {
+		return netip.Addr{}, node.Held{}, false
+	}
+	return a, node.Held{
+		Pool:     f.Spec.Pool,
+		Owner:    floatip.Owner{Namespace: f.Spec.VM.Namespace, Name: f.Spec.VM.Name, UID: string(f.Spec.VM.UID)},
+		Released: f.Status.Phase == v1alpha1.PhaseQuarantined || f.DeletionTimestamp != nil,
+		Node:     f.Status.Node, Pod: f.Status.Pod,
+	}, true
+}
+
+// poolOf returns false for a pool that is not for a node with these labels. Entries that cannot be read are left out:
+// the webhook refuses them, and a pool that slipped through must not take the others along.
+func poolOf(p *v1alpha1.FloatingIPPool, nodeLabels map[string]string) (node.Pool, bool) {
+	if p.Spec.NodeSelector != nil {
+		selector, err := metav1.LabelSelectorAsSelector(p.Spec.NodeSelector)
+		if err != nil || !selector.Matches(labels.Set(nodeLabels)) {
+			return node.Pool{}, false
+		}
+	}
+	out := node.Pool{
+		Name: p.Name, Interface: p.Spec.Interface, Leg: p.Spec.Delivery == "" || p.Spec.Delivery == v1alpha1.DeliveryLeg,
+	}
+	for _, text := range p.Spec.Networks {
+		if n, err := netip.ParsePrefix(text); err == nil {
+			out.Networks = append(out.Networks, n.Masked())
+		}
+	}
+	for _, text := range p.Spec.Gateways {
+		if g, err := netip.ParseAddr(text); err == nil {
+			out.Gateways = append(out.Gateways, g)
+		}
+	}
+	out.Sample = samples(p.Spec.Addresses)
+	return out, true
+}
+
+// samples returns the first address of each family.
+func samples(entries []string) []netip.Addr {
+	var found []netip.Addr
+	families := map[bool]bool{}
+	for _, entry := range entries {
+		text, _, _ := strings.Cut(entry, "-")
+		text, _, _ = strings.Cut(text, "/")
+		a, err := netip.ParseAddr(strings.TrimSpace(text))
+		if err == nil && !families[a.Is4()] {
+			families[a.Is4()] = true
+			found = append(found, a)
+		}
+	}
+	return found
+}
+
+// strip leaves of an object what the conversions read. It is the informers' transform, and gets nothing but what they
+// decode.
+func strip(object any) (any, error) {
+	switch o := object.(type) {
+	case *corev1.Pod:
+		return stripPod(o), nil
+	case *corev1.Node:
+		return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion, Labels: o.Labels}}, nil
+	case metav1.Object:
+		o.SetManagedFields(nil)
+		return o, nil
+	}
+	return nil, fmt.Errorf("unexpected object %T", object)
+}
+
+func stripPod(p *corev1.Pod) *corev1.Pod {
+	out := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
+		Name: p.Name, Namespace: p.Namespace, UID: p.UID, ResourceVersion: p.ResourceVersion,
+	}}
+	nat, ours := p.Annotations[floatip.AnnotationNAT]
+	if !ours {
+		return out
+	}
+	out.CreationTimestamp, out.OwnerReferences = p.CreationTimestamp, p.OwnerReferences
+	out.Annotations = map[string]string{floatip.AnnotationNAT: nat}
+	if arrived := p.Annotations[arrivedAnnotation]; arrived != "" {
+		out.Annotations[arrivedAnnotation] = arrived
+	}
+	if job := p.Labels[migrationLabel]; job != "" {
+		out.Labels = map[string]string{migrationLabel: job}
+	}
+	out.Status.Phase = p.Status.Phase
+	for _, c := range p.Status.ContainerStatuses {
+		if c.Name == computeContainer && c.State.Terminated != nil {
+			out.Status.ContainerStatuses = []corev1.ContainerStatus{{
+				Name: c.Name, State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{}},
+			}}
+		}
+	}
+	return out
+}

@@ -1,0 +1,237 @@
+package cluster
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"floatip.io/floatip"
+	"floatip.io/floatip/ipam/v1alpha1"
+	"floatip.io/floatip/nat/node"
+)
+
+// writeAgain is the pause after the API server refused, or did not answer.
+const writeAgain = time.Second
+
+// mailbox holds the latest report. A newer one replaces an older one: each says all.
+type mailbox struct {
+	mu     *sync.Mutex // guards latest
+	latest *node.Report
+	poke   chan struct{} // capacity 1
+}
+
+func newMailbox() mailbox { return mailbox{mu: new(sync.Mutex), poke: make(chan struct{}, 1)} }
+
+// Report implements node.Sink.
+func (c *Cluster) Report(r node.Report) {
+	c.reports.mu.Lock()
+	c.reports.latest = &r
+	c.reports.mu.Unlock()
+	select {
+	case c.reports.poke <- struct{}{}:
+	default:
+	}
+}
+
+// write brings reports to the API server until ctx is done.
+func (c *Cluster) write(ctx context.Context) {
+	written := map[string]string{}
+	var again <-chan time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-c.reports.poke:
+		case <-again:
+		}
+		again = nil
+		c.reports.mu.Lock()
+		r := c.reports.latest
+		c.reports.mu.Unlock()
+		if err := c.writeReport(ctx, *r, written); err != nil && ctx.Err() == nil {
+			c.log.Info("could not write all of the status, trying again", "reason", err)
+			again = time.After(writeAgain)
+		}
+	}
+}
+
+// writeReport writes what differs from the objects in the store. written remembers which version of an object was
+// written over, so that the same is not tried again before the watch has brought the result.
+func (c *Cluster) writeReport(ctx context.Context, r node.Report, written map[string]string) error {
+	var errs []error
+	for _, a := range slices.SortedFunc(keys(r.Statuses), netip.Addr.Compare) {
+		s := r.Statuses[a]
+		if s.Here {
+			errs = append(errs, c.writeStatus(ctx, a, written, func(f *v1alpha1.FloatingIP) v1alpha1.FloatingIPStatus {
+				return statusOf(f, c.node, s, metav1.Now())
+			}))
+		}
+	}
+	for _, a := range r.Left {
+		errs = append(errs, c.writeStatus(ctx, a, written, func(f *v1alpha1.FloatingIP) v1alpha1.FloatingIPStatus {
+			return leftStatus(f, c.node, metav1.Now())
+		}))
+	}
+	return errors.Join(append(errs, c.writeLabels(ctx, r.Pools))...)
+}
+
+func keys[V any](m map[netip.Addr]V) func(func(netip.Addr) bool) {
+	return func(yield func(netip.Addr) bool) {
+		for a := range m {
+			if !yield(a) {
+				return
+			}
+		}
+	}
+}
+
+func (c *Cluster) writeStatus(ctx context.Context, a netip.Addr, written map[string]string,
+	change func(*v1alpha1.FloatingIP) v1alpha1.FloatingIPStatus) error {
+	o, exists, err := c.addresses.store.GetByKey(v1alpha1.Name(a))
+	if err != nil || !exists {
+		return err
+	}
+	f := o.(*v1alpha1.FloatingIP)
+	status := change(f)
+	if sameStatus(f.Status, status) || written[f.Name] == f.ResourceVersion {
+		return nil
+	}
+	// The resource version makes it a compare-and-set: the status may name another node by now.
+	patch, err := json.Marshal(map[string]any{
+		"metadata": map[string]any{"resourceVersion": f.ResourceVersion},
+		"status": map[string]any{
+			"phase": status.Phase, "node": status.Node, "pod": status.Pod, "conditions": status.Conditions,
+		},
+	})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	err = c.floatip.Patch(types.MergePatchType).Resource("floatingips").Name(f.Name).SubResource("status").Body(patch).Do(ctx).Error()
+	switch {
+	case apierrors.IsConflict(err), apierrors.IsNotFound(err):
+		return nil // the watch brings the newer object, and with it another report
+	case err != nil:
+		return fmt.Errorf("status of %s: %w", f.Name, err)
+	}
+	written[f.Name] = f.ResourceVersion
+	if f.Status.Phase != status.Phase {
+		c.log.Info("wrote the phase", "address", a, "phase", status.Phase, "pod", status.Pod)
+	}
+	return nil
+}
+
+// sameStatus compares all but the times of transition, which change only together with something else.
+func sameStatus(a, b v1alpha1.FloatingIPStatus) bool {
+	return a.Phase == b.Phase && a.Node == b.Node && a.Pod == b.Pod &&
+		slices.EqualFunc(a.Conditions, b.Conditions, func(x, y metav1.Condition) bool {
+			return x.Type == y.Type && x.Status == y.Status && x.Reason == y.Reason && x.Message == y.Message
+		})
+}
+
+// statusOf is the status of f while its pod is on this node. Conditions of others stay.
+func statusOf(f *v1alpha1.FloatingIP, nodeName string, s node.Status, now metav1.Time) v1alpha1.FloatingIPStatus {
+	out := *f.Status.DeepCopy()
+	out.Node, out.Pod, out.Phase = nodeName, s.Pod, v1alpha1.PhaseBound
+	ready := s.Ready()
+	if ready.True {
+		out.Phase = v1alpha1.PhaseReady
+	}
+	for _, c := range []struct {
+		kind string
+		node.Condition
+	}{
+		{v1alpha1.ConditionNATReady, s.NATReady}, {v1alpha1.ConditionLegReady, s.LegReady},
+		{v1alpha1.ConditionAnnounced, s.Announced}, {v1alpha1.ConditionReady, ready},
+	} {
+		setCondition(&out, f.Generation, c.kind, c.Condition, now)
+	}
+	return out
+}
+
+// leftStatus is the status of f after its pod left this node, or f's own where it names another node by now.
+func leftStatus(f *v1alpha1.FloatingIP, nodeName string, now metav1.Time) v1alpha1.FloatingIPStatus {
+	out := *f.Status.DeepCopy()
+	if out.Node != nodeName {
+		return out
+	}
+	out.Node, out.Pod = "", ""
+	if out.Phase == v1alpha1.PhaseReady {
+		out.Phase = v1alpha1.PhaseBound
+	}
+	stopped := node.Condition{Reason: "NotRunning", Message: "no pod of the VirtualMachine runs with this address"}
+	for _, kind := range []string{
+		v1alpha1.ConditionNATReady, v1alpha1.ConditionLegReady, v1alpha1.ConditionAnnounced, v1alpha1.ConditionReady,
+	} {
+		setCondition(&out, f.Generation, kind, stopped, now)
+	}
+	return out
+}
+
+// maxMessage bounds a condition's message; the CRD allows 32 KiB, a person reads less.
+const maxMessage = 1024
+
+func setCondition(s *v1alpha1.FloatingIPStatus, generation int64, kind string, c node.Condition, now metav1.Time) {
+	status := metav1.ConditionFalse
+	if c.True {
+		status = metav1.ConditionTrue
+	}
+	meta.SetStatusCondition(&s.Conditions, metav1.Condition{
+		Type: kind, Status: status, Reason: cmp.Or(c.Reason, "Unknown"), ObservedGeneration: generation,
+		Message: c.Message[:min(len(c.Message), maxMessage)], LastTransitionTime: now,
+	})
+}
+
+// writeLabels tells the scheduler which pools this node carries.
+func (c *Cluster) writeLabels(ctx context.Context, pools map[string]bool) error {
+	o, exists, err := c.nodes.store.GetByKey(c.node)
+	if err != nil || !exists {
+		return err
+	}
+	changes := labelChanges(o.(*corev1.Node).Labels, pools)
+	if len(changes) == 0 {
+		return nil
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": changes}})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	err = c.core.Patch(types.MergePatchType).Resource("nodes").Name(c.node).Body(patch).Do(ctx).Error()
+	if err != nil {
+		return fmt.Errorf("labels of node %s: %w", c.node, err)
+	}
+	c.log.Info("labelled the node", "labels", changes)
+	return nil
+}
+
+// labelChanges returns what a merge patch has to set, nil for a label that goes.
+func labelChanges(have map[string]string, pools map[string]bool) map[string]any {
+	changes := map[string]any{}
+	for pool, carried := range pools {
+		if label := floatip.NodeLabelPoolPrefix + pool; carried && have[label] != "true" {
+			changes[label] = "true"
+		}
+	}
+	for label := range have {
+		if pool, ours := strings.CutPrefix(label, floatip.NodeLabelPoolPrefix); ours && !pools[pool] {
+			changes[label] = nil
+		}
+	}
+	return changes
+}
