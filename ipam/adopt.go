@@ -3,6 +3,7 @@ package ipam
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -106,7 +107,7 @@ func (b *batch) adoptFree(s Sighting) Allocation {
 		pool = h.pool.Name
 	}
 	if f := b.ledger.offers.byAddress[s.Address]; f != nil {
-		b.settleOffer(f) // promised in memory only; it gets another one
+		b.endOffer(f) // promised in memory only; it gets another one
 	}
 	line := Allocation{Address: s.Address, Pool: pool, Owner: s.Owner, Claim: s.Claim, State: Bound, Since: b.now}
 	b.put(line, Adopted, Cause{Reason: "seen in " + s.Source})
@@ -147,17 +148,45 @@ func (b *batch) setClaimants(a netip.Addr, after []Claimant) {
 		}
 	}
 	set(after)
-	b.undo = append(b.undo, func() { set(before) })
+	b.undo = append(b.undo, func() { set(before); b.disputed[a] = before })
 	if b.disputed == nil {
 		b.disputed = map[netip.Addr][]Claimant{}
 	}
 	b.disputed[a] = after
 }
 
+// handOver gives a disputed address, whose holder is gone, to the one that claimed it first.
+func (b *batch) handOver(line Allocation, cause Cause) {
+	claimants := b.ledger.disputes[line.Address]
+	first := claimants[0]
+	line.Owner, line.Claim, line.State, line.Since = first.Owner, first.Claim, Bound, b.now
+	line.Missing, line.Disputed = false, len(claimants) > 1
+	b.setClaimants(line.Address, claimants[1:])
+	b.put(line, Resolved, cause)
+}
+
+// dropClaims forgets what the virtual machine with that UID, which is gone, claims without holding it.
+func (b *batch) dropClaims(uid string, cause Cause) {
+	l := b.ledger
+	for _, a := range slices.SortedFunc(maps.Keys(l.disputes), netip.Addr.Compare) {
+		before := l.disputes[a]
+		after := slices.DeleteFunc(slices.Clone(before), func(c Claimant) bool { return c.Owner.UID == uid })
+		if len(after) == len(before) {
+			continue
+		}
+		b.setClaimants(a, after)
+		if len(after) == 0 {
+			line, _ := l.book.get(a)
+			line.Disputed = false
+			b.put(line, Resolved, cause)
+		}
+	}
+}
+
 func (b *batch) missing(shown map[string]bool) []Allocation {
 	var missing []Allocation
-	for _, line := range b.ledger.book.snapshot() {
-		if line.State != Bound || shown[line.Owner.UID] {
+	for _, line := range b.ledger.book.filter(func(r *record) bool { return r.state == Bound }) {
+		if shown[line.Owner.UID] {
 			continue
 		}
 		if !line.Missing {

@@ -1,6 +1,7 @@
 package ipam
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"time"
@@ -8,199 +9,294 @@ import (
 	"floatip.io/floatip"
 )
 
-// book is the index in memory: every allocation of the file by address, claim, UID and name, and for each pool what is
-// free. It knows neither time limits nor reservations; hide takes an address out of what is free while it is promised.
+// book is the index in memory: every allocation of the file, and for each pool what is free. An address is in exactly one
+// of three places: free in its pool, in a record, or hidden while it is promised. A released one that is promised is in
+// its record, but in no list.
 type book struct {
-	lines   map[netip.Addr]Allocation
-	byUID   map[string][]netip.Addr
-	byName  map[[2]string][]netip.Addr
-	byClaim map[floatip.Claim][]netip.Addr
-	hidden  map[netip.Addr]bool
+	records *records
 	homes   []*home
+	plots   [2][]plot // by family
+	pending list
+	strays  list // released, and in no pool any more
+	tallies map[tallyKey]tally
+	limits  map[limitKey]int
 }
 
-// home is a pool with what is free in it.
+// home is a pool with what is free in it, by family.
 type home struct {
 	share
-	cursor map[Family]netip.Addr // the search for a fresh address goes on here
+	families [2]bool // which it has addresses of
+	free     [2]runs
+	released [2]list
+	cursor   cursor
 }
 
+// cursor is where the search for an address that nobody had goes on, by family.
+type cursor [2]num
+
+// plot is a range with the pool it belongs to.
+type plot struct {
+	run
+	home *home
+}
+
+// tallyKey and limitKey name a pool and a namespace by their numbers in records.texts.
+type tallyKey struct {
+	pool   uint32
+	family Family
+}
+
+type limitKey struct{ pool, namespace uint32 }
+
+// tally counts allocations of one pool.
+type tally struct{ used, pending, released int }
+
 func newBook() *book {
-	return &book{
-		lines:   map[netip.Addr]Allocation{},
-		byUID:   map[string][]netip.Addr{},
-		byName:  map[[2]string][]netip.Addr{},
-		byClaim: map[floatip.Claim][]netip.Addr{},
-		hidden:  map[netip.Addr]bool{},
+	return &book{records: newRecords(), tallies: map[tallyKey]tally{}, limits: map[limitKey]int{}}
+}
+
+// slot is the place of a family in an array of two.
+func slot(family Family) int {
+	if family == IPv4 {
+		return 0
 	}
+	return 1
 }
 
 // home returns the pool with that name, or nil.
 func (b *book) home(name string) *home {
-	for _, h := range b.homes {
-		if h.pool.Name == name {
-			return h
-		}
+	at, found := slices.BinarySearchFunc(b.homes, name, func(h *home, name string) int { return cmp.Compare(h.pool.Name, name) })
+	if !found {
+		return nil
 	}
-	return nil
+	return b.homes[at]
 }
 
 // homeOf returns the pool that may hand out a, or nil.
-func (b *book) homeOf(a netip.Addr) *home {
-	for _, h := range b.homes {
-		if within(h.ranges, a) {
-			return h
+func (b *book) homeOf(a netip.Addr) *home { return b.homeAt(numOf(a), FamilyOf(a)) }
+
+func (b *book) homeAt(n num, family Family) *home {
+	plots := b.plots[slot(family)]
+	low, high := 0, len(plots)
+	for low < high {
+		if mid := int(uint(low+high) >> 1); plots[mid].last.less(n) {
+			low = mid + 1
+		} else {
+			high = mid
 		}
+	}
+	if low == len(plots) || n.less(plots[low].first) {
+		return nil
+	}
+	return plots[low].home
+}
+
+func (b *book) get(a netip.Addr) (Allocation, bool) {
+	id := b.records.find(numOf(a), FamilyOf(a))
+	if id == 0 {
+		return Allocation{}, false
+	}
+	return b.records.allocation(id), true
+}
+
+// put makes line the allocation of its address. The line's texts are kept.
+func (b *book) put(line Allocation) {
+	n, family := numOf(line.Address), FamilyOf(line.Address)
+	id := b.records.find(n, family)
+	if id == 0 {
+		if h := b.homeAt(n, family); h != nil {
+			h.free[slot(family)].take(n)
+		}
+		b.enter(b.records.add(line))
+		return
+	}
+	b.leave(id)
+	b.records.change(id, line)
+	b.enter(id)
+}
+
+// remove makes a an address that nobody had.
+func (b *book) remove(a netip.Addr) {
+	n, family := numOf(a), FamilyOf(a)
+	id := b.records.find(n, family)
+	if id == 0 {
+		return
+	}
+	b.leave(id)
+	b.records.remove(id)
+	if h := b.homeAt(n, family); h != nil {
+		h.free[slot(family)].give(n)
+	}
+	if b.records.sparse() {
+		b.compact()
+	}
+}
+
+// enter and leave count a record and keep it in the list of its state.
+func (b *book) enter(id uint32) {
+	b.count(id, 1)
+	if l := b.listOf(id); l != nil {
+		b.records.link(l, id)
+	}
+}
+
+func (b *book) leave(id uint32) {
+	b.count(id, -1)
+	if b.records.at(id).listed {
+		b.records.unlink(b.listOf(id), id)
+	}
+}
+
+func (b *book) listOf(id uint32) *list {
+	rec := b.records.at(id)
+	switch rec.state {
+	case Pending:
+		return &b.pending
+	case Released:
+		if h := b.homeAt(rec.at, rec.family); h != nil {
+			return &h.released[slot(rec.family)]
+		}
+		return &b.strays
 	}
 	return nil
 }
 
-func (b *book) get(a netip.Addr) (Allocation, bool) {
-	line, ok := b.lines[a]
-	return line, ok
+func (b *book) count(id uint32, by int) {
+	rec := b.records.at(id)
+	key := tallyKey{rec.pool, rec.family}
+	t := b.tallies[key]
+	if rec.state == Released {
+		t.released += by
+	} else {
+		t.used += by
+		limit := limitKey{rec.pool, rec.namespace}
+		if b.limits[limit] += by; b.limits[limit] == 0 {
+			delete(b.limits, limit)
+		}
+	}
+	if rec.state == Pending {
+		t.pending += by
+	}
+	if b.tallies[key] = t; t == (tally{}) {
+		delete(b.tallies, key)
+	}
 }
 
-func (b *book) put(line Allocation) {
-	b.remove(line.Address)
-	b.lines[line.Address] = line
-	if line.Owner.UID != "" {
-		b.byUID[line.Owner.UID] = append(b.byUID[line.Owner.UID], line.Address)
-	}
-	name := [2]string{line.Owner.Namespace, line.Owner.Name}
-	b.byName[name] = append(b.byName[name], line.Address)
-	if !line.Claim.IsZero() {
-		b.byClaim[line.Claim] = append(b.byClaim[line.Claim], line.Address)
+// hide takes a out of what next may give, while it is promised; show puts it back.
+func (b *book) hide(a netip.Addr) {
+	n, family := numOf(a), FamilyOf(a)
+	if id := b.records.find(n, family); id == 0 {
+		if h := b.homeAt(n, family); h != nil {
+			h.free[slot(family)].take(n)
+		}
+	} else if rec := b.records.at(id); rec.state == Released && rec.listed {
+		b.records.unlink(b.listOf(id), id)
 	}
 }
 
-func (b *book) remove(a netip.Addr) {
-	line, ok := b.lines[a]
+func (b *book) show(a netip.Addr) {
+	n, family := numOf(a), FamilyOf(a)
+	if id := b.records.find(n, family); id == 0 {
+		if h := b.homeAt(n, family); h != nil {
+			h.free[slot(family)].give(n)
+		}
+	} else if rec := b.records.at(id); rec.state == Released && !rec.listed {
+		b.records.link(b.listOf(id), id)
+	}
+}
+
+// next returns the address that h gives next: the first one from the cursor on that nobody had, else the one that was
+// released first, if it has rested.
+func (b *book) next(h *home, family Family, now time.Time) (netip.Addr, bool) {
+	free := &h.free[slot(family)]
+	n, ok := free.ceil(h.cursor[slot(family)])
 	if !ok {
-		return
+		n, ok = free.ceil(num{})
 	}
-	delete(b.lines, a)
-	cut(b.byUID, line.Owner.UID, a)
-	cut(b.byName, [2]string{line.Owner.Namespace, line.Owner.Name}, a)
-	cut(b.byClaim, line.Claim, a)
+	if ok {
+		return n.addr(family), true
+	}
+	oldest := h.released[slot(family)].oldest
+	if oldest == 0 {
+		return netip.Addr{}, false
+	}
+	rec := b.records.at(oldest)
+	if now.UnixNano() < rec.since+int64(h.pool.Quarantine) {
+		return netip.Addr{}, false
+	}
+	return rec.at.addr(family), true
 }
 
-func cut[K comparable](m map[K][]netip.Addr, key K, a netip.Addr) {
-	rest := slices.DeleteFunc(m[key], func(b netip.Addr) bool { return a == b })
-	if len(rest) == 0 {
-		delete(m, key)
-		return
+// resting counts the released addresses of h that have not rested, and says when the first of them has.
+func (b *book) resting(h *home, family Family, now time.Time) (n int, first time.Time) {
+	for id := h.released[slot(family)].youngest; id != 0; id = b.records.at(id).older {
+		until := time.Unix(0, b.records.at(id).since).Add(h.pool.Quarantine)
+		if !now.Before(until) {
+			break
+		}
+		n, first = n+1, until
 	}
-	m[key] = rest
+	return n, first
 }
 
-func (b *book) ofUID(uid string) []Allocation { return b.all(b.byUID[uid]) }
+// countOf returns how many addresses of the pool the namespace holds.
+func (b *book) countOf(pool, namespace string) int {
+	p, used := b.records.texts.find(pool)
+	ns, also := b.records.texts.find(namespace)
+	if !used || !also {
+		return 0
+	}
+	return b.limits[limitKey{p, ns}]
+}
+
+// tallyOf returns the counts of the pool.
+func (b *book) tallyOf(pool string, family Family) tally {
+	number, used := b.records.texts.find(pool)
+	if !used {
+		return tally{}
+	}
+	return b.tallies[tallyKey{number, family}]
+}
+
+func (b *book) ofUID(uid string) []Allocation {
+	return b.collect(func(yield func(uint32)) { b.records.ofUID(uid, yield) })
+}
 
 func (b *book) ofName(namespace, name string) []Allocation {
-	return b.all(b.byName[[2]string{namespace, name}])
+	return b.collect(func(yield func(uint32)) { b.records.ofName(namespace, name, yield) })
 }
 
-func (b *book) ofClaim(claim floatip.Claim) []Allocation { return b.all(b.byClaim[claim]) }
+func (b *book) ofClaim(claim floatip.Claim) []Allocation {
+	return b.collect(func(yield func(uint32)) { b.records.ofClaim(claim, yield) })
+}
 
-func (b *book) all(addresses []netip.Addr) []Allocation {
-	lines := make([]Allocation, 0, len(addresses))
-	for _, a := range addresses {
-		lines = append(lines, b.lines[a])
-	}
+// collect returns the allocations that each yields, by address.
+func (b *book) collect(each func(yield func(uint32))) []Allocation {
+	var lines []Allocation
+	each(func(id uint32) { lines = append(lines, b.records.allocation(id)) })
 	slices.SortFunc(lines, func(x, y Allocation) int { return x.Address.Compare(y.Address) })
 	return lines
 }
 
-func (b *book) hide(a netip.Addr) { b.hidden[a] = true }
-func (b *book) show(a netip.Addr) { delete(b.hidden, a) }
-
-// count returns how many addresses of the pool the namespace holds.
-func (b *book) count(pool, namespace string) int {
-	n := 0
-	for _, line := range b.lines {
-		if line.held() && line.Pool == pool && line.Owner.Namespace == namespace {
-			n++
+// filter returns the allocations whose record is wanted, in no order.
+func (b *book) filter(wanted func(*record) bool) []Allocation {
+	var lines []Allocation
+	b.records.live(func(id uint32) {
+		if wanted(b.records.at(id)) {
+			lines = append(lines, b.records.allocation(id))
 		}
-	}
-	return n
+	})
+	return lines
 }
 
-// next returns the address that h gives next: the first one after the cursor that nobody had, else the one that was
-// released first, if it has rested.
-func (b *book) next(h *home, family Family, now time.Time) (netip.Addr, bool) {
-	cursor := h.cursor[family]
-	var wrapped netip.Addr
-	for _, r := range h.ranges {
-		if FamilyOf(r.First) != family {
-			continue
+// stale returns what is Pending since latest or before, oldest first.
+func (b *book) stale(latest time.Time) []Allocation {
+	var lines []Allocation
+	for id := b.pending.oldest; id != 0; id = b.records.at(id).younger {
+		if b.records.at(id).since > latest.UnixNano() {
+			break
 		}
-		for a := r.First; r.Contains(a); a = a.Next() {
-			if _, had := b.lines[a]; had || b.hidden[a] {
-				continue
-			}
-			if !cursor.IsValid() || cursor.Compare(a) <= 0 {
-				return a, true
-			}
-			if !wrapped.IsValid() {
-				wrapped = a
-			}
-		}
-	}
-	if wrapped.IsValid() {
-		return wrapped, true
-	}
-	oldest, ok := b.oldest(h, family)
-	if !ok || oldest.Since.Add(h.pool.Quarantine).After(now) {
-		return netip.Addr{}, false
-	}
-	return oldest.Address, true
-}
-
-// oldest returns the allocation of h that was released first.
-func (b *book) oldest(h *home, family Family) (Allocation, bool) {
-	var oldest Allocation
-	for a, line := range b.lines {
-		if line.State != Released || FamilyOf(a) != family || b.hidden[a] || !within(h.ranges, a) {
-			continue
-		}
-		if !oldest.Address.IsValid() || line.Since.Before(oldest.Since) {
-			oldest = line
-		}
-	}
-	return oldest, oldest.Address.IsValid()
-}
-
-// resting counts the released addresses of h.
-func (b *book) resting(h *home, family Family) int {
-	n := 0
-	for a, line := range b.lines {
-		if line.State == Released && FamilyOf(a) == family && within(h.ranges, a) {
-			n++
-		}
-	}
-	return n
-}
-
-// settle replaces the pools. cursors says where the search goes on in pools that are new to b.
-func (b *book) settle(shares []share, cursors map[string]map[Family]netip.Addr) {
-	homes := make([]*home, 0, len(shares))
-	for _, s := range shares {
-		cursor := cursors[s.pool.Name]
-		if old := b.home(s.pool.Name); old != nil {
-			cursor = old.cursor
-		}
-		if cursor == nil {
-			cursor = map[Family]netip.Addr{}
-		}
-		homes = append(homes, &home{share: s, cursor: cursor})
-	}
-	b.homes = homes
-}
-
-// snapshot returns all allocations in no order.
-func (b *book) snapshot() []Allocation {
-	lines := make([]Allocation, 0, len(b.lines))
-	for _, line := range b.lines {
-		lines = append(lines, line)
+		lines = append(lines, b.records.allocation(id))
 	}
 	return lines
 }

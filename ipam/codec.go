@@ -255,29 +255,21 @@ func decodeClaimant(key, sealed []byte) (Claimant, error) {
 	return c, r.end()
 }
 
-// encodeCursor returns the address keys of the cursor, one per family.
-func encodeCursor(key []byte, cursor map[Family]netip.Addr) []byte {
-	var value []byte
-	for _, family := range [...]Family{IPv4, IPv6} {
-		if a := cursor[family]; a.IsValid() {
-			value = appendAddress(value, a)
-		}
-	}
-	return seal(key, value)
+// encodeCursor returns the two address keys of the cursor, IPv4 first.
+func encodeCursor(key []byte, c cursor) []byte {
+	value := appendAddress(nil, c[0].addr(IPv4))
+	return seal(key, appendAddress(value, c[1].addr(IPv6)))
 }
 
-func decodeCursor(key, sealed []byte) (map[Family]netip.Addr, error) {
+func decodeCursor(key, sealed []byte) (cursor, error) {
 	value, err := unseal(key, sealed)
 	if err != nil {
-		return nil, fmt.Errorf("pool %s: %w", key, err)
+		return cursor{}, fmt.Errorf("pool %s: %w", key, err)
 	}
-	cursor := map[Family]netip.Addr{}
-	for r := (reader{rest: value}); len(r.rest) > 0; {
-		a := r.address()
-		if r.err != nil {
-			return nil, fmt.Errorf("pool %s: %w", key, r.err)
-		}
-		cursor[FamilyOf(a)] = a
+	r := reader{rest: value}
+	four, six := r.address(), r.address()
+	if err := r.end(); err != nil {
+		return cursor{}, fmt.Errorf("pool %s: %w", key, err)
 	}
-	return cursor, nil
+	return cursor{numOf(four), numOf(six)}, nil
 }

@@ -40,25 +40,31 @@ func inspect(path string) error {
 	if !info.Mode().IsRegular() {
 		return fmt.Errorf("%s is not a regular file", path)
 	}
-	needed, err := metaNeeds(file)
+	m, err := readMeta(file)
 	if err != nil {
 		return err
 	}
-	if info.Size() < needed {
-		return fmt.Errorf("%w: the file has %d bytes and must have at least %d: it was cut off", ErrDamaged, info.Size(), needed)
+	if info.Size() < m.size() {
+		return fmt.Errorf("%w: the file has %d bytes and must have at least %d: it was cut off", ErrDamaged, info.Size(), m.size())
 	}
 	return nil
 }
 
-// metaNeeds returns the size of file that the youngest valid meta page asks for.
-func metaNeeds(file io.ReaderAt) (int64, error) {
-	var txid, pages, pageSize uint64
-	for _, size := range []int64{0, 4096, 8192, 16384, 32768, 65536} { // the second meta page follows the first
+// meta is what a meta page says.
+type meta struct{ txid, pages, pageSize uint64 }
+
+// size is how long the file is at least.
+func (m meta) size() int64 { return int64(m.pages * m.pageSize) }
+
+// readMeta returns the youngest valid meta page.
+func readMeta(file io.ReaderAt) (meta, error) {
+	var youngest meta
+	for _, offset := range []int64{0, 4096, 8192, 16384, 32768, 65536} { // the second follows the first, at the page size
 		raw := make([]byte, metaSize)
-		if n, err := file.ReadAt(raw, size+metaHeader); n < metaSize && errors.Is(err, io.EOF) {
+		if n, err := file.ReadAt(raw, offset+metaHeader); n < metaSize && errors.Is(err, io.EOF) {
 			continue
 		} else if n < metaSize {
-			return 0, err
+			return meta{}, err
 		}
 		order := binary.NativeEndian
 		sum := fnv.New64a()
@@ -66,12 +72,13 @@ func metaNeeds(file io.ReaderAt) (int64, error) {
 		if order.Uint32(raw) != metaMagic || order.Uint64(raw[metaSum:]) != sum.Sum64() {
 			continue
 		}
-		if id := order.Uint64(raw[metaTxid:]); pages == 0 || id > txid {
-			txid, pages, pageSize = id, order.Uint64(raw[metaPages:]), uint64(order.Uint32(raw[8:]))
+		m := meta{order.Uint64(raw[metaTxid:]), order.Uint64(raw[metaPages:]), uint64(order.Uint32(raw[8:]))}
+		if youngest.pages == 0 || m.txid > youngest.txid {
+			youngest = m
 		}
 	}
-	if pages == 0 {
-		return 0, fmt.Errorf("%w: neither of its two meta pages is valid", ErrDamaged)
+	if youngest.pages == 0 {
+		return meta{}, fmt.Errorf("%w: neither of its two meta pages is valid", ErrDamaged)
 	}
-	return int64(pages * pageSize), nil
+	return youngest, nil
 }

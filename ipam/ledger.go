@@ -21,6 +21,9 @@ type Options struct {
 	// Hold is how long the virtual machine of the same namespace and name may have back what it released. Defaults
 	// to 10m.
 	Hold time.Duration
+	// Remember is how long a released address is kept apart from those that nobody had, which are given first. Defaults
+	// to 24h; never less than the pool's quarantine and Hold.
+	Remember time.Duration
 	// HistoryAge is how long an event stays in the history. Defaults to 90 days.
 	HistoryAge time.Duration
 	// HistorySize is how many events the history keeps. Defaults to 200 000, about 40 MB of file.
@@ -33,6 +36,7 @@ func (o Options) withDefaults() Options {
 	}
 	o.Reservation = cmp.Or(o.Reservation, 45*time.Second)
 	o.Hold = cmp.Or(o.Hold, 10*time.Minute)
+	o.Remember = max(cmp.Or(o.Remember, 24*time.Hour), o.Hold)
 	o.HistoryAge = cmp.Or(o.HistoryAge, 90*24*time.Hour)
 	o.HistorySize = cmp.Or(o.HistorySize, 200_000)
 	return o
@@ -48,7 +52,8 @@ type Ledger struct {
 	book     *book
 	offers   offers
 	disputes map[netip.Addr][]Claimant
-	cursors  map[string]map[Family]netip.Addr // of pools in the file, for SetPools
+	cursors  map[string]cursor // of pools in the file, for SetPools
+	latest   time.Time         // the last time that was read
 	closed   bool
 }
 
@@ -77,6 +82,9 @@ func (l *Ledger) load() error {
 		return err
 	}
 	l.cursors = contents.cursors
+	l.book.relist()
+	l.latest = l.opts.Now()
+	l.book.clamp(l.latest)
 	for _, c := range contents.claimants {
 		l.disputes[c.Address] = append(l.disputes[c.Address], c)
 	}
@@ -96,14 +104,27 @@ func (l *Ledger) Close() error {
 	return l.store.close()
 }
 
-func (l *Ledger) now() time.Time { return l.opts.Now() }
+// tick reads the clock, with l.mu held, and ends the reservations that are over. When the clock was set back, what waits
+// for a time waits from now on.
+func (l *Ledger) tick() time.Time {
+	now := l.opts.Now()
+	if now.Before(l.latest) {
+		l.book.clamp(now)
+		l.offers.clamp(now.Add(l.opts.Reservation))
+	}
+	l.latest = now
+	for f := l.offers.expired(now); f != nil; f = l.offers.expired(now) {
+		l.withdraw(f)
+	}
+	return now
+}
 
 // Lookup returns who has the address, be it Reserved, Pending, Bound or Released; false if nobody has and nobody is
 // remembered.
 func (l *Ledger) Lookup(address netip.Addr) (Allocation, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.expire(l.now())
+	l.tick()
 	if f := l.offers.byAddress[address]; f != nil {
 		return f.allocation(slices.Index(f.addresses, address), l.opts.Reservation), true
 	}
@@ -129,7 +150,7 @@ func (l *Ledger) ByName(namespace, name string) []Allocation {
 func (l *Ledger) ByClaim(claim floatip.Claim) []Allocation {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.expire(l.now())
+	l.tick()
 	if f := l.offers.byClaim[claim]; f != nil {
 		var promised []Allocation
 		for i := range f.addresses {
@@ -147,21 +168,16 @@ func onlyHeld(lines []Allocation) []Allocation {
 // All yields every Pending, Bound and Released allocation of one moment, ordered by address, IPv4 first.
 func (l *Ledger) All() iter.Seq[Allocation] {
 	l.mu.Lock()
-	lines := l.book.snapshot()
+	lines := l.book.filter(func(*record) bool { return true })
 	l.mu.Unlock()
 	slices.SortFunc(lines, func(a, b Allocation) int { return a.Address.Compare(b.Address) })
 	return slices.Values(lines)
 }
 
-// StalePending returns the allocations that are Pending for longer than age, IPv4 first. The caller finds out by a live
+// StalePending returns the allocations that are Pending for longer than age, oldest first. The caller finds out by a live
 // read whether their virtual machine exists, then calls Bind or Release. Nothing is freed by age alone.
 func (l *Ledger) StalePending(age time.Duration) []Allocation {
-	latest := l.now().Add(-age)
-	return slices.Collect(func(yield func(Allocation) bool) {
-		for line := range l.All() {
-			if line.State == Pending && !line.Since.After(latest) && !yield(line) {
-				return
-			}
-		}
-	})
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.book.stale(l.tick().Add(-age))
 }

@@ -1,7 +1,9 @@
 package ipam
 
 import (
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"floatip.io/floatip"
@@ -14,77 +16,123 @@ type offer struct {
 	addresses       []netip.Addr
 	pools           []string
 	expires         time.Time
+
+	older, younger *offer // neighbours in offers
 }
 
-// offers holds the reservations by claim and by address. They all live equally long, so they expire in the order in
-// which they were made.
+// offers holds the reservations by claim and by address. They all live equally long, so the list in which they were made
+// is the one in which they expire.
 type offers struct {
-	byClaim   map[floatip.Claim]*offer
-	byAddress map[netip.Addr]*offer
-	queue     []*offer
+	byClaim          map[floatip.Claim]*offer
+	byAddress        map[netip.Addr]*offer
+	perPool          map[promisee]int // addresses that are promised
+	oldest, youngest *offer
 }
+
+// promisee is a namespace that is promised addresses of a pool.
+type promisee struct{ pool, namespace string }
 
 func newOffers() offers {
-	return offers{byClaim: map[floatip.Claim]*offer{}, byAddress: map[netip.Addr]*offer{}}
+	return offers{
+		byClaim:   map[floatip.Claim]*offer{},
+		byAddress: map[netip.Addr]*offer{},
+		perPool:   map[promisee]int{},
+	}
 }
 
 func (o *offers) add(f *offer) {
 	o.byClaim[f.claim] = f
-	for _, a := range f.addresses {
+	for i, a := range f.addresses {
 		o.byAddress[a] = f
+		o.perPool[promisee{f.pools[i], f.namespace}]++
 	}
-	o.queue = append(o.queue, f)
+	o.link(f)
 }
 
-func (o *offers) remove(f *offer) {
-	if o.byClaim[f.claim] != f {
-		return
+// link puts f at its place in the list. It is the youngest, unless a commit that failed puts it back.
+func (o *offers) link(f *offer) {
+	f.older, f.younger = o.youngest, nil
+	for f.older != nil && f.expires.Before(f.older.expires) {
+		f.older, f.younger = f.older.older, f.older
 	}
+	if f.older != nil {
+		f.older.younger = f
+	} else {
+		o.oldest = f
+	}
+	if f.younger != nil {
+		f.younger.older = f
+	} else {
+		o.youngest = f
+	}
+}
+
+// remove ends f, which is in o.
+func (o *offers) remove(f *offer) {
 	delete(o.byClaim, f.claim)
-	for _, a := range f.addresses {
+	for i, a := range f.addresses {
 		delete(o.byAddress, a)
+		key := promisee{f.pools[i], f.namespace}
+		if o.perPool[key]--; o.perPool[key] == 0 {
+			delete(o.perPool, key)
+		}
+	}
+	if f.older != nil {
+		f.older.younger = f.younger
+	} else {
+		o.oldest = f.younger
+	}
+	if f.younger != nil {
+		f.younger.older = f.older
+	} else {
+		o.youngest = f.older
 	}
 }
 
 // expired returns the oldest offer if it has ended, or nil.
 func (o *offers) expired(now time.Time) *offer {
-	for len(o.queue) > 0 {
-		oldest := o.queue[0]
-		if o.byClaim[oldest.claim] == oldest {
-			if now.Before(oldest.expires) {
-				return nil
-			}
-			return oldest
-		}
-		o.queue = o.queue[1:] // committed or withdrawn meanwhile
+	if o.oldest == nil || now.Before(o.oldest.expires) {
+		return nil
 	}
-	return nil
+	return o.oldest
 }
+
+// clamp lets no reservation end after latest.
+func (o *offers) clamp(latest time.Time) {
+	for _, f := range o.byClaim {
+		if f.expires.After(latest) {
+			f.expires = latest
+		}
+	}
+}
+
+// rehome counts what is promised for the pools that have the addresses now.
+func (o *offers) rehome(poolOf func(netip.Addr) string) {
+	clear(o.perPool)
+	for _, f := range o.byClaim {
+		for i, a := range f.addresses {
+			if pool := poolOf(a); pool != "" {
+				f.pools[i] = pool
+			}
+			o.perPool[promisee{f.pools[i], f.namespace}]++
+		}
+	}
+}
+
+// addresses returns what is promised.
+func (o *offers) addresses() []netip.Addr { return slices.Collect(maps.Keys(o.byAddress)) }
 
 // count returns how many addresses of pool are promised to namespace.
-func (o *offers) count(pool, namespace string) int {
-	n := 0
-	for _, f := range o.byClaim {
-		if f.namespace != namespace {
-			continue
-		}
-		for _, p := range f.pools {
-			if p == pool {
-				n++
-			}
-		}
-	}
-	return n
-}
+func (o *offers) count(pool, namespace string) int { return o.perPool[promisee{pool, namespace}] }
 
-// allocation shows f's promise of address.
-func (f *offer) allocation(i int, hold time.Duration) Allocation {
+// allocation shows f's promise of its i-th address; it lasts for the time reservation.
+func (f *offer) allocation(i int, reservation time.Duration) Allocation {
 	return Allocation{
 		Address: f.addresses[i],
 		Pool:    f.pools[i],
 		Owner:   floatip.Owner{Namespace: f.namespace, Name: f.name},
 		Claim:   f.claim,
 		State:   Reserved,
-		Since:   f.expires.Add(-hold),
+		Since:   f.expires.Add(-reservation),
 	}
 }

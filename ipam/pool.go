@@ -63,7 +63,7 @@ func ParsePool(text PoolText) (Pool, error) {
 	if len(text.Addresses) == 0 {
 		p.complain("addresses", -1, "", errors.New("a pool needs at least one network or range"))
 	}
-	addresses, blocked := union(given), union(never)
+	addresses, blocked := union(given), union(append(never, special...))
 	pool := Pool{
 		Name:       text.Name,
 		Addresses:  subtract(addresses, blocked),

@@ -2,7 +2,9 @@ package ipam
 
 import (
 	"math/big"
+	"net/netip"
 	"slices"
+	"time"
 )
 
 // Count is how many addresses of one family a pool has.
@@ -32,43 +34,38 @@ func (l *Ledger) SetPools(pools []Pool) {
 	shares := divide(pools)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.book.settle(shares, l.cursors)
+	l.book.settle(shares, l.cursors, l.offers.addresses())
+	l.offers.rehome(func(a netip.Addr) string {
+		if h := l.book.homeOf(a); h != nil {
+			return h.pool.Name
+		}
+		return ""
+	})
 }
 
 // Pools returns the pools with their counts, by name.
 func (l *Ledger) Pools() []PoolStatus {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	now := l.now()
+	now := l.tick()
 	statuses := make([]PoolStatus, 0, len(l.book.homes))
 	for _, h := range l.book.homes {
 		status := PoolStatus{
 			Pool: h.pool, Overlaps: h.overlap,
-			IPv4: Count{Capacity: capacity(h.ranges, IPv4)},
-			IPv6: Count{Capacity: capacity(h.ranges, IPv6)},
-		}
-		for _, line := range l.book.lines {
-			if line.Pool != h.pool.Name {
-				continue
-			}
-			count := &status.IPv4
-			if FamilyOf(line.Address) == IPv6 {
-				count = &status.IPv6
-			}
-			switch {
-			case line.held():
-				count.Used++
-				if line.State == Pending {
-					count.Pending++
-				}
-			case now.Before(line.Since.Add(h.pool.Quarantine)):
-				count.Quarantined++
-			}
+			IPv4: l.book.tell(h, IPv4, now),
+			IPv6: l.book.tell(h, IPv6, now),
 		}
 		status.Draining = h.pool.Drain && status.IPv4.Used+status.IPv6.Used > 0
 		statuses = append(statuses, status)
 	}
 	return statuses
+}
+
+// tell counts the addresses of h.
+func (b *book) tell(h *home, family Family, now time.Time) Count {
+	t := b.tallyOf(h.pool.Name, family)
+	resting, _ := b.resting(h, family, now)
+	return Count{Capacity: capacity(h.ranges, family), Used: t.used, Pending: t.pending, Quarantined: resting}
 }
 
 // CanChange returns an *InUseError if after, which replaces the pool of its name, would leave out addresses that are held
@@ -88,8 +85,12 @@ func (l *Ledger) CanDelete(name string) error {
 
 func (l *Ledger) stranded(pool string, left func(Allocation) bool) error {
 	var holders []Allocation
-	for _, line := range l.book.snapshot() {
-		if line.held() && line.Pool == pool && left(line) {
+	number, used := l.book.records.texts.find(pool)
+	if !used {
+		return nil
+	}
+	for _, line := range l.book.filter(func(r *record) bool { return r.pool == number && r.state != Released }) {
+		if left(line) {
 			holders = append(holders, line)
 		}
 	}

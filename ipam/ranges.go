@@ -99,6 +99,20 @@ func lastOf(network netip.Prefix) netip.Addr {
 	return last
 }
 
+// special are the addresses that no host on a provider network has, should a written range reach over them; unusable
+// names them (RFC 6890).
+var special = func() []Range {
+	var ranges []Range
+	for _, text := range []string{
+		"0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4",
+		"::/127", "::ffff:0:0/96", "fe80::/10", "ff00::/8",
+	} {
+		network := netip.MustParsePrefix(text)
+		ranges = append(ranges, Range{network.Addr(), lastOf(network)})
+	}
+	return ranges
+}()
+
 // neverHosts returns the addresses of network that no host may have: the network and the broadcast address of IPv4
 // (RFC 1122 section 3.2.1.3), unless the network has no room for them (RFC 3021), and the subnet-router anycast address
 // of IPv6 (RFC 4291 section 2.6.1), unless it is a link of two (RFC 6164).

@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"floatip.io/floatip"
 )
 
 // Reserve promises addresses to r.Claim for Options.Reservation, in memory: nothing is written, and a restart forgets
@@ -29,8 +31,7 @@ func (l *Ledger) Reserve(ctx context.Context, r Request) (Offer, error) {
 	if l.closed {
 		return Offer{}, ErrClosed
 	}
-	now := l.now()
-	l.expire(now)
+	now := l.tick()
 	if answer, ok, err := l.repeated(r); ok || err != nil {
 		return answer, err
 	}
@@ -38,7 +39,11 @@ func (l *Ledger) Reserve(ctx context.Context, r Request) (Offer, error) {
 	if err != nil || r.DryRun {
 		return answer, err
 	}
-	f := &offer{r.Claim, r.Namespace, r.Name, answer.Addresses, answer.Pools, now.Add(l.opts.Reservation)}
+	f := &offer{
+		claim: r.Claim, namespace: r.Namespace, name: r.Name,
+		addresses: slices.Clone(answer.Addresses), pools: slices.Clone(answer.Pools),
+		expires: now.Add(l.opts.Reservation),
+	}
 	l.offers.add(f)
 	for _, a := range f.addresses {
 		l.book.hide(a)
@@ -49,7 +54,7 @@ func (l *Ledger) Reserve(ctx context.Context, r Request) (Offer, error) {
 
 // Withdraw ends the reservation of claim early, as when the webhook refuses the object for another reason. Unknown
 // claims are fine.
-func (l *Ledger) Withdraw(claim [16]byte) {
+func (l *Ledger) Withdraw(claim floatip.Claim) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if f := l.offers.byClaim[claim]; f != nil {
@@ -61,12 +66,6 @@ func (l *Ledger) withdraw(f *offer) {
 	l.offers.remove(f)
 	for _, a := range f.addresses {
 		l.book.show(a)
-	}
-}
-
-func (l *Ledger) expire(now time.Time) {
-	for f := l.offers.expired(now); f != nil; f = l.offers.expired(now) {
-		l.withdraw(f)
 	}
 }
 
@@ -167,7 +166,7 @@ func (r Request) families(pools []*home) []Family {
 }
 
 func (h *home) has(family Family) bool {
-	return slices.ContainsFunc(h.ranges, func(r Range) bool { return FamilyOf(r.First) == family })
+	return h.families[slot(family)]
 }
 
 func (h *home) admits(r Request) bool {
@@ -224,7 +223,7 @@ func (l *Ledger) chooseOne(r Request, pools []*home, family Family, now time.Tim
 			return a, h, nil
 		}
 	}
-	return netip.Addr{}, nil, l.full(usable, family)
+	return netip.Addr{}, nil, l.full(usable, family, now)
 }
 
 // exact checks that r may have the address a.
@@ -297,7 +296,7 @@ func (l *Ledger) open(h *home, namespace string) error {
 		return fmt.Errorf("pool %s: %w", h.pool.Name, ErrDraining)
 	}
 	if h.pool.PerNamespaceLimit > 0 {
-		held := l.book.count(h.pool.Name, namespace) + l.offers.count(h.pool.Name, namespace)
+		held := l.book.countOf(h.pool.Name, namespace) + l.offers.count(h.pool.Name, namespace)
 		if held >= h.pool.PerNamespaceLimit {
 			return &LimitError{h.pool.Name, namespace, h.pool.PerNamespaceLimit, held}
 		}
@@ -349,15 +348,14 @@ func (l *Ledger) earlier(r Request, pools []*home, family Family, now time.Time)
 	return best.Address, from, from != nil
 }
 
-func (l *Ledger) full(pools []*home, family Family) error {
+func (l *Ledger) full(pools []*home, family Family, now time.Time) error {
 	e := &FullError{Family: family}
 	for _, h := range pools {
 		e.Pools = append(e.Pools, h.pool.Name)
-		if oldest, ok := l.book.oldest(h, family); ok {
-			e.Quarantined += l.book.resting(h, family)
-			if until := oldest.Since.Add(h.pool.Quarantine); e.Next.IsZero() || until.Before(e.Next) {
-				e.Next = until
-			}
+		n, first := l.book.resting(h, family, now)
+		e.Quarantined += n
+		if n > 0 && (e.Next.IsZero() || first.Before(e.Next)) {
+			e.Next = first
 		}
 	}
 	return e

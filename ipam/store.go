@@ -6,7 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/netip"
+	"os"
+	"path/filepath"
 	"runtime/debug"
 	"syscall"
 	"time"
@@ -40,7 +41,7 @@ type store struct {
 
 // contents is what load does not hand out one by one.
 type contents struct {
-	cursors   map[string]map[Family]netip.Addr
+	cursors   map[string]cursor
 	claimants []Claimant
 }
 
@@ -49,6 +50,7 @@ func openStore(path string, readOnly bool) (*store, error) {
 	if err := inspect(path); err != nil {
 		return nil, fileError(path, err)
 	}
+	_, missing := os.Stat(path)
 	s := &store{path: path}
 	err := guarded(func() (err error) {
 		// A second process is told at once, not after waiting; 0 would wait for ever (bbolt Options.Timeout).
@@ -64,7 +66,10 @@ func openStore(path string, readOnly bool) (*store, error) {
 		if err != nil || readOnly {
 			return err
 		}
-		return s.prepare()
+		if err = s.prepare(); err != nil || missing == nil {
+			return err
+		}
+		return syncDirectory(filepath.Dir(path))
 	})
 	if err != nil {
 		if s.db != nil {
@@ -73,6 +78,16 @@ func openStore(path string, readOnly bool) (*store, error) {
 		return nil, fileError(path, err)
 	}
 	return s, nil
+}
+
+// syncDirectory makes the name of a new file durable, which a flush of the file does not (fsync(2)).
+func syncDirectory(path string) error {
+	dir, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
 }
 
 // prepare makes the buckets of a new file.
@@ -131,7 +146,7 @@ func fileError(path string, err error) error {
 
 // load reads the whole file. It fails on the first thing that does not fit.
 func (s *store) load(each func(Allocation)) (contents, error) {
-	c := contents{cursors: map[string]map[Family]netip.Addr{}}
+	c := contents{cursors: map[string]cursor{}}
 	err := guarded(func() error {
 		return s.db.View(func(tx *bbolt.Tx) error {
 			if err := checkFormat(tx); err != nil {
@@ -248,7 +263,7 @@ func writeChanges(tx *bbolt.Tx, changes []change) error {
 	return nil
 }
 
-func writeCursors(tx *bbolt.Tx, cursors map[string]map[Family]netip.Addr) error {
+func writeCursors(tx *bbolt.Tx, cursors map[string]cursor) error {
 	for name, cursor := range cursors {
 		key := []byte(name)
 		if err := tx.Bucket(bucketPools).Put(key, encodeCursor(key, cursor)); err != nil {

@@ -49,6 +49,9 @@ func (b *batch) commit(claim floatip.Claim, owner floatip.Owner, addresses []net
 	if len(addresses) == 0 {
 		return nil, fmt.Errorf("%w %s", ErrUnknownClaim, claim)
 	}
+	if f != nil {
+		b.endOffer(f)
+	}
 	var lines []Allocation
 	for _, a := range addresses {
 		line, err := b.take(a, f, claim, owner, cause)
@@ -56,9 +59,6 @@ func (b *batch) commit(claim floatip.Claim, owner floatip.Owner, addresses []net
 			return nil, err
 		}
 		lines = append(lines, line)
-	}
-	if f != nil {
-		b.settleOffer(f)
 	}
 	return lines, nil
 }
@@ -94,6 +94,9 @@ func (b *batch) take(a netip.Addr, f *offer, claim floatip.Claim, owner floatip.
 			return Allocation{}, about(a, err)
 		}
 	}
+	if line, had := l.book.get(a); had && line.held() { // adopted since it was promised
+		return Allocation{}, &TakenError{Holder: line}
+	}
 	for _, line := range onlyHeld(l.book.ofUID(owner.UID)) {
 		if FamilyOf(line.Address) == FamilyOf(a) && line.Claim != claim {
 			return Allocation{}, fmt.Errorf("%s: %w, %s", a, ErrOwnerHolds, line.Address)
@@ -105,8 +108,8 @@ func (b *batch) take(a netip.Addr, f *offer, claim floatip.Claim, owner floatip.
 	return line, nil
 }
 
-// settleOffer ends the reservation that became an allocation.
-func (b *batch) settleOffer(f *offer) {
+// endOffer ends a reservation, before its addresses go into the book.
+func (b *batch) endOffer(f *offer) {
 	l := b.ledger
 	l.withdraw(f)
 	b.undo = append(b.undo, func() {
@@ -168,7 +171,7 @@ func (b *batch) bind(claim floatip.Claim, owner floatip.Owner, cause Cause) ([]A
 
 // Release gives back everything that the virtual machine with that UID holds. The caller has made sure that the machine,
 // its instance and all of its pods are gone. The addresses rest for their pool's quarantine. Releasing what is not held is
-// fine and returns nothing.
+// fine and returns nothing. A disputed address goes to the next virtual machine that claims it, and is not in the answer.
 //
 // Errors: those of the file.
 func (l *Ledger) Release(ctx context.Context, uid string, cause Cause) ([]Allocation, error) {
@@ -179,10 +182,15 @@ func (l *Ledger) Release(ctx context.Context, uid string, cause Cause) ([]Alloca
 	err := l.writer.do(ctx, func(b *batch) error {
 		released = nil
 		for _, line := range onlyHeld(b.ledger.book.ofUID(uid)) {
+			if line.Disputed {
+				b.handOver(line, cause)
+				continue
+			}
 			line.State, line.Since, line.Missing = Released, b.now, false
 			b.put(line, Freed, cause)
 			released = append(released, line)
 		}
+		b.dropClaims(uid, cause)
 		return nil
 	})
 	if err != nil {

@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"runtime"
 	"slices"
-	"sync"
 	"time"
 )
 
@@ -19,8 +18,9 @@ const maxBatch = 1024
 type writer struct {
 	ledger *Ledger
 	queue  chan *operation
+	pauses chan *operation
 	quit   chan struct{}
-	done   sync.WaitGroup
+	ended  chan struct{}
 }
 
 // operation is one verb. apply runs with the ledger locked and either returns an error or tells the batch what changes.
@@ -44,28 +44,37 @@ type batch struct {
 	changes  []change
 	undo     []func()
 	events   []Event
-	cursors  map[string]map[Family]netip.Addr
+	cursors  map[string]cursor
 	disputed map[netip.Addr][]Claimant // what the claimants of an address are now
 }
 
 func startWriter(l *Ledger) *writer {
-	w := &writer{ledger: l, queue: make(chan *operation, maxBatch), quit: make(chan struct{})}
-	w.done.Go(w.run)
+	w := &writer{ledger: l, queue: make(chan *operation, maxBatch), pauses: make(chan *operation), quit: make(chan struct{}), ended: make(chan struct{})}
+	go w.run()
 	return w
 }
 
 // stop answers what is queued and ends the goroutine.
 func (w *writer) stop() {
 	close(w.quit)
-	w.done.Wait()
+	<-w.ended
 }
 
 // do runs apply in the next transaction and returns when it is durable. If ctx ends first the outcome is unknown to the
 // caller; every verb may be repeated.
 func (w *writer) do(ctx context.Context, apply func(b *batch) error) error {
+	return w.submit(ctx, w.queue, apply)
+}
+
+// between runs f when no transaction is under way: memory and file say the same.
+func (w *writer) between(ctx context.Context, f func() error) error {
+	return w.submit(ctx, w.pauses, func(*batch) error { return f() })
+}
+
+func (w *writer) submit(ctx context.Context, queue chan<- *operation, apply func(b *batch) error) error {
 	op := &operation{apply: apply, ready: make(chan struct{})}
 	select {
-	case w.queue <- op:
+	case queue <- op:
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-w.quit:
@@ -76,14 +85,30 @@ func (w *writer) do(ctx context.Context, apply func(b *batch) error) error {
 		return op.err
 	case <-ctx.Done():
 		return ctx.Err()
+	case <-w.ended:
+		return w.late(op)
+	}
+}
+
+// late returns the answer to an operation that the writer took, or not, just before it ended.
+func (w *writer) late(op *operation) error {
+	select {
+	case <-op.ready:
+		return op.err
+	default:
+		return ErrClosed
 	}
 }
 
 func (w *writer) run() {
+	defer close(w.ended)
 	for {
 		select {
 		case op := <-w.queue:
 			w.commit(w.gather(op))
+		case op := <-w.pauses:
+			op.err = op.apply(nil)
+			close(op.ready)
 		case <-w.quit:
 			w.refuse()
 			return
@@ -138,10 +163,9 @@ func (w *writer) commit(ops []*operation) {
 // apply lets every operation change the index; one that fails leaves no trace.
 func (w *writer) apply(ops []*operation) *batch {
 	l := w.ledger
-	b := &batch{ledger: l, now: l.now()}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.expire(b.now)
+	b := &batch{ledger: l, now: l.tick()}
 	for _, op := range ops {
 		changes, events, undo := len(b.changes), len(b.events), len(b.undo)
 		if op.err = op.apply(b); op.err != nil {
@@ -149,7 +173,20 @@ func (w *writer) apply(ops []*operation) *batch {
 			b.changes, b.events = b.changes[:changes], b.events[:events]
 		}
 	}
+	if !b.empty() {
+		b.forget()
+	}
 	return b
+}
+
+// forgetStep is how many released allocations one transaction forgets, along with what it is for.
+const forgetStep = 16
+
+// forget drops released allocations that need not be remembered any longer.
+func (b *batch) forget() {
+	for _, a := range b.ledger.book.forgettable(b.now, b.ledger.opts.Remember, forgetStep) {
+		b.drop(a)
+	}
 }
 
 // answer ends the operations. An operation that only confirmed what others of the batch did fails with them.
@@ -193,14 +230,22 @@ func (b *batch) put(after Allocation, action Action, cause Cause) {
 	})
 }
 
+// drop forgets the released allocation of a.
+func (b *batch) drop(a netip.Addr) {
+	book := b.ledger.book
+	before, _ := book.get(a)
+	book.remove(a)
+	b.undo = append(b.undo, func() { book.put(before) })
+	b.changes = append(b.changes, change{address: a, before: before})
+}
+
 // advance moves the pool's cursor behind a.
 func (b *batch) advance(h *home, a netip.Addr) {
-	family := FamilyOf(a)
-	before := h.cursor[family]
-	h.cursor[family] = a.Next()
-	b.undo = append(b.undo, func() { h.cursor[family] = before })
+	before, at := h.cursor, slot(FamilyOf(a))
+	h.cursor[at] = numOf(a).next()
+	b.undo = append(b.undo, func() { h.cursor = before; b.cursors[h.pool.Name] = before })
 	if b.cursors == nil {
-		b.cursors = map[string]map[Family]netip.Addr{}
+		b.cursors = map[string]cursor{}
 	}
 	b.cursors[h.pool.Name] = h.cursor
 }

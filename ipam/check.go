@@ -1,0 +1,295 @@
+package ipam
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"go.etcd.io/bbolt"
+
+	"floatip.io/floatip"
+)
+
+// Report is what Check found.
+type Report struct {
+	// Held and Released count the allocations, Events the history.
+	Held, Released, Events int
+	Problems               []Problem
+}
+
+// Problem is one thing that does not fit.
+type Problem struct {
+	// Address that it is about, if it is about one.
+	Address netip.Addr
+	Text    string
+}
+
+// String returns "192.0.2.1: text".
+func (p Problem) String() string {
+	if !p.Address.IsValid() {
+		return p.Text
+	}
+	return p.Address.String() + ": " + p.Text
+}
+
+// Err returns nil if there are no problems, or all of them in one error that is ErrDamaged.
+func (r Report) Err() error {
+	if len(r.Problems) == 0 {
+		return nil
+	}
+	errs := []error{ErrDamaged}
+	for _, p := range r.Problems {
+		errs = append(errs, errors.New(p.String()))
+	}
+	return errors.Join(errs...)
+}
+
+// Against is what Check compares the ledger with. The zero value of each field compares nothing.
+type Against struct {
+	// Pools that every held address must lie in.
+	Pools []Pool
+	// Seen lists the addresses of all virtual machines of the cluster; nil stands for unknown.
+	Seen []Sighting
+}
+
+// Check proves that the ledger is right: the pages of the file form a tree, every value has its checksum, the two indexes
+// mirror each other, no claim and no virtual machine has two addresses of one family, disputes and their flags agree, the
+// history is without gaps and ends in the present state, everything held lies in against.Pools and agrees with
+// against.Seen. It also proves that the index in memory says the same as the file, that its parts agree, and that nothing
+// is free and held at once. The ledger goes on working meanwhile.
+//
+// Errors: ErrClosed. What does not fit is in the Report.
+func (l *Ledger) Check(ctx context.Context, against Against) (Report, error) {
+	var lines []Allocation
+	var problems []Problem
+	var tx *bbolt.Tx
+	err := l.writer.between(ctx, func() (err error) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		lines = l.book.filter(func(*record) bool { return true })
+		problems = l.book.audit(l.offers.addresses())
+		tx, err = l.store.db.Begin(false)
+		return err
+	})
+	if err != nil {
+		return Report{}, fmt.Errorf("check: %w", err)
+	}
+	defer tx.Rollback()
+	c := checker{report: Report{Problems: problems}}
+	if err := guarded(func() error { c.file(tx); return nil }); err != nil {
+		c.complain(netip.Addr{}, "%v", err)
+	}
+	c.memory(lines)
+	c.against(against)
+	return c.report, nil
+}
+
+// checker goes through one view of the file.
+type checker struct {
+	report Report
+	lines  map[netip.Addr]Allocation
+}
+
+func (c *checker) complain(a netip.Addr, format string, args ...any) {
+	c.report.Problems = append(c.report.Problems, Problem{a, fmt.Sprintf(format, args...)})
+}
+
+func (c *checker) file(tx *bbolt.Tx) {
+	if err := checkFormat(tx); err != nil {
+		c.complain(netip.Addr{}, "%v", err)
+		return
+	}
+	for err := range tx.Check() {
+		c.complain(netip.Addr{}, "page: %v", err)
+	}
+	c.addresses(tx)
+	c.owners(tx)
+	c.identities()
+	c.disputes(tx)
+	c.history(tx)
+}
+
+func (c *checker) addresses(tx *bbolt.Tx) {
+	c.lines = map[netip.Addr]Allocation{}
+	tx.Bucket(bucketAddresses).ForEach(func(k, v []byte) error {
+		line, err := decodeAllocation(k, v)
+		if err != nil {
+			c.complain(netip.Addr{}, "address %x: %v", k, err)
+			return nil
+		}
+		c.lines[line.Address] = line
+		if line.held() {
+			c.report.Held++
+		} else {
+			c.report.Released++
+		}
+		return nil
+	})
+}
+
+// owners proves that the owner index has one entry for each address, and no other.
+func (c *checker) owners(tx *bbolt.Tx) {
+	bucket := tx.Bucket(bucketOwners)
+	for a, line := range c.lines {
+		if k, _ := bucket.Cursor().Seek(ownerKey(nil, line.Owner, a)); !bytes.Equal(k, ownerKey(nil, line.Owner, a)) {
+			c.complain(a, "the owner index does not list it under %s", line.Owner)
+		}
+	}
+	bucket.ForEach(func(k, _ []byte) error {
+		owner, a, err := parseOwnerKey(k)
+		if err != nil {
+			c.complain(netip.Addr{}, "owner %q: %v", k, err)
+			return nil
+		}
+		if line, ok := c.lines[a]; !ok || line.Owner != owner {
+			c.complain(a, "the owner index lists it under %s, who does not have it", owner)
+		}
+		return nil
+	})
+}
+
+func parseOwnerKey(key []byte) (floatip.Owner, netip.Addr, error) {
+	parts := bytes.SplitN(key, []byte{0}, 4)
+	if len(parts) < 4 {
+		return floatip.Owner{}, netip.Addr{}, errShort
+	}
+	a, rest, err := cutAddress(parts[3])
+	if err == nil && len(rest) > 0 {
+		err = errRest
+	}
+	return floatip.Owner{Namespace: string(parts[0]), Name: string(parts[1]), UID: string(parts[2])}, a, err
+}
+
+// identities proves that a claim and a virtual machine have at most one address of each family.
+func (c *checker) identities() {
+	type byClaim struct {
+		floatip.Claim
+		Family
+	}
+	type byUID struct {
+		uid string
+		Family
+	}
+	claims, uids := map[byClaim]netip.Addr{}, map[byUID]netip.Addr{}
+	for _, a := range slices.SortedFunc(maps.Keys(c.lines), netip.Addr.Compare) {
+		line := c.lines[a]
+		if !line.held() {
+			continue
+		}
+		claim, uid := byClaim{line.Claim, FamilyOf(a)}, byUID{line.Owner.UID, FamilyOf(a)}
+		if other, twice := claims[claim]; twice && !line.Claim.IsZero() {
+			c.complain(a, "its claim %s has %s as well", line.Claim, other)
+		}
+		if other, twice := uids[uid]; twice && !line.Disputed && !c.lines[other].Disputed {
+			c.complain(a, "VM %s has %s as well", line.Owner, other)
+		}
+		claims[claim], uids[uid] = a, a
+	}
+}
+
+func (c *checker) disputes(tx *bbolt.Tx) {
+	claimed := map[netip.Addr]bool{}
+	tx.Bucket(bucketDisputes).ForEach(func(k, v []byte) error {
+		claimant, err := decodeClaimant(k, v)
+		if err != nil {
+			c.complain(netip.Addr{}, "dispute %x: %v", k, err)
+			return nil
+		}
+		claimed[claimant.Address] = true
+		if line := c.lines[claimant.Address]; !line.held() || !line.Disputed {
+			c.complain(claimant.Address, "VM %s claims it, but it is not marked as disputed", claimant.Owner)
+		}
+		return nil
+	})
+	for a, line := range c.lines {
+		if line.Disputed && !claimed[a] {
+			c.complain(a, "it is marked as disputed, but nobody else claims it")
+		}
+	}
+}
+
+// history proves that the numbers have no gap and that the last event of each address fits its state.
+func (c *checker) history(tx *bbolt.Tx) {
+	last := map[netip.Addr]Event{}
+	var expected uint64
+	tx.Bucket(bucketHistory).ForEach(func(k, v []byte) error {
+		if n := number(k); expected != 0 && n != expected {
+			c.complain(netip.Addr{}, "history: event %d follows event %d", n, expected-1)
+		}
+		expected = number(k) + 1
+		e, err := decodeEvent(k, v)
+		if err != nil {
+			c.complain(netip.Addr{}, "history: %v", err)
+			return nil
+		}
+		c.report.Events++
+		last[e.Address] = e
+		return nil
+	})
+	for a, e := range last {
+		if line, ok := c.lines[a]; ok && (line.Owner != e.Owner || (line.State == Released) != (e.Action == Freed)) {
+			c.complain(a, "it is %s for VM %s, but the last event says %s for VM %s", line.State, line.Owner, e.Action, e.Owner)
+		} else if !ok && e.Action != Freed {
+			c.complain(a, "nobody has it, but the last event says %s for VM %s", e.Action, e.Owner)
+		}
+	}
+}
+
+// memory compares the file with the index. The time since when may differ after the clock was set back, and the pool
+// after pools were changed.
+func (c *checker) memory(lines []Allocation) {
+	if len(lines) != len(c.lines) {
+		c.complain(netip.Addr{}, "memory has %d allocations, the file %d", len(lines), len(c.lines))
+	}
+	for _, line := range lines {
+		stored, ok := c.lines[line.Address]
+		stored.Since, stored.Pool = line.Since, line.Pool
+		if !ok || stored != line {
+			c.complain(line.Address, "memory says %+v, the file %+v", line, stored)
+		}
+	}
+}
+
+func (c *checker) against(against Against) {
+	if against.Pools != nil {
+		var ranges []Range
+		for _, s := range divide(against.Pools) {
+			ranges = append(ranges, s.ranges...)
+		}
+		ranges = union(ranges)
+		for a, line := range c.lines {
+			if line.held() && !within(ranges, a) {
+				c.complain(a, "it is held by VM %s and lies in no pool", line.Owner)
+			}
+		}
+	}
+	if against.Seen != nil {
+		c.seen(against.Seen)
+	}
+	slices.SortStableFunc(c.report.Problems, func(a, b Problem) int { return a.Address.Compare(b.Address) })
+}
+
+func (c *checker) seen(seen []Sighting) {
+	shown := map[netip.Addr]bool{}
+	for _, s := range seen {
+		line, ok := c.lines[s.Address]
+		switch {
+		case !ok || !line.held():
+			c.complain(s.Address, "%s of VM %s has it, the ledger says that nobody holds it", s.Source, s.Owner)
+		case line.Owner.UID != s.Owner.UID:
+			c.complain(s.Address, "%s of VM %s (%s) has it, the ledger says that VM %s (%s) holds it",
+				s.Source, s.Owner, s.Owner.UID, line.Owner, line.Owner.UID)
+		default:
+			shown[s.Address] = true
+		}
+	}
+	for a, line := range c.lines {
+		if line.State == Bound && !shown[a] && !line.Disputed {
+			c.complain(a, "the ledger says that VM %s (%s) holds it, the cluster does not show it", line.Owner, line.Owner.UID)
+		}
+	}
+}

@@ -1,0 +1,322 @@
+package ipam
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"hash/maphash"
+	"math/bits"
+	"time"
+
+	"floatip.io/floatip"
+)
+
+// record is an Allocation in memory: small, and with one pointer for the garbage collector to follow.
+type record struct {
+	at    num
+	claim floatip.Claim
+	uid   uid
+	name  string
+	since int64 // nanoseconds of Unix time
+
+	namespace, pool uint32 // numbers in records.texts
+	older, younger  uint32 // neighbours in a list of records in one state; 0 is the list's end
+
+	family Family
+	state  State
+	flags  uint8
+	listed bool
+}
+
+// uid is a UID as the API server makes them, a UUID in lower case (RFC 9562), as its 16 bytes. Any other text is kept in
+// texts, and its number in the last 4 bytes behind 12 bytes of 0xff, which no valid UUID has.
+type uid [16]byte
+
+// records keeps allocations and finds them by address, claim, UID, and namespace and name. Their numbers begin at 1.
+type records struct {
+	slabs [][]record // never moved, so that growing copies nothing
+	last  uint32     // the highest number ever given
+	free  []uint32
+	texts names
+	seed  maphash.Seed
+	salt  uint64
+
+	byAddress, byClaim, byUID, byName table
+}
+
+// slabSize is how many records are allocated together, about 450 KiB.
+const slabSize = 4096
+
+func newRecords() *records {
+	r := &records{texts: newNames(), seed: maphash.MakeSeed()}
+	r.salt = maphash.Bytes(r.seed, nil) | 1
+	r.byAddress.hash = func(id uint32) uint64 { return r.hashAddress(r.at(id).at, r.at(id).family) }
+	r.byClaim.hash = func(id uint32) uint64 { return r.hash16(r.at(id).claim) }
+	r.byUID.hash = func(id uint32) uint64 { return r.hash16(r.at(id).uid) }
+	r.byName.hash = func(id uint32) uint64 { return r.hashName(r.at(id).namespace, r.at(id).name) }
+	return r
+}
+
+func (r *records) at(id uint32) *record { return &r.slabs[id/slabSize][id%slabSize] }
+
+// mix multiplies to 128 bits and folds, as wyhash does; the salt keeps users from choosing names that collide.
+func (r *records) mix(a, b uint64) uint64 {
+	hi, lo := bits.Mul64(a^r.salt, b^0x9e3779b97f4a7c15)
+	return hi ^ lo
+}
+
+func (r *records) hashAddress(n num, family Family) uint64 {
+	return r.mix(r.mix(n.hi^uint64(family), n.lo), r.salt)
+}
+
+func (r *records) hash16(b [16]byte) uint64 {
+	return r.mix(r.mix(binary.NativeEndian.Uint64(b[:8]), binary.NativeEndian.Uint64(b[8:])), r.salt)
+}
+
+func (r *records) hashName(namespace uint32, name string) uint64 {
+	return r.mix(maphash.String(r.seed, name), uint64(namespace))
+}
+
+// find returns the number of the record of an address, 0 if there is none.
+func (r *records) find(n num, family Family) uint32 {
+	var found uint32
+	r.byAddress.find(r.hashAddress(n, family), func(id uint32) bool {
+		if rec := r.at(id); rec.at != n || rec.family != family {
+			return false
+		}
+		found = id
+		return true
+	})
+	return found
+}
+
+// ofClaim, ofUID and ofName call yield with each record that has the key.
+func (r *records) ofClaim(claim floatip.Claim, yield func(id uint32)) {
+	if claim.IsZero() {
+		return
+	}
+	r.byClaim.find(r.hash16(claim), func(id uint32) bool {
+		if r.at(id).claim == claim {
+			yield(id)
+		}
+		return false
+	})
+}
+
+func (r *records) ofUID(text string, yield func(id uint32)) {
+	key, known := r.packUID(text, false)
+	if !known || text == "" {
+		return
+	}
+	r.byUID.find(r.hash16(key), func(id uint32) bool {
+		if r.at(id).uid == key {
+			yield(id)
+		}
+		return false
+	})
+}
+
+func (r *records) ofName(namespace, name string, yield func(id uint32)) {
+	number, known := r.texts.find(namespace)
+	if !known {
+		return
+	}
+	r.byName.find(r.hashName(number, name), func(id uint32) bool {
+		if rec := r.at(id); rec.namespace == number && rec.name == name {
+			yield(id)
+		}
+		return false
+	})
+}
+
+// add makes a record of line and returns its number.
+func (r *records) add(line Allocation) uint32 {
+	id := r.number()
+	rec := r.at(id)
+	*rec = record{at: numOf(line.Address), family: FamilyOf(line.Address)}
+	r.fill(rec, line)
+	r.byAddress.insert(id)
+	r.index(id)
+	return id
+}
+
+func (r *records) number() uint32 {
+	if last := len(r.free) - 1; last >= 0 {
+		id := r.free[last]
+		r.free = r.free[:last]
+		return id
+	}
+	r.last++
+	if int(r.last/slabSize) == len(r.slabs) {
+		r.slabs = append(r.slabs, make([]record, slabSize))
+	}
+	return r.last
+}
+
+// change makes the record id say what line says. The address is the same.
+func (r *records) change(id uint32, line Allocation) {
+	rec := r.at(id)
+	key, known := r.packUID(line.Owner.UID, false)
+	if known && rec.uid == key && rec.claim == line.Claim && rec.name == line.Owner.Name &&
+		r.texts.text(rec.namespace) == line.Owner.Namespace && r.texts.text(rec.pool) == line.Pool {
+		rec.state, rec.flags, rec.since = line.State, flagsOf(line), line.Since.UnixNano()
+		return
+	}
+	r.unindex(id)
+	r.fill(rec, line)
+	r.index(id)
+}
+
+// live calls yield with the number of each record.
+func (r *records) live(yield func(id uint32)) {
+	for id := uint32(1); id <= r.last; id++ {
+		if r.at(id).state != 0 {
+			yield(id)
+		}
+	}
+}
+
+// sparse reports whether so few records are left of what there was that it pays to build them anew, smaller.
+func (r *records) sparse() bool { return r.last > 2*slabSize && len(r.free) > int(r.last)/4*3 }
+
+func (r *records) remove(id uint32) {
+	r.byAddress.remove(id)
+	r.unindex(id)
+	*r.at(id) = record{}
+	r.free = append(r.free, id)
+}
+
+func (r *records) fill(rec *record, line Allocation) {
+	rec.claim, rec.name = line.Claim, line.Owner.Name
+	rec.uid, _ = r.packUID(line.Owner.UID, true)
+	rec.namespace, rec.pool = r.texts.use(line.Owner.Namespace), r.texts.use(line.Pool)
+	rec.state, rec.flags, rec.since = line.State, flagsOf(line), line.Since.UnixNano()
+}
+
+func (r *records) index(id uint32) {
+	rec := r.at(id)
+	if !rec.claim.IsZero() {
+		r.byClaim.insert(id)
+	}
+	if rec.uid != (uid{}) {
+		r.byUID.insert(id)
+	}
+	r.byName.insert(id)
+}
+
+// unindex is the reverse of fill and index.
+func (r *records) unindex(id uint32) {
+	rec := r.at(id)
+	if !rec.claim.IsZero() {
+		r.byClaim.remove(id)
+	}
+	if rec.uid != (uid{}) {
+		r.byUID.remove(id)
+	}
+	r.byName.remove(id)
+	if number, odd := rec.uid.odd(); odd {
+		r.texts.drop(number)
+	}
+	r.texts.drop(rec.namespace)
+	r.texts.drop(rec.pool)
+}
+
+func (r *records) allocation(id uint32) Allocation {
+	rec := r.at(id)
+	return Allocation{
+		Address: rec.at.addr(rec.family),
+		Pool:    r.texts.text(rec.pool),
+		Owner:   floatip.Owner{Namespace: r.texts.text(rec.namespace), Name: rec.name, UID: r.textUID(rec.uid)},
+		Claim:   rec.claim, State: rec.state, Since: time.Unix(0, rec.since).UTC(),
+		Disputed: rec.flags&flagDisputed != 0, Missing: rec.flags&flagMissing != 0,
+	}
+}
+
+func flagsOf(line Allocation) uint8 {
+	var flags uint8
+	if line.Disputed {
+		flags |= flagDisputed
+	}
+	if line.Missing {
+		flags |= flagMissing
+	}
+	return flags
+}
+
+// packUID returns the 16 bytes for text. An odd text is counted as used if use, else it must be known.
+func (r *records) packUID(text string, use bool) (key uid, known bool) {
+	if text == "" {
+		return key, true
+	}
+	if key, ok := parseUUID(text); ok {
+		return key, true
+	}
+	var number uint32
+	if known = true; use {
+		number = r.texts.use(text)
+	} else {
+		number, known = r.texts.find(text)
+	}
+	for i := range 12 {
+		key[i] = 0xff
+	}
+	binary.BigEndian.PutUint32(key[12:], number)
+	return key, known
+}
+
+// parseUUID reads 8-4-4-4-12 digits in lower case. What textUID would not write in the same way is refused.
+func parseUUID(text string) (key uid, ok bool) {
+	if len(text) != 36 || text[8] != '-' || text[13] != '-' || text[18] != '-' || text[23] != '-' {
+		return key, false
+	}
+	at := 0
+	for i := 0; i < len(text); i++ {
+		if text[i] == '-' {
+			i++
+		}
+		high, low := nibble(text[i]), nibble(text[i+1])
+		if high > 15 || low > 15 {
+			return key, false
+		}
+		key[at] = high<<4 | low
+		at, i = at+1, i+1
+	}
+	_, odd := key.odd()
+	return key, !odd && key != uid{}
+}
+
+func nibble(c byte) byte {
+	switch {
+	case '0' <= c && c <= '9':
+		return c - '0'
+	case 'a' <= c && c <= 'f':
+		return c - 'a' + 10
+	}
+	return 0xff
+}
+
+// odd returns the number of the text if the UID is no UUID.
+func (u uid) odd() (number uint32, odd bool) {
+	for _, b := range u[:12] {
+		if b != 0xff {
+			return 0, false
+		}
+	}
+	return binary.BigEndian.Uint32(u[12:]), true
+}
+
+func (r *records) textUID(key uid) string {
+	if key == (uid{}) {
+		return ""
+	}
+	if number, odd := key.odd(); odd {
+		return r.texts.text(number)
+	}
+	var text [36]byte
+	hex.Encode(text[0:8], key[0:4])
+	hex.Encode(text[9:13], key[4:6])
+	hex.Encode(text[14:18], key[6:8])
+	hex.Encode(text[19:23], key[8:10])
+	hex.Encode(text[24:36], key[10:16])
+	text[8], text[13], text[18], text[23] = '-', '-', '-', '-'
+	return string(text[:])
+}
