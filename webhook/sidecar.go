@@ -39,8 +39,13 @@ func sidecarContainer(image string) corev1.Container {
 		Image:           image,
 		ImagePullPolicy: corev1.PullIfNotPresent,
 		Command:         []string{sidecarBinary},
-		RestartPolicy:   &always,
-		Resources:       corev1.ResourceRequirements{Requests: resources, Limits: resources},
+		Env: []corev1.EnvVar{
+			podField("POD_NAMESPACE", "metadata.namespace"),
+			podField("POD_NAME", "metadata.name"),
+			podField("POD_UID", "metadata.uid"),
+		},
+		RestartPolicy: &always,
+		Resources:     corev1.ResourceRequirements{Requests: resources, Limits: resources},
 		SecurityContext: &corev1.SecurityContext{
 			RunAsUser:                new(int64(0)),
 			RunAsNonRoot:             new(false),
@@ -62,6 +67,11 @@ func sidecarContainer(image string) corev1.Container {
 			{Name: floatip.NATVolume, MountPath: NATPath, ReadOnly: true},
 		},
 	}
+}
+
+// podField is how the sidecar, which has no API token, knows its own pod.
+func podField(name, path string) corev1.EnvVar {
+	return corev1.EnvVar{Name: name, ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: path}}}
 }
 
 // sidecarVolumes are the socket to the node agent, and the NAT description as a file that follows the annotation.

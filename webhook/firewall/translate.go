@@ -1,0 +1,99 @@
+package firewall
+
+import (
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+
+	"floatip.io/floatip"
+)
+
+// Default is what a pool says about VMs without an allow list.
+type Default string
+
+// The defaults that a pool can have. The empty one is DefaultAllow; an unknown one denies.
+const (
+	DefaultAllow Default = "Allow"
+	DefaultDeny  Default = "Deny"
+)
+
+// Input is everything that has a say in what passes the leg of one pod.
+type Input struct {
+	// Labels are those of the virt-launcher pod; KubeVirt copies them from the VM's template.
+	Labels map[string]string
+	// Policies are the NetworkPolicies of the pod's namespace. They are not changed.
+	Policies []*networkingv1.NetworkPolicy
+	// NamedPorts are the pod's: NamedPorts(pod.Spec).
+	NamedPorts []corev1.ContainerPort
+	// Ports are those that the VM lists on its interface. An empty list admits every port and protocol.
+	Ports []floatip.Port
+	// Allow is the VM's allow list (AllowOf), nil when it has none.
+	Allow *AllowList
+	// Default is that of the pool, for a VM without an allow list.
+	Default Default
+}
+
+// Translate returns what may pass the leg of the pod. A connection from outside is admitted when the policies, the
+// VM's ports, and its allow list or else the pool's default all admit it; one of the guest to the outside when the
+// policies do. The result depends on the meaning of the input alone, not on the order of anything in it, so that a
+// caller can compare it with what it wrote before.
+//
+// A direction that needs more entries than fit is closed and reported as TooLarge. All problems are sorted.
+func Translate(in Input) (floatip.Firewall, []Problem) {
+	selecting := slices.Clone(in.Policies)
+	selecting = slices.DeleteFunc(selecting, func(p *networkingv1.NetworkPolicy) bool { return !Selects(p, in.Labels) })
+
+	egress := reader{direction: networkingv1.PolicyTypeEgress}
+	out := egress.admitted(selecting, everything())
+	ingress := reader{direction: networkingv1.PolicyTypeIngress, named: in.NamedPorts}
+	inwards := ingress.admitted(selecting, in.allowed(), listed(in.Ports))
+	return floatip.Firewall{Ingress: inwards, Egress: out}, sorted(slices.Concat(ingress.problems, egress.problems))
+}
+
+// admitted returns what the policies and every one of the others admit. The others are normal.
+func (r *reader) admitted(selecting []*networkingv1.NetworkPolicy, others ...[]floatip.Entry) floatip.Admitted {
+	list, isolated, err := r.policies(selecting)
+	if !isolated {
+		list = everything()
+	}
+	for _, other := range others {
+		if err == nil {
+			list, err = intersect(list, other)
+		}
+	}
+	if err != nil {
+		r.problem(place{field: string(r.direction)}, TooLarge, "%v; nothing new is admitted until the set is smaller", err)
+		return floatip.Admitted{}
+	}
+	return admitted(list)
+}
+
+// allowed returns what the allow list admits, or the default of the pool in its place.
+func (in Input) allowed() []floatip.Entry {
+	switch {
+	case in.Allow != nil:
+		return in.Allow.entries
+	case in.Default == DefaultAllow, in.Default == "":
+		return everything()
+	}
+	return nil
+}
+
+// listed returns what the port list of the VM's interface admits: its ports from everywhere, and echo requests, of
+// which a list of TCP and UDP ports says nothing.
+func listed(ports []floatip.Port) (list []floatip.Entry) {
+	if len(ports) == 0 {
+		return everything()
+	}
+	for _, from := range everything() {
+		list = append(list, floatip.Entry{Addresses: from.Addresses, Protocol: floatip.ProtocolICMP, Ports: floatip.AllPorts()})
+		for _, p := range ports {
+			protocol := protocols[corev1.Protocol(p.Protocol)]
+			list = append(list, floatip.Entry{
+				Addresses: from.Addresses, Protocol: protocol, Ports: floatip.PortRange{First: p.Number, Last: p.Number},
+			})
+		}
+	}
+	return list
+}
