@@ -40,7 +40,21 @@ type Network struct {
 func NewNetwork(dir string) *Network {
 	// KubeVirt gives its cache files to the user qemu; here the machine's root reads them.
 	dutils.MockDefaultOwnershipManager()
+	preferIPv4()
 	return &Network{dir}
+}
+
+// podIPVariable is how virt-handler's pod tells KubeVirt's code which family the cluster prefers
+// (network/setup/netpod/discover.go).
+const podIPVariable = "MY_POD_IP"
+
+func preferIPv4() {
+	if _, told := os.LookupEnv(podIPVariable); told {
+		return
+	}
+	if err := os.Setenv(podIPVariable, "0.0.0.0"); err != nil {
+		panic("virthandler: a constant name and value are refused by the environment: " + err.Error())
+	}
 }
 
 // New implements KubeVirt's cache creator: what it keeps in /var/run/kubevirt-private lies in the folder instead.

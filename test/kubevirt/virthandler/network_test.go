@@ -143,7 +143,6 @@ func TestGuestBehindMasquerade(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	p := newPod(t, "100.0.1.2/24", "fd00:100::2/64")
-	t.Setenv("MY_POD_IP", "201.0.0.1")
 	vmi := instance("testvm")
 	runDir := shortDir(t)
 	network := virthandler.NewNetwork(runDir)

@@ -58,8 +58,9 @@ func Run(ctx context.Context, dir Dir) error {
 		log.Printf("start the machine: %v", err)
 		s.state.lifecycle(api.Crashed, api.ReasonFailed)
 	} else {
-		go func() { s.watch(qemu.Wait()) }()
-		defer func() { _ = qemu.Process.Kill() }() // fails if it has ended, which is as well
+		ended := make(chan struct{})
+		go func() { defer close(ended); s.watch(qemu.Wait()) }()
+		defer func() { _ = qemu.Process.Kill(); <-ended }() // a kill that fails finds it ended
 	}
 	go s.exitWithFolder(ctx)
 	return s.serve(ctx, listener)
@@ -75,6 +76,9 @@ func listen(path string) (net.Listener, error) {
 // start sets up the pod's side and qemu.
 func (s *server) start(ctx context.Context) (*exec.Cmd, error) {
 	if err := enterPod(s.dir, s.spec); err != nil {
+		return nil, err
+	}
+	if err := s.markGuest(); err != nil {
 		return nil, err
 	}
 	var guest6 string
@@ -115,15 +119,32 @@ func (s *server) attach(ctx context.Context) error {
 	if err := machine.do("query-status", nil, &now); err != nil {
 		return err
 	}
-	if now.Running {
+	switch {
+	case now.Running:
 		s.state.lifecycle(api.Running, api.ReasonUnknown)
+	case s.spec.Incoming:
+		s.state.lifecycle(api.Paused, api.ReasonPausedMigration)
 	}
 	return nil
 }
 
+// watch tells the machine's end: to virt-handler, and to the kubelet by the guest file.
 func (s *server) watch(err error) {
 	log.Printf("qemu ended: %v", err)
 	s.state.ended()
+	if s.spec.GuestFile == "" {
+		return
+	}
+	if err := os.Remove(s.spec.GuestFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		log.Printf("remove the guest file: %v", err)
+	}
+}
+
+func (s *server) markGuest() error {
+	if s.spec.GuestFile == "" {
+		return nil
+	}
+	return os.WriteFile(s.spec.GuestFile, nil, 0o644)
 }
 
 // exitWithFolder ends a launcher that nobody can reach any more.
