@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -103,18 +104,21 @@ var datatypes = map[string]nftables.SetDatatype{
 	nftables.TypeIP6Addr.Name: nftables.TypeIP6Addr,
 	nftables.TypeIFName.Name:  nftables.TypeIFName,
 	portType.Name:             portType,
+	ipv4.entryType().Name:     ipv4.entryType(),
+	ipv6.entryType().Name:     ipv6.entryType(),
 }
 
 func (s Set) add(conn *nftables.Conn, table *nftables.Table) error {
 	set := &nftables.Set{
-		Table: table, Name: s.Name, KeyType: datatypes[s.Type], Interval: s.Interval, Concatenation: s.Type == portType.Name,
+		Table: table, Name: s.Name, KeyType: datatypes[s.Type], Interval: s.Interval,
+		Concatenation: strings.Contains(s.Type, " . "),
 	}
 	if s.Type == nftables.TypeIFName.Name {
 		set.KeyByteOrder = binaryutil.NativeEndian // or nft lists the names backwards, as nothing
 	}
 	var elements []nftables.SetElement
 	for _, e := range s.Elements {
-		elements = append(elements, nftables.SetElement{Key: []byte(e.Key), IntervalEnd: e.End})
+		elements = append(elements, nftables.SetElement{Key: []byte(e.Key), KeyEnd: []byte(e.Last), IntervalEnd: e.End})
 	}
 	return conn.AddSet(set, elements)
 }

@@ -29,7 +29,8 @@ type Flow struct {
 // says, when before are the floating addresses that were in force:
 //
 //   - flows of an address that went away, in either direction;
-//   - flows of an address that stays, to or from another fixed address, or to a port that is no longer listed;
+//   - flows of an address that stays, to or from another fixed address, to a port that is no longer listed, or which the
+//     firewall no longer admits;
 //   - flows that the guest opened before its address came and that nobody answered: they may stay bound to the pod's
 //     address for as long as the guest repeats them.
 func Stale(before []netip.Addr, now floatip.PodNAT) func(Flow) bool {
@@ -41,7 +42,7 @@ func Stale(before []netip.Addr, now floatip.PodNAT) func(Flow) bool {
 		}
 		for _, b := range now.Bindings {
 			fresh := !slices.Contains(before, b.Floating)
-			if f.contradicts(b) || fresh && f.Source == b.Fixed && !f.Answered && f.ReplyDestination != b.Floating {
+			if f.contradicts(b, firewallOf(now)) || fresh && f.Source == b.Fixed && !f.Answered && f.ReplyDestination != b.Floating {
 				return true
 			}
 		}
@@ -54,18 +55,28 @@ func (f Flow) of(floating netip.Addr) bool {
 	return f.Destination == floating || f.ReplyDestination == floating
 }
 
-// contradicts reports whether f is a flow of b's floating address that b would not make.
-func (f Flow) contradicts(b floatip.Binding) bool {
+// contradicts reports whether f is a flow of b's floating address that would not be made now. What the guest calls at
+// its own floating address does not pass the leg, so the firewall has no say in it.
+func (f Flow) contradicts(b floatip.Binding, firewall floatip.Firewall) bool {
 	switch {
 	case f.Destination == b.Floating:
-		return f.ReplySource != b.Fixed || !f.admitted(b.Ports)
+		return f.ReplySource != b.Fixed || !f.listed(b.Ports) ||
+			f.Source != b.Fixed && !firewall.Ingress.Admits(f.Source, f.protocol(), f.Port)
 	case f.ReplyDestination == b.Floating:
-		return f.Source != b.Fixed
+		return f.Source != b.Fixed || !firewall.Egress.Admits(f.Destination, f.protocol(), f.Port)
 	}
 	return false
 }
 
-func (f Flow) admitted(ports []floatip.Port) bool {
+// protocol is the firewall's name for the flow's.
+func (f Flow) protocol() floatip.Protocol {
+	if f.Protocol == unix.IPPROTO_ICMPV6 {
+		return floatip.ProtocolICMP
+	}
+	return floatip.Protocol(f.Protocol)
+}
+
+func (f Flow) listed(ports []floatip.Port) bool {
 	if len(ports) == 0 || f.Protocol == unix.IPPROTO_ICMP || f.Protocol == unix.IPPROTO_ICMPV6 {
 		return true
 	}

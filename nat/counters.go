@@ -18,7 +18,7 @@ type Counter struct {
 	Floating netip.Addr
 	In       Figure // by the leg to the guest
 	Out      Figure // by the leg out of the pod
-	Refused  Figure // addressed to the floating address or come by the leg, and dropped
+	Refused  Figure // dropped by the port list or the firewall, in either direction
 	Guarded  Figure // dropped because it would have left by the leg under another name
 }
 

@@ -1,6 +1,7 @@
 package nat
 
 import (
+	"cmp"
 	"encoding/binary"
 	"net/netip"
 	"slices"
@@ -39,8 +40,20 @@ func Desired(p floatip.PodNAT) (t Tables) {
 type binding struct {
 	family
 	floatip.Binding
-	bridge  string // the guest's
-	cluster []netip.Prefix
+	bridge   string // the guest's
+	cluster  []netip.Prefix
+	firewall floatip.Firewall
+}
+
+// open is the firewall of a pod that nobody restricts.
+var open = floatip.Firewall{Ingress: floatip.Admitted{Everything: true}, Egress: floatip.Admitted{Everything: true}}
+
+// firewallOf returns the firewall of p.
+func firewallOf(p floatip.PodNAT) floatip.Firewall {
+	if p.Firewall == nil {
+		return open
+	}
+	return *p.Firewall
 }
 
 func newBinding(p floatip.PodNAT, b floatip.Binding) binding {
@@ -51,7 +64,7 @@ func newBinding(p floatip.PodNAT, b floatip.Binding) binding {
 			cluster = append(cluster, n)
 		}
 	}
-	return binding{family: f, Binding: b, bridge: p.Interface, cluster: cluster}
+	return binding{family: f, Binding: b, bridge: p.Interface, cluster: cluster, firewall: firewallOf(p)}
 }
 
 func (b binding) table() Table {
@@ -80,17 +93,43 @@ func (b binding) counters() []string {
 
 func (b binding) sets() []Set {
 	sets := []Set{
-		{Name: setCluster, Type: b.addressType.Name, Interval: true, Elements: elements(b.cluster)},
+		{Name: setCluster, Type: b.addressType.Name, Interval: true, Elements: intervals(b.cluster)},
 		{Name: setLinks, Type: nftables.TypeIFName.Name, Elements: keys(link(LegInterface), link(b.bridge))},
 	}
 	if len(b.Ports) > 0 {
 		sets = append(sets, Set{Name: setPorts, Type: portType.Name, Elements: keys(portKeys(b.Ports)...)})
+	}
+	if !b.firewall.Ingress.Everything {
+		sets = append(sets, b.entrySet(setIngress, b.firewall.Ingress))
+	}
+	if !b.firewall.Egress.Everything {
+		sets = append(sets, b.entrySet(setEgress, b.firewall.Egress))
 	}
 	return sets
 }
 
 // portType is the key of setPorts.
 var portType = nftables.MustConcatSetType(nftables.TypeInetProto, nftables.TypeInetService)
+
+// entrySet returns the set of one direction: address outside, protocol, port of the destination.
+func (b binding) entrySet(name string, a floatip.Admitted) Set {
+	set := Set{Name: name, Type: b.entryType().Name, Interval: true}
+	for _, e := range a.Family(b.Floating.Is4()) {
+		first, last := e.L4Protocols()
+		set.Elements = append(set.Elements, Element{
+			Key:  entryKey(e.Addresses.First, first, e.Ports.First),
+			Last: entryKey(e.Addresses.Last, last, e.Ports.Last),
+		})
+	}
+	slices.SortFunc(set.Elements, compareElements)
+	return set
+}
+
+// entryKey pads protocol and port to a register of 4 bytes each.
+func entryKey(address netip.Addr, protocol byte, port uint16) string {
+	key := append(address.AsSlice(), protocol, 0, 0, 0)
+	return string(append(binary.BigEndian.AppendUint16(key, port), 0, 0))
+}
 
 // portKeys returns protocol and port, each padded to a register of 4 bytes.
 func portKeys(ports []floatip.Port) (keys [][]byte) {
@@ -119,4 +158,6 @@ func keys(raw ...[]byte) (out []Element) {
 	return slices.Compact(out)
 }
 
-func compareElements(a, b Element) int { return strings.Compare(a.Key, b.Key) }
+func compareElements(a, b Element) int {
+	return cmp.Or(strings.Compare(a.Key, b.Key), strings.Compare(a.Last, b.Last))
+}

@@ -2,6 +2,7 @@ package nat
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -15,7 +16,7 @@ func TestApplyReadsBackEqual(t *testing.T) {
 	for name, p := range examples() {
 		t.Run(name, func(t *testing.T) {
 			ns := lab.New(t, "pod")
-			kernel := open(t, ns)
+			kernel := openKernel(t, ns)
 			want := Desired(p)
 			if err := kernel.Apply(want); err != nil {
 				t.Fatal(err)
@@ -37,7 +38,19 @@ func TestApplyReadsBackEqual(t *testing.T) {
 	}
 }
 
-func open(t testing.TB, ns *lab.Namespace) *Kernel {
+func admitted(entries ...string) (a floatip.Admitted) {
+	for _, text := range entries {
+		e, err := floatip.ParseEntry(text)
+		if err != nil {
+			panic(err)
+		}
+		a.Entries = append(a.Entries, e)
+	}
+	slices.SortFunc(a.Entries, floatip.CompareEntries)
+	return a
+}
+
+func openKernel(t testing.TB, ns *lab.Namespace) *Kernel {
 	t.Helper()
 	k, err := Open(Config{NetNS: ns.FD()})
 	if err != nil {
@@ -68,7 +81,15 @@ func examples() map[string]floatip.PodNAT {
 	ports := []floatip.Port{{Protocol: "TCP", Number: 22}, {Protocol: "TCP", Number: 443}, {Protocol: "UDP", Number: 53}}
 	v4ports, v6ports := v4, v6
 	v4ports.Ports, v6ports.Ports = ports, ports
+	closed := with(v4, v6)
+	closed.Firewall = &floatip.Firewall{}
+	walled := with(v4ports, v6)
+	walled.Firewall = &floatip.Firewall{
+		Ingress: admitted("192.168.100.0/24 tcp/22", "192.168.100.1-192.168.100.9 icmp", "2001:db8:100::/64 udp/5000-6000"),
+		Egress:  admitted("203.0.113.0/24 any", "2001:db8::/32 icmp"),
+	}
 	return map[string]floatip.PodNAT{
+		"closed": closed, "walled": walled,
 		"none": with(), "ipv4": with(v4), "ipv6": with(v6), "dual": with(v4, v6), "ports": with(v4ports, v6ports),
 	}
 }

@@ -32,6 +32,11 @@ var (
 	}
 )
 
+// entryType is the key of the firewall's sets.
+func (f family) entryType() nftables.SetDatatype {
+	return nftables.MustConcatSetType(f.addressType, nftables.TypeInetProto, nftables.TypeInetService)
+}
+
 func words(id nftables.TableFamily) family {
 	if id == nftables.TableFamilyIPv6 {
 		return ipv6
@@ -46,12 +51,18 @@ func familyOf(a netip.Addr) family {
 	return ipv6
 }
 
-// Registers: 1 is the first of 16 bytes; a second field of a concatenated key of at most 4 bytes goes to 9
-// (NFT_REG32_01).
-const (
-	reg  = unix.NFT_REG_1
-	reg2 = unix.NFT_REG32_01
-)
+// reg is the register of 16 bytes that every match uses. The fields of a concatenated key follow each other in the
+// registers of 4 bytes that it consists of, NFT_REG32_00 to NFT_REG32_03, and those behind it.
+const reg = unix.NFT_REG_1
+
+// register returns the n-th register of 4 bytes by the name that the kernel prefers: four of them make one of 16
+// (nft_dump_register in net/netfilter/nf_tables_api.c).
+func register(n uint32) uint32 {
+	if n%4 == 0 {
+		return unix.NFT_REG_1 + n/4
+	}
+	return unix.NFT_REG32_00 + n
+}
 
 // Directions of a connection (IP_CT_DIR_ORIGINAL, IP_CT_DIR_REPLY). The kernel takes one byte (nft_ct_policy in
 // net/netfilter/nft_ct.c) where the library writes a big-endian uint32: the byte that counts is the first.
@@ -135,7 +146,18 @@ func (f family) echo() part {
 
 // listedPort matches protocol and destination port of the packet against setPorts.
 func listedPort() part {
-	return part{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg}, transport(reg2, 2, 2), in(setPorts)}
+	return append(service(register(0), register(1)), in(setPorts))
+}
+
+// service loads protocol and destination port.
+func service(protocol, port uint32) part {
+	return part{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: protocol}, transport(port, 2, 2)}
+}
+
+// admitted matches the address at offset of the network header, the protocol and the destination port against set.
+func (f family) admitted(offset uint32, set string) part {
+	behind := f.length / 4
+	return append(append(network(offset, f.length), service(register(behind), register(behind+1))...), in(set))
 }
 
 func ctSource(direction uint32, match expr.Any) part {

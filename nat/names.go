@@ -34,6 +34,8 @@ const (
 // Our sets.
 const (
 	setCluster = prefix + "cluster" // networks that the guest talks to with the pod's address
+	setEgress  = prefix + "egress"  // what the guest may open by the leg; absent when that is everything
+	setIngress = prefix + "ingress" // what may be opened towards the guest by the leg; absent when that is everything
 	setLinks   = prefix + "links"   // the leg and the guest's bridge
 	setPorts   = prefix + "ports"   // the VM's port list; absent when every port is open
 )

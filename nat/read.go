@@ -95,7 +95,7 @@ func newSet(s *nftables.Set, elements []nftables.SetElement) Set {
 	set := Set{Name: s.Name, Type: s.KeyType.Name, Interval: s.Interval}
 	for _, e := range elements {
 		if zero := strings.Trim(string(e.Key), "\x00") == ""; !zero || !e.IntervalEnd {
-			set.Elements = append(set.Elements, Element{Key: string(e.Key), End: e.IntervalEnd})
+			set.Elements = append(set.Elements, Element{Key: string(e.Key), End: e.IntervalEnd, Last: string(e.KeyEnd)})
 		}
 	}
 	slices.SortFunc(set.Elements, compareElements)

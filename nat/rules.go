@@ -25,7 +25,8 @@ func (b binding) chains() []Chain {
 			rule("jump "+chainLeg, jump(chainLeg))),
 		base(chainPrerouting, nftables.ChainTypeNAT, nftables.ChainHookPrerouting, priorityPrerouting, b.prerouting()...),
 		base(chainPostrouting, nftables.ChainTypeNAT, nftables.ChainHookPostrouting, priorityPostrouting, b.postrouting()...),
-		base(chainFirewall, nftables.ChainTypeFilter, nftables.ChainHookForward, priorityFilter, b.firewall()...),
+		base(chainFirewall, nftables.ChainTypeFilter, nftables.ChainHookForward, priorityFilter,
+			append(b.inbound(), b.outbound()...)...),
 		base(chainMSS, nftables.ChainTypeFilter, nftables.ChainHookForward, priorityMangle, b.mss()),
 		base(chainGuard, nftables.ChainTypeFilter, nftables.ChainHookPostrouting, priorityGuard, b.guard()...),
 	}
@@ -98,23 +99,44 @@ func (b binding) postrouting() []Rule {
 	}
 }
 
-// firewall lets in by the leg what prerouting translated, and answers. It keeps the node's network from reaching the
-// guest's fixed address, the pod's address or anything behind them.
-func (b binding) firewall() []Rule {
-	in := fmt.Sprintf("counter name %q", b.counter(counterIn))
+// inbound lets in by the leg what prerouting translated and the firewall admits, and answers. It keeps the node's
+// network from reaching the guest's fixed address, the pod's address or anything behind them.
+func (b binding) inbound() []Rule {
+	from := fmt.Sprintf("iifname %q", LegInterface)
+	in := fmt.Sprintf("counter name %q accept", b.counter(counterIn))
 	leg := iifname(equal(link(LegInterface)))
+	pass := append(count(b.counter(counterIn)), verdict(expr.VerdictAccept)...)
+	called := append(ctDestination(original, equal(b.Floating.AsSlice())), b.destination(equal(b.Fixed.AsSlice()))...)
+	calledText := fmt.Sprintf("ct original %s daddr %s %s daddr %s", b.ip, b.Floating, b.ip, b.Fixed)
+
+	rules := []Rule{rule(fmt.Sprintf("%s ct state established,related %s", from, in), leg, answers(), pass)}
+	if b.firewall.Ingress.Everything {
+		rules = append(rules, rule(fmt.Sprintf("%s %s %s", from, calledText, in), leg, called, pass))
+	} else {
+		rules = append(rules, rule(fmt.Sprintf("%s %s %s saddr . meta l4proto . th dport @%s %s",
+			from, calledText, b.ip, setIngress, in), leg, called, b.admitted(b.saddr, setIngress), pass))
+	}
+	return append(rules, rule(fmt.Sprintf("%s counter name %q drop", from, b.counter(counterRefused)),
+		leg, count(b.counter(counterRefused)), verdict(expr.VerdictDrop)))
+}
+
+// outbound lets out by the leg what the firewall admits, and answers.
+func (b binding) outbound() []Rule {
+	if b.firewall.Egress.Everything {
+		return nil
+	}
+	to := fmt.Sprintf("oifname %q", LegInterface)
+	leg := oifname(equal(link(LegInterface)))
 	return []Rule{
-		rule(fmt.Sprintf("iifname %q ct state established,related %s accept", LegInterface, in),
-			leg, ctState(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED),
-			count(b.counter(counterIn)), verdict(expr.VerdictAccept)),
-		rule(fmt.Sprintf("iifname %q ct original %s daddr %s %s daddr %s %s accept",
-			LegInterface, b.ip, b.Floating, b.ip, b.Fixed, in),
-			leg, ctDestination(original, equal(b.Floating.AsSlice())), b.destination(equal(b.Fixed.AsSlice())),
-			count(b.counter(counterIn)), verdict(expr.VerdictAccept)),
-		rule(fmt.Sprintf("iifname %q counter name %q drop", LegInterface, b.counter(counterRefused)),
+		rule(to+" ct state established,related accept", leg, answers(), verdict(expr.VerdictAccept)),
+		rule(fmt.Sprintf("%s %s daddr . meta l4proto . th dport @%s accept", to, b.ip, setEgress),
+			leg, b.admitted(b.daddr, setEgress), verdict(expr.VerdictAccept)),
+		rule(fmt.Sprintf("%s counter name %q drop", to, b.counter(counterRefused)),
 			leg, count(b.counter(counterRefused)), verdict(expr.VerdictDrop)),
 	}
 }
+
+func answers() part { return ctState(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED) }
 
 // mss keeps TCP from relying on "fragmentation needed" where the leg's MTU is the smallest on the way.
 func (b binding) mss() Rule {

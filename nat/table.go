@@ -29,11 +29,13 @@ type Set struct {
 	Elements []Element
 }
 
-// Element is one key of a set as the kernel holds it, in network byte order. An interval is a key and the first key
-// after it, which has End set.
+// Element is one key of a set as the kernel holds it, in network byte order. An interval of a plain type is two elements:
+// its first key, and the first key after it with End set. An interval of a concatenated type is one element with the
+// last value of each field in Last.
 type Element struct {
-	Key string // bytes
-	End bool
+	Key  string // bytes
+	End  bool
+	Last string // bytes
 }
 
 // Chain is a chain with its rules. A chain that is only jumped to has an empty Type.

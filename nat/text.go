@@ -46,13 +46,32 @@ func (s Set) write(out *strings.Builder) {
 	for i, e := range s.Elements {
 		switch {
 		case e.End:
+		case e.Last != "":
+			texts = append(texts, entryText(e))
 		case s.Interval:
 			texts = append(texts, intervalText(s.Elements, i))
 		default:
 			texts = append(texts, keyText(s.Type, e.Key))
 		}
 	}
-	fmt.Fprintf(out, "\t\telements = { %s }\n\t}\n\n", strings.Join(texts, ",\n\t\t\t     "))
+	if len(texts) > 0 {
+		fmt.Fprintf(out, "\t\telements = { %s }\n", strings.Join(texts, ",\n\t\t\t     "))
+	}
+	out.WriteString("\t}\n\n")
+}
+
+// entryText writes an element of the firewall's sets: address, protocol and port, each a range.
+func entryText(e Element) string {
+	n := len(e.Key) - 8
+	first, _ := netip.AddrFromSlice([]byte(e.Key[:n]))
+	last, _ := netip.AddrFromSlice([]byte(e.Last[:n]))
+	number := func(key string) uint16 { return binary.BigEndian.Uint16([]byte(key[n+4:])) }
+	return fmt.Sprintf("%s . %s . %s", floatip.AddressRange{First: first, Last: last},
+		rangeText(uint16(e.Key[n]), uint16(e.Last[n])), rangeText(number(e.Key), number(e.Last)))
+}
+
+func rangeText(first, last uint16) string {
+	return floatip.PortRange{First: first, Last: last}.String()
 }
 
 // intervalText writes the interval that starts with element i.
@@ -63,12 +82,7 @@ func intervalText(elements []Element, i int) string {
 		next, _ := netip.AddrFromSlice([]byte(elements[i+1].Key))
 		last = next.Prev()
 	}
-	for bits := range first.BitLen() + 1 {
-		if p := netip.PrefixFrom(first, bits); p.Masked().Addr() == first && lastAddr(p) == last {
-			return strings.TrimSuffix(p.String(), fmt.Sprintf("/%d", first.BitLen()))
-		}
-	}
-	return fmt.Sprintf("%s-%s", first, last)
+	return floatip.AddressRange{First: first, Last: last}.String()
 }
 
 func keyText(kind, key string) string {
