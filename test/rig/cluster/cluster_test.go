@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -68,8 +70,49 @@ func TestVirtualMachineBecomesPod(t *testing.T) {
 	}
 }
 
-// startCluster starts a control plane in a network namespace of its own. All of it goes away with the test.
+// A control plane that cannot start says which program failed and why, and leaves nothing running.
+func TestFailedStart(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	opts := clusterOptions(t)
+	var taken net.Listener // etcd's port
+	if err := process.InNetNS(opts.NetNS, func() (err error) {
+		taken, err = net.Listen("tcp", "127.0.0.1:2379")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	_, err := cluster.Start(ctx, opts)
+	if err == nil {
+		t.Fatal("started although etcd's port is taken")
+	}
+	for _, want := range []string{"etcd ended: exit status 1", "address already in use", filepath.Join("log", "etcd.log")} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("the error does not say %q:\n%v", want, err)
+		}
+	}
+	state, err := process.ReadState(opts.Group.StatePath())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(state.Processes) != 0 {
+		t.Errorf("still running: %+v", state.Processes)
+	}
+}
+
+// startCluster starts a control plane that goes away with the test.
 func startCluster(ctx context.Context, t *testing.T) *cluster.Cluster {
+	t.Helper()
+	c, err := cluster.Start(ctx, clusterOptions(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// clusterOptions are for a control plane in a network namespace of its own. All of it goes away with the test.
+func clusterOptions(t *testing.T) cluster.Options {
 	t.Helper()
 	requireRoot(t)
 	binDir := requirePrograms(t)
@@ -83,14 +126,10 @@ func startCluster(ctx context.Context, t *testing.T) *cluster.Cluster {
 			t.Error(err)
 		}
 	})
-	c, err := cluster.Start(ctx, cluster.Options{
+	return cluster.Options{
 		Dir: dir, BinDir: binDir, NetNS: addNetNS(t, group), Advertise: netip.MustParseAddr("201.0.0.1"),
 		Group: group, Progress: logTo(t),
-	})
-	if err != nil {
-		t.Fatal(err)
 	}
-	return c
 }
 
 // requireRoot skips the test for other users, unless FLOATIP_TEST_ROOT says that it must run.
@@ -119,11 +158,14 @@ func requirePrograms(t *testing.T) string {
 	return dir
 }
 
+// namespaces counts those of this run, for their names.
+var namespaces atomic.Int32
+
 // addNetNS makes a network namespace with loopback and the address 201.0.0.1 on a veth device whose other end is in the
 // same namespace: nothing outside can be reached.
 func addNetNS(t *testing.T, group *process.Group) string {
 	t.Helper()
-	name := fmt.Sprintf("floatip-cluster-%d", os.Getpid())
+	name := fmt.Sprintf("floatip-cluster-%d-%d", os.Getpid(), namespaces.Add(1))
 	if err := group.AddNetNS(name); err != nil {
 		t.Fatal(err)
 	}

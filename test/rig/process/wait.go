@@ -22,42 +22,59 @@ func (p Progress) Sayf(format string, args ...any) {
 }
 
 const (
-	pollEvery   = 50 * time.Millisecond // a loopback probe costs well under a millisecond
-	remindEvery = 5 * time.Second       // a person wonders what is going on after about that long
+	pollEvery      = 50 * time.Millisecond // a loopback probe costs well under a millisecond
+	remindEvery    = 5 * time.Second       // a person wonders what is going on after about that long
+	attemptTimeout = 15 * time.Second      // one probe; an answer that takes longer is none
 )
 
 // errGone marks a wait that ended because the process it was about has ended.
 var errGone = errors.New("ended")
 
 // Wait calls cond until it returns nil, and tells progress every few seconds what it waits for and why it is not there
-// yet. It returns nil, or ctx's error with the last answer of cond.
+// yet. It returns nil, or ctx's error with the last answer of cond. The context of one call of cond ends after seconds.
 func Wait(ctx context.Context, progress Progress, what string, cond func(context.Context) error) error {
 	return wait(ctx, nil, progress, what, cond)
 }
 
+// wait waits until cond holds, ctx is done, or gone is closed. Each of the latter two also ends a call of cond that
+// hangs.
 func wait(ctx context.Context, gone <-chan struct{}, progress Progress, what string,
 	cond func(context.Context) error,
 ) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-gone:
+			cancel(errGone)
+		case <-ctx.Done():
+		}
+	}()
 	begun := time.Now()
 	poll := time.NewTicker(pollEvery)
 	defer poll.Stop()
-	remind := time.NewTicker(remindEvery)
-	defer remind.Stop()
+	reminded := begun
 	for {
-		last := cond(ctx)
+		last := attempt(ctx, cond)
 		if last == nil {
 			return nil
+		}
+		if time.Since(reminded) > remindEvery {
+			progress.Sayf("still waiting for %s (%s): %v", what, since(begun), last)
+			reminded = time.Now()
 		}
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("wait for %s: %w after %s: %w", what, context.Cause(ctx), since(begun), last)
-		case <-gone:
-			return fmt.Errorf("wait for %s: %w after %s: %w", what, errGone, since(begun), last)
-		case <-remind.C:
-			progress.Sayf("still waiting for %s (%s): %v", what, since(begun), last)
 		case <-poll.C:
 		}
 	}
+}
+
+func attempt(ctx context.Context, cond func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
+	defer cancel()
+	return cond(ctx)
 }
 
 func since(begun time.Time) time.Duration { return time.Since(begun).Round(100 * time.Millisecond) }
