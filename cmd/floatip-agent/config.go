@@ -8,8 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-
-	"floatip.io/floatip/nat/node/leg"
 )
 
 // config is what the flags say.
@@ -23,18 +21,11 @@ type config struct {
 	verbose         bool
 }
 
-// hostSysctls is where the DaemonSet mounts the host's /proc/sys/net: the container's own is read-only.
-const hostSysctls = "/host/proc/sys/net"
-
 func defaults() config {
-	c := config{
+	return config{
 		nodeName: os.Getenv("NODE_NAME"), kubeletDir: "/var/lib/kubelet", clusterNetworks: os.Getenv("FLOATIP_CLUSTER_NETWORKS"),
-		sysctlDir: leg.DefaultSysctls, listen: "127.0.0.1:9447",
+		listen: "127.0.0.1:9447",
 	}
-	if _, err := os.Stat(filepath.Join(hostSysctls, "ipv4")); err == nil {
-		c.sysctlDir = hostSysctls
-	}
-	return c
 }
 
 func (c *config) register(flags *flag.FlagSet) {
@@ -46,7 +37,7 @@ func (c *config) register(flags *flag.FlagSet) {
 		"networks of pods, services and nodes, separated by commas: answers to them take the node's ordinary routes; "+
 			"with one missing its clients get no answer (default $FLOATIP_CLUSTER_NETWORKS)")
 	flags.StringVar(&c.sysctlDir, "sysctl-dir", c.sysctlDir,
-		"the kernel's /proc/sys/net where it is writable; with a read-only one no leg is plugged")
+		"the host's /proc/sys/net where it is mounted writable; empty: /proc/sys/net, or an own instance where that is read-only")
 	flags.StringVar(&c.kubeconfig, "kubeconfig", c.kubeconfig,
 		"file with the way to the API server; empty: the service account of the pod")
 	flags.StringVar(&c.listen, "listen", c.listen,
@@ -60,8 +51,11 @@ func (c config) validate() ([]netip.Prefix, error) {
 	if c.nodeName == "" {
 		errs = append(errs, errors.New("--node-name is empty, and so is NODE_NAME"))
 	}
-	if !filepath.IsAbs(c.kubeletDir) || !filepath.IsAbs(c.sysctlDir) {
-		errs = append(errs, fmt.Errorf("--kubelet-dir %q and --sysctl-dir %q must be absolute", c.kubeletDir, c.sysctlDir))
+	if !filepath.IsAbs(c.kubeletDir) {
+		errs = append(errs, fmt.Errorf("--kubelet-dir %q must be absolute", c.kubeletDir))
+	}
+	if c.sysctlDir != "" && !filepath.IsAbs(c.sysctlDir) {
+		errs = append(errs, fmt.Errorf("--sysctl-dir %q must be absolute", c.sysctlDir))
 	}
 	var networks []netip.Prefix
 	for text := range strings.SplitSeq(c.clusterNetworks, ",") {

@@ -20,6 +20,7 @@ import (
 
 	"floatip.io/floatip/nat/node"
 	"floatip.io/floatip/nat/node/cluster"
+	"floatip.io/floatip/nat/node/leg"
 )
 
 func main() { os.Exit(run(os.Args[1:])) }
@@ -63,6 +64,11 @@ func work(ctx context.Context, c config, networks []netip.Prefix, log *slog.Logg
 	config, err := apiServer(c.kubeconfig)
 	if err != nil {
 		return fmt.Errorf("way to the API server: %w", err)
+	}
+	if c.sysctlDir == "" {
+		if c.sysctlDir, err = leg.FindSysctls(); err != nil {
+			return err
+		}
 	}
 	var agent *node.Agent
 	api, err := cluster.New(config, c.nodeName, func() { agent.Wake() }, log)

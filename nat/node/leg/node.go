@@ -6,20 +6,12 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 	vishnetns "github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
-
-	"floatip.io/floatip/nat/node/netns"
 )
-
-// DefaultSysctls is where the kernel shows the network's settings. A container that is not privileged has it read-only
-// and needs the host's /proc/sys/net mounted elsewhere.
-const DefaultSysctls = "/proc/sys/net"
 
 // Node is the kernel of the node. It remembers nothing: each call reads what is there. Not for concurrent use.
 type Node struct {
@@ -146,44 +138,4 @@ func (n *Node) Holding() (Holding, error) {
 		h.Ports[name] = true
 	}
 	return h, err
-}
-
-// sysctls reads and writes settings of one network namespace.
-type sysctls struct {
-	dir string
-	ns  *os.File
-}
-
-// read returns the values of the paths. Those that do not exist are left out.
-func (s sysctls) read(paths []string) (map[string]string, error) {
-	values := map[string]string{}
-	err := netns.Do(s.ns, func() error {
-		for _, path := range paths {
-			raw, err := os.ReadFile(filepath.Join(s.dir, path))
-			if errors.Is(err, os.ErrNotExist) {
-				continue
-			}
-			if err != nil {
-				return err
-			}
-			values[path] = strings.TrimSpace(string(raw))
-		}
-		return nil
-	})
-	return values, err
-}
-
-func (s sysctls) write(path, value string) error {
-	return netns.Do(s.ns, func() error {
-		// Never O_CREATE: a setting that the kernel does not have is an error with its name in it.
-		f, err := os.OpenFile(filepath.Join(s.dir, path), os.O_WRONLY, 0)
-		if err != nil {
-			return err
-		}
-		if _, err := f.WriteString(value); err != nil {
-			f.Close()
-			return err
-		}
-		return f.Close()
-	})
 }

@@ -1,0 +1,91 @@
+package leg
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"floatip.io/floatip/nat/node/netns"
+)
+
+// DefaultSysctls is where the kernel shows the network's settings, those of the namespace of the thread that looks.
+const DefaultSysctls = "/proc/sys/net"
+
+// FindSysctls returns a directory in which the settings can be written. Container runtimes make /proc/sys read-only in a
+// container that is not privileged (OCI runtime specification, linux.readonlyPaths). CAP_SYS_ADMIN, which entering
+// another namespace takes anyway, allows an own instance of procfs; it is attached nowhere and goes with the process.
+func FindSysctls() (string, error) {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(DefaultSysctls, &fs); err != nil {
+		return "", fmt.Errorf("%s: %w", DefaultSysctls, err)
+	}
+	if fs.Flags&unix.ST_RDONLY == 0 {
+		return DefaultSysctls, nil
+	}
+	fd, err := detachedProc()
+	if err != nil {
+		return "", fmt.Errorf("%s is read-only, and an own procfs is refused (is CAP_SYS_ADMIN missing?): %w", DefaultSysctls, err)
+	}
+	return fmt.Sprintf("/proc/self/fd/%d/sys/net", fd), nil
+}
+
+// detachedProc makes a procfs that is mounted nowhere.
+func detachedProc() (int, error) {
+	context, err := unix.Fsopen("proc", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("fsopen: %w", err)
+	}
+	defer unix.Close(context)
+	if err := unix.FsconfigCreate(context); err != nil {
+		return -1, fmt.Errorf("fsconfig: %w", err)
+	}
+	fd, err := unix.Fsmount(context, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("fsmount: %w", err)
+	}
+	return fd, nil
+}
+
+// sysctls reads and writes settings of one network namespace.
+type sysctls struct {
+	dir string
+	ns  *os.File
+}
+
+// read returns the values of the paths. Those that do not exist are left out.
+func (s sysctls) read(paths []string) (map[string]string, error) {
+	values := map[string]string{}
+	err := netns.Do(s.ns, func() error {
+		for _, path := range paths {
+			raw, err := os.ReadFile(filepath.Join(s.dir, path))
+			if errors.Is(err, os.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			values[path] = strings.TrimSpace(string(raw))
+		}
+		return nil
+	})
+	return values, err
+}
+
+func (s sysctls) write(path, value string) error {
+	return netns.Do(s.ns, func() error {
+		// Never O_CREATE: a setting that the kernel does not have is an error with its name in it.
+		f, err := os.OpenFile(filepath.Join(s.dir, path), os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		if _, err := f.WriteString(value); err != nil {
+			f.Close()
+			return err
+		}
+		return f.Close()
+	})
+}
