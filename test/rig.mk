@@ -27,7 +27,8 @@ kubernetes_stamp := $(RIG_BIN)/.kubernetes-$(call key,$(kubernetes_flags),test/k
 kubevirt_stamp := $(RIG_BIN)/.kubevirt-$(call key,$(kubevirt_flags),test/kubevirt)
 
 .PHONY: rig-binaries
-rig-binaries: $(kubernetes_stamp) $(kubevirt_stamp) $(kubevirt_commands:%=$(RIG_BIN)/%) ## build the control plane that the rig runs; minutes at first, then kept
+rig-binaries: $(kubernetes_stamp) $(kubevirt_stamp)
+rig-binaries: $(kubevirt_commands:%=$(RIG_BIN)/%) ## build the control plane that the rig runs; minutes at first, then kept
 
 # build_one DIRECTORY FLAGS NAME PACKAGE, as a shell command. CGO is off: no program depends on the C library. What was
 # there is removed first: it may be a link into KUBEBUILDER_ASSETS.

@@ -24,11 +24,11 @@ import (
 	"floatip.io/floatip/test/rig/process"
 )
 
-// patience bounds the whole test: many times the 15 s that it takes on two idle cores, and less than what go test grants
-// a package, so that the clean-up still runs.
+// patience bounds the whole test: many times the 15 s that it takes on two idle cores, and less than what go test
+// grants a package, so that the clean-up still runs.
 const patience = 4 * time.Minute
 
-// The mission's virtual machine, started by the call that virtctl makes, becomes a virt-launcher pod on a node: the API
+// A stock virtual machine, started by the call that virtctl makes, becomes a virt-launcher pod on a node: the API
 // server, both controllers, the scheduler, virt-api and virt-controller have all done their part.
 func TestVirtualMachineBecomesPod(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -64,8 +64,8 @@ func TestVirtualMachineBecomesPod(t *testing.T) {
 		t.Errorf("pod was scheduled to %q, want node1", pod.Spec.NodeName)
 	}
 	// What proves later that floatip's webhooks ran: the same annotations, here of KubeVirt's own.
-	audit := readFile(t, c.AuditLog())
-	if want := `"mutation.webhook.admission.k8s.io/round_0_index_0":"{\"configuration\":\"virt-api-mutator\"`; !strings.Contains(audit, want) {
+	const want = `"mutation.webhook.admission.k8s.io/round_0_index_0":"{\"configuration\":\"virt-api-mutator\"`
+	if !strings.Contains(readFile(t, c.AuditLog()), want) {
 		t.Errorf("the audit log does not hold %s", want)
 	}
 }
@@ -87,7 +87,7 @@ func TestFailedStart(t *testing.T) {
 	if err == nil {
 		t.Fatal("started although etcd's port is taken")
 	}
-	for _, want := range []string{"etcd ended: exit status 1", "address already in use", filepath.Join("log", "etcd.log")} {
+	for _, want := range []string{"etcd ended: exit status 1", "address already in use", "log/etcd.log"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("the error does not say %q:\n%v", want, err)
 		}
@@ -248,7 +248,9 @@ func virtLaunchers(ctx context.Context, t *testing.T, admin *kubernetes.Clientse
 	return list.Items
 }
 
-func waitForScheduledPod(ctx context.Context, t *testing.T, c *cluster.Cluster, admin *kubernetes.Clientset) corev1.Pod {
+func waitForScheduledPod(
+	ctx context.Context, t *testing.T, c *cluster.Cluster, admin *kubernetes.Clientset,
+) corev1.Pod {
 	t.Helper()
 	var pod corev1.Pod
 	err := process.Wait(ctx, logTo(t), "a scheduled virt-launcher pod", func(ctx context.Context) error {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
-	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -144,6 +143,9 @@ func virtControllerProgram(kubeconfig string, serving pair) program {
 		"--prom-cert-file=" + serving.cert, "--prom-key-file=" + serving.key,
 		"--launcher-image=quay.io/kubevirt/virt-launcher:" + KubeVirtVersion,
 		"--exporter-image=quay.io/kubevirt/virt-exportserver:" + KubeVirtVersion,
+		// It ends itself when it cannot renew its lease in time, and nothing would start it again. The default, 10 s, is
+		// little on a machine of two cores that compiles meanwhile.
+		"--leader-elect-lease-duration=3m", "--leader-elect-renew-deadline=2m",
 		"-v=2",
 	}}
 }
@@ -190,7 +192,7 @@ func (k *KubeVirt) Migrate(ctx context.Context, namespace, vm string) error {
 }
 
 func (k *KubeVirt) put(ctx context.Context, namespace, vm, verb string) error {
-	path := strings.Join([]string{"/apis", subresourceAPI.String(), "namespaces", namespace, "virtualmachines", vm, verb}, "/")
+	path := fmt.Sprintf("/apis/%s/namespaces/%s/virtualmachines/%s/%s", subresourceAPI, namespace, vm, verb)
 	err := k.cluster.kube.Discovery().RESTClient().Put().AbsPath(path).
 		SetHeader("Content-Type", "application/json").Body([]byte("{}")).Do(ctx).Error()
 	if err != nil {

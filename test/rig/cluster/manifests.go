@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sync/errgroup"
@@ -46,8 +47,8 @@ func (c *Cluster) kubeVirtManifests(ctx context.Context) (*manifests, error) {
 
 func (m *manifests) len() int { return len(m.objects) }
 
-// kind is a condition on objects.
-type kind func(*unstructured.Unstructured) bool
+// selector is a condition on objects.
+type selector func(*unstructured.Unstructured) bool
 
 func isDefinition(o *unstructured.Unstructured) bool {
 	return o.GetKind() == "CustomResourceDefinition"
@@ -57,41 +58,38 @@ func isWebhook(o *unstructured.Unstructured) bool {
 	return strings.HasSuffix(o.GetKind(), "WebhookConfiguration") || o.GetKind() == "APIService"
 }
 
-func not(k kind) kind { return func(o *unstructured.Unstructured) bool { return !k(o) } }
+func not(s selector) selector {
+	return func(o *unstructured.Unstructured) bool { return !s(o) }
+}
 
 // inFlight is how many objects are created at once: enough to hide the round trips, few enough not to be throttled.
 const inFlight = 8
 
-// create creates the objects of any of the kinds that have not been created yet.
-func (m *manifests) create(ctx context.Context, kinds ...kind) error {
+// create creates the objects that any of the selectors wants and that have not been created yet.
+func (m *manifests) create(ctx context.Context, wanted ...selector) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(inFlight)
 	for i := range m.objects {
 		object := &m.objects[i]
-		if object.GetUID() != "" || !matches(object, kinds) {
+		if object.GetUID() != "" || !matches(object, wanted) {
 			continue
 		}
 		group.Go(func() error {
-			wanted := object.DeepCopy()
-			if err := m.client.Create(ctx, wanted); err != nil {
+			created := object.DeepCopy()
+			if err := m.client.Create(ctx, created); err != nil {
 				return fmt.Errorf("create %s %s: %w", object.GetKind(), object.GetName(), err)
 			}
 			// The rest stays as it was wanted: the answer has no status, for example.
-			object.SetUID(wanted.GetUID())
-			object.SetResourceVersion(wanted.GetResourceVersion())
+			object.SetUID(created.GetUID())
+			object.SetResourceVersion(created.GetResourceVersion())
 			return nil
 		})
 	}
 	return group.Wait()
 }
 
-func matches(o *unstructured.Unstructured, kinds []kind) bool {
-	for _, k := range kinds {
-		if k(o) {
-			return true
-		}
-	}
-	return false
+func matches(o *unstructured.Unstructured, selectors []selector) bool {
+	return slices.ContainsFunc(selectors, func(s selector) bool { return s(o) })
 }
 
 // established waits until the API server serves every definition.
