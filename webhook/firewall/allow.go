@@ -16,7 +16,8 @@ const (
 )
 
 // allowForm is the grammar of one entry, for the person who got it wrong.
-const allowForm = `an entry is "<protocol>[/<port>[-<port>]] [from <network> ...]", for instance "tcp/22 from 192.0.2.0/24"`
+const allowForm = `an entry is "<protocol>[/<port>[-<port>]] [from <network> ...]", ` +
+	`for instance "tcp/22 from 192.0.2.0/24"`
 
 // AllowList is the parsed annotation floatip.io/allow: who may open connections to the VM's floating addresses. The
 // zero value admits nobody.

@@ -56,8 +56,16 @@ func normalise(list []floatip.Entry) ([]floatip.Entry, error) {
 	return out, nil
 }
 
-// intersect returns what both lists cover. The two are normal, and so is what comes out.
+// intersect returns the normal form of what both lists cover. It returns errTooMany as normalise does.
 func intersect(a, b []floatip.Entry) ([]floatip.Entry, error) {
+	a, err := normalise(a)
+	if err != nil {
+		return nil, err
+	}
+	b, err = normalise(b)
+	if err != nil {
+		return nil, err
+	}
 	var both []floatip.Entry
 	for _, x := range a {
 		for _, y := range b {

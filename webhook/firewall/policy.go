@@ -13,7 +13,7 @@ import (
 )
 
 // Selects reports whether policy selects a pod of its namespace with those labels. A selector that cannot be read
-// selects every pod, so that the policy's pods stay isolated.
+// selects every pod, so that those it was meant for are isolated; its rules admit nothing then.
 func Selects(policy *networkingv1.NetworkPolicy, podLabels map[string]string) bool {
 	selector, err := metav1.LabelSelectorAsSelector(&policy.Spec.PodSelector)
 	return err != nil || selector.Matches(labels.Set(podLabels))
@@ -86,7 +86,12 @@ func (r *reader) policies(list []*networkingv1.NetworkPolicy) (admitted []floati
 }
 
 func (r *reader) policy(policy *networkingv1.NetworkPolicy) error {
-	at := place{policy: policy.Namespace + "/" + policy.Name, field: "spec.ingress"}
+	at := place{policy: policy.Namespace + "/" + policy.Name, field: "spec.podSelector"}
+	if _, err := metav1.LabelSelectorAsSelector(&policy.Spec.PodSelector); err != nil {
+		r.problem(at, Malformed, "%v; the policy isolates every pod and admits nothing", err)
+		return nil
+	}
+	at.field = "spec.ingress"
 	if r.direction == networkingv1.PolicyTypeEgress {
 		at.field = "spec.egress"
 	}

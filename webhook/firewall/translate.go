@@ -51,16 +51,17 @@ func Translate(in Input) (floatip.Firewall, []Problem) {
 	return floatip.Firewall{Ingress: inwards, Egress: out}, sorted(slices.Concat(ingress.problems, egress.problems))
 }
 
-// admitted returns what the policies and every one of the others admit. The others are normal.
+// admitted returns what the policies and every one of the others admit.
 func (r *reader) admitted(selecting []*networkingv1.NetworkPolicy, others ...[]floatip.Entry) floatip.Admitted {
 	list, isolated, err := r.policies(selecting)
 	if !isolated {
 		list = everything()
 	}
 	for _, other := range others {
-		if err == nil {
-			list, err = intersect(list, other)
+		if err != nil {
+			break
 		}
+		list, err = intersect(list, other)
 	}
 	if err != nil {
 		r.problem(place{field: string(r.direction)}, TooLarge, "%v; nothing new is admitted until the set is smaller", err)
@@ -87,12 +88,15 @@ func listed(ports []floatip.Port) (list []floatip.Entry) {
 		return everything()
 	}
 	for _, from := range everything() {
-		list = append(list, floatip.Entry{Addresses: from.Addresses, Protocol: floatip.ProtocolICMP, Ports: floatip.AllPorts()})
+		from.Protocol = floatip.ProtocolICMP
+		list = append(list, from)
 		for _, p := range ports {
-			protocol := protocols[corev1.Protocol(p.Protocol)]
-			list = append(list, floatip.Entry{
-				Addresses: from.Addresses, Protocol: protocol, Ports: floatip.PortRange{First: p.Number, Last: p.Number},
-			})
+			protocol, ok := protocols[corev1.Protocol(p.Protocol)]
+			if !ok {
+				continue // PodNAT.Validate refuses it; here it must not become ProtocolAny
+			}
+			from.Protocol, from.Ports = protocol, floatip.PortRange{First: p.Number, Last: p.Number}
+			list = append(list, from)
 		}
 	}
 	return list
