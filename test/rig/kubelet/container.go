@@ -72,6 +72,9 @@ func (w *worker) launch(ctx context.Context, pod *corev1.Pod, c *corev1.Containe
 // await notes the container's end when it comes.
 func (w *worker) await(pod *corev1.Pod, c *corev1.Container, exit <-chan int) {
 	code := <-exit
+	if err := os.RemoveAll(filepath.Join(w.k.paths.bundle(pod.UID, c.Name), pidFile)); err != nil {
+		w.k.log.Error("cannot remove the container's pid file", "container", c.Name, "error", err)
+	}
 	message := w.terminationMessage(pod, c, code)
 	w.unprobe(c.Name)
 	w.mu.Lock()

@@ -72,23 +72,22 @@ func (k *Kubelet) register(ctx context.Context) error {
 
 func (k *Kubelet) registerOnce(ctx context.Context) error {
 	nodes := k.client.CoreV1().Nodes()
-	node := k.nodeObject()
-	if _, err := nodes.Create(ctx, node, metav1.CreateOptions{}); apierrors.IsAlreadyExists(err) {
-		patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": node.Labels, "annotations": node.Annotations}})
+	wanted := k.nodeObject()
+	node, err := nodes.Create(ctx, wanted, metav1.CreateOptions{})
+	if apierrors.IsAlreadyExists(err) {
+		patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": wanted.Labels, "annotations": wanted.Annotations}})
 		if err != nil {
 			return err
 		}
-		if _, err := nodes.Patch(ctx, node.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}); err != nil {
+		if node, err = nodes.Patch(ctx, wanted.Name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
 			return err
 		}
 	} else if err != nil {
 		return err
 	}
-	patch, err := json.Marshal(map[string]any{"status": node.Status})
-	if err != nil {
-		return err
-	}
-	_, err = nodes.Patch(ctx, node.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
+	// Not by a patch: its merge key of addresses is their type, and there are two of one type.
+	node.Status = wanted.Status
+	_, err = nodes.UpdateStatus(ctx, node, metav1.UpdateOptions{})
 	return err
 }
 
@@ -114,6 +113,9 @@ func (k *Kubelet) nodeObject() *corev1.Node {
 		ObjectMeta: metav1.ObjectMeta{
 			Name: k.node.Name, Labels: labels,
 			Annotations: map[string]string{heartbeatAnnotation: now().UTC().Format(time.RFC3339)},
+		},
+		Spec: corev1.NodeSpec{
+			PodCIDR: k.node.PodNetwork.String(), PodCIDRs: []string{k.node.PodNetwork.String()},
 		},
 		Status: corev1.NodeStatus{
 			Capacity: nodeCapacity, Allocatable: nodeCapacity, Conditions: conditions,

@@ -39,11 +39,11 @@ func (r runc) do(ctx context.Context, args ...string) error {
 // In the foreground runc waits for the container; it does so in a session of its own, so that containers outlive the
 // kubelet as they do on a real node.
 func (r runc) start(ctx context.Context, id, bundle, log string, spec *specs.Spec) (<-chan int, error) {
-	pidFile := filepath.Join(bundle, "pid")
+	pid := filepath.Join(bundle, pidFile)
 	if err := writeBundle(bundle, spec); err != nil {
 		return nil, err
 	}
-	if err := os.RemoveAll(pidFile); err != nil {
+	if err := os.RemoveAll(pid); err != nil {
 		return nil, err
 	}
 	output, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
@@ -55,7 +55,7 @@ func (r runc) start(ctx context.Context, id, bundle, log string, spec *specs.Spe
 	if err := os.RemoveAll(complaints); err != nil {
 		return nil, err
 	}
-	cmd := r.command(context.Background(), "--log", complaints, "run", "--bundle", bundle, "--pid-file", pidFile, id)
+	cmd := r.command(context.Background(), "--log", complaints, "run", "--bundle", bundle, "--pid-file", pid, id)
 	cmd.Stdout, cmd.Stderr = output, output
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
@@ -66,8 +66,11 @@ func (r runc) start(ctx context.Context, id, bundle, log string, spec *specs.Spe
 		_ = cmd.Wait() // how it ended is in ProcessState
 		exit <- cmd.ProcessState.ExitCode()
 	}()
-	return exit, awaitProcess(ctx, pidFile, complaints, exit)
+	return exit, awaitProcess(ctx, pid, complaints, exit)
 }
+
+// pidFile is the file in a bundle that exists while the container runs and holds the pid of its first process.
+const pidFile = "pid"
 
 // writeBundle writes what runc reads.
 func writeBundle(bundle string, spec *specs.Spec) error {
@@ -93,7 +96,7 @@ const pidPoll = 5 * time.Millisecond
 var errNotStarted = errors.New("runc did not start the container")
 
 // awaitProcess waits until runc has written the pid of the container's first process.
-func awaitProcess(ctx context.Context, pidFile, complaints string, exit chan int) error {
+func awaitProcess(ctx context.Context, pid, complaints string, exit chan int) error {
 	ticker := time.NewTicker(pidPoll)
 	defer ticker.Stop()
 	for {
@@ -106,7 +109,7 @@ func awaitProcess(ctx context.Context, pidFile, complaints string, exit chan int
 			ended = true
 		case <-ticker.C:
 		}
-		if _, err := os.Stat(pidFile); err == nil {
+		if _, err := os.Stat(pid); err == nil {
 			return nil
 		}
 		if ended {

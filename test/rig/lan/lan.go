@@ -7,7 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 )
 
 // LAN is a network that Start made.
@@ -83,6 +86,28 @@ func (l *LAN) Close() error {
 		return fmt.Errorf("remove LAN %s: %w", l.Prefix, err)
 	}
 	return errors.Join(os.RemoveAll(filepath.Join(l.Dir, podsDir)), os.RemoveAll(filepath.Join(l.Dir, stateFile)))
+}
+
+// Processes returns the processes in the namespaces of the LAN and its pods, but for the caller's own.
+func (l *LAN) Processes() ([]int, error) {
+	namespaces, err := filepath.Glob(l.namespace("*"))
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, path := range namespaces {
+		out, err := run(exec.Command("ip", "netns", "pids", filepath.Base(path)), "")
+		if err != nil {
+			return nil, err
+		}
+		for field := range strings.FieldsSeq(out) {
+			// Threads of this program may be inside; the first one counts for the whole.
+			if pid, err := strconv.Atoi(field); err == nil && pid != os.Getpid() {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids, nil
 }
 
 // Node returns the node of that name.
