@@ -24,8 +24,8 @@ import (
 	"floatip.io/floatip/test/rig/process"
 )
 
-// patience bounds the whole test: many times the 15 s that it takes on two idle cores, and less than what go test
-// grants a package, so that the clean-up still runs.
+// patience bounds the whole test: many times the 15 to 28 s that it took on two cores that did other work as well, and
+// less than what go test grants a package, so that the clean-up still runs.
 const patience = 4 * time.Minute
 
 // A stock virtual machine, started by the call that virtctl makes, becomes a virt-launcher pod on a node: the API

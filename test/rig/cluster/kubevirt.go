@@ -143,8 +143,8 @@ func virtControllerProgram(kubeconfig string, serving pair) program {
 		"--prom-cert-file=" + serving.cert, "--prom-key-file=" + serving.key,
 		"--launcher-image=quay.io/kubevirt/virt-launcher:" + KubeVirtVersion,
 		"--exporter-image=quay.io/kubevirt/virt-exportserver:" + KubeVirtVersion,
-		// It ends itself when it cannot renew its lease in time, and nothing would start it again. The default, 10 s, is
-		// little on a machine of two cores that compiles meanwhile.
+		// It ends itself when it cannot renew its lease in time (KubeVirt, virt-controller/watch/application.go), and
+		// nothing would start it again. The default of 10 s is little on two cores that compile meanwhile.
 		"--leader-elect-lease-duration=3m", "--leader-elect-renew-deadline=2m",
 		"-v=2",
 	}}
