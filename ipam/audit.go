@@ -34,7 +34,8 @@ func (a *auditor) complain(address netip.Addr, text string) {
 // records proves that each record is found by each of its keys, and that the counts are theirs.
 func (a *auditor) records() {
 	r := a.book.records
-	tallies, limits, n, listed := map[tallyKey]tally{}, map[limitKey]int{}, 0, 0
+	counted, n, listed := newParties(), 0, 0
+	counted.all = make([]party, len(r.parties.all))
 	r.live(func(id uint32) {
 		rec, line := r.at(id), r.allocation(id)
 		n++
@@ -67,39 +68,17 @@ func (a *auditor) records() {
 		if rec.listed {
 			listed++
 		}
-		tallyRecord(rec, tallies, limits)
+		counted.count(rec, 1)
 	})
 	if n != r.byAddress.used || n+len(r.free) != int(r.last) {
 		a.complain(netip.Addr{}, "the number of records does not match")
 	}
-	if !equalMaps(tallies, a.book.tallies) || !equalMaps(limits, a.book.limits) {
-		a.complain(netip.Addr{}, "the counts of a pool or namespace do not match")
-	}
-	a.listed = listed
-}
-
-func tallyRecord(rec *record, tallies map[tallyKey]tally, limits map[limitKey]int) {
-	key := tallyKey{rec.pool, rec.family}
-	t := tallies[key]
-	if rec.state == Released {
-		t.released++
-	} else {
-		t.used++
-		limits[limitKey{rec.pool, rec.namespace}]++
-	}
-	if rec.state == Pending {
-		t.pending++
-	}
-	tallies[key] = t
-}
-
-func equalMaps[K, V comparable](a, b map[K]V) bool {
-	for k, v := range a {
-		if b[k] != v {
-			return false
+	for i, one := range r.parties.all {
+		if one.counts != counted.all[i].counts || one.namespace != "" && one.empty() {
+			a.complain(netip.Addr{}, "the counts of namespace "+one.namespace+" in pool "+one.pool+" do not match")
 		}
 	}
-	return len(a) == len(b)
+	a.listed = listed
 }
 
 // lists proves that the lists hold what is listed, in the order of time.

@@ -18,8 +18,6 @@ type book struct {
 	plots   [2][]plot // by family
 	pending list
 	strays  list // released, and in no pool any more
-	tallies map[tallyKey]tally
-	limits  map[limitKey]int
 }
 
 // home is a pool with what is free in it, by family.
@@ -40,20 +38,7 @@ type plot struct {
 	home *home
 }
 
-// tallyKey and limitKey name a pool and a namespace by their numbers in records.texts.
-type tallyKey struct {
-	pool   uint32
-	family Family
-}
-
-type limitKey struct{ pool, namespace uint32 }
-
-// tally counts allocations of one pool.
-type tally struct{ used, pending, released int }
-
-func newBook() *book {
-	return &book{records: newRecords(), tallies: map[tallyKey]tally{}, limits: map[limitKey]int{}}
-}
+func newBook() *book { return &book{records: newRecords()} }
 
 // slot is the place of a family in an array of two.
 func slot(family Family) int {
@@ -134,14 +119,14 @@ func (b *book) remove(a netip.Addr) {
 
 // enter and leave count a record and keep it in the list of its state.
 func (b *book) enter(id uint32) {
-	b.count(id, 1)
+	b.records.count(b.records.at(id), 1)
 	if l := b.listOf(id); l != nil {
 		b.records.link(l, id)
 	}
 }
 
 func (b *book) leave(id uint32) {
-	b.count(id, -1)
+	b.records.count(b.records.at(id), -1)
 	if b.records.at(id).listed {
 		b.records.unlink(b.listOf(id), id)
 	}
@@ -159,27 +144,6 @@ func (b *book) listOf(id uint32) *list {
 		return &b.strays
 	}
 	return nil
-}
-
-func (b *book) count(id uint32, by int) {
-	rec := b.records.at(id)
-	key := tallyKey{rec.pool, rec.family}
-	t := b.tallies[key]
-	if rec.state == Released {
-		t.released += by
-	} else {
-		t.used += by
-		limit := limitKey{rec.pool, rec.namespace}
-		if b.limits[limit] += by; b.limits[limit] == 0 {
-			delete(b.limits, limit)
-		}
-	}
-	if rec.state == Pending {
-		t.pending += by
-	}
-	if b.tallies[key] = t; t == (tally{}) {
-		delete(b.tallies, key)
-	}
 }
 
 // hide takes a out of what next may give, while it is promised; show puts it back.
@@ -241,21 +205,9 @@ func (b *book) resting(h *home, family Family, now time.Time) (n int, first time
 
 // countOf returns how many addresses of the pool the namespace holds.
 func (b *book) countOf(pool, namespace string) int {
-	p, used := b.records.texts.find(pool)
-	ns, also := b.records.texts.find(namespace)
-	if !used || !also {
-		return 0
-	}
-	return b.limits[limitKey{p, ns}]
-}
-
-// tallyOf returns the counts of the pool.
-func (b *book) tallyOf(pool string, family Family) tally {
-	number, used := b.records.texts.find(pool)
-	if !used {
-		return tally{}
-	}
-	return b.tallies[tallyKey{number, family}]
+	number := b.records.parties.find(namespace, pool)
+	counts := b.records.parties.all[number].counts
+	return counts[0].used + counts[1].used
 }
 
 func (b *book) ofUID(uid string) []Allocation {

@@ -398,14 +398,8 @@ func (m *model) judgeChoice(r Request, a netip.Addr, candidates []netip.Addr) {
 
 func (m *model) judgeRefusal(r Request, err error) {
 	m.t.Helper()
-	for _, a := range r.Addresses {
-		p := m.poolOf(a)
-		if p != nil && !p.Drain && !m.limited(p, r.Namespace) && m.available(a, r.Namespace, r.Name) {
-			m.t.Errorf("%s is free, but: %v", a, err)
-		}
-		if line := m.lines[a]; line.held() != errors.Is(err, ErrTaken) && line.held() && p != nil {
-			m.t.Errorf("%s is held, but: %v", a, err)
-		}
+	if len(r.Addresses) > 0 {
+		m.judgeExact(r, r.Addresses[0], err)
 		return
 	}
 	families := r.Families
@@ -418,6 +412,17 @@ func (m *model) judgeRefusal(r Request, err error) {
 		}
 	}
 	m.t.Errorf("%+v: addresses are free, but: %v", r, err)
+}
+
+func (m *model) judgeExact(r Request, a netip.Addr, err error) {
+	m.t.Helper()
+	p, line := m.poolOf(a), m.lines[a]
+	if p != nil && !p.Drain && !m.limited(p, r.Namespace) && m.available(a, r.Namespace, r.Name) {
+		m.t.Errorf("%s is free, but: %v", a, err)
+	}
+	if p != nil && line.held() && !errors.Is(err, ErrTaken) {
+		m.t.Errorf("%s is held, but: %v", a, err)
+	}
 }
 
 func (m *model) newUID() string {

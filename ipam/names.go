@@ -2,7 +2,7 @@ package ipam
 
 import "strings"
 
-// names gives a number to each text that many records share, such as a namespace, and forgets it after its last use.
+// names gives a number to each text that records use, and forgets it after its last use.
 // Number 0 is the empty text.
 type names struct {
 	numbers map[string]uint32

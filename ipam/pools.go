@@ -63,7 +63,7 @@ func (l *Ledger) Pools() []PoolStatus {
 
 // tell counts the addresses of h.
 func (b *book) tell(h *home, family Family, now time.Time) Count {
-	t := b.tallyOf(h.pool.Name, family)
+	t := b.records.sum(h.pool.Name, family)
 	resting, _ := b.resting(h, family, now)
 	return Count{Capacity: capacity(h.ranges, family), Used: t.used, Pending: t.pending, Quarantined: resting}
 }
@@ -85,11 +85,9 @@ func (l *Ledger) CanDelete(name string) error {
 
 func (l *Ledger) stranded(pool string, left func(Allocation) bool) error {
 	var holders []Allocation
-	number, used := l.book.records.texts.find(pool)
-	if !used {
-		return nil
-	}
-	for _, line := range l.book.filter(func(r *record) bool { return r.pool == number && r.state != Released }) {
+	parties := l.book.records.parties.all
+	ofPool := func(r *record) bool { return r.state != Released && parties[r.party].pool == pool }
+	for _, line := range l.book.filter(ofPool) {
 		if left(line) {
 			holders = append(holders, line)
 		}

@@ -18,8 +18,8 @@ type record struct {
 	name  string
 	since int64 // nanoseconds of Unix time
 
-	namespace, pool uint32 // numbers in records.texts
-	older, younger  uint32 // neighbours in a list of records in one state; 0 is the list's end
+	party          uint32 // number in records.parties
+	older, younger uint32 // neighbours in a list of records in one state; 0 is the list's end
 
 	family Family
 	state  State
@@ -28,7 +28,7 @@ type record struct {
 }
 
 // uid is a UID as the API server makes them, a UUID in lower case (RFC 9562), as its 16 bytes. Any other text is kept in
-// texts, and its number in the last 4 bytes behind 12 bytes of 0xff, which no valid UUID has.
+// odd, and its number in the last 4 bytes behind 12 bytes of 0xff, which no valid UUID has.
 type uid [16]byte
 
 // records keeps allocations and finds them by address, claim, UID, and namespace and name. Their numbers begin at 1.
@@ -36,9 +36,10 @@ type records struct {
 	slabs [][]record // never moved, so that growing copies nothing
 	last  uint32     // the highest number ever given
 	free  []uint32
-	texts names
-	seed  maphash.Seed
-	salt  uint64
+	odd   names
+	parties
+	seed maphash.Seed
+	salt uint64
 
 	byAddress, byClaim, byUID, byName table
 }
@@ -47,12 +48,12 @@ type records struct {
 const slabSize = 4096
 
 func newRecords() *records {
-	r := &records{texts: newNames(), seed: maphash.MakeSeed()}
+	r := &records{odd: newNames(), parties: newParties(), seed: maphash.MakeSeed()}
 	r.salt = maphash.Bytes(r.seed, nil) | 1
 	r.byAddress.hash = func(id uint32) uint64 { return r.hashAddress(r.at(id).at, r.at(id).family) }
 	r.byClaim.hash = func(id uint32) uint64 { return r.hash16(r.at(id).claim) }
 	r.byUID.hash = func(id uint32) uint64 { return r.hash16(r.at(id).uid) }
-	r.byName.hash = func(id uint32) uint64 { return r.hashName(r.at(id).namespace, r.at(id).name) }
+	r.byName.hash = func(id uint32) uint64 { return r.hashName(r.namespace(id), r.at(id).name) }
 	return r
 }
 
@@ -72,9 +73,11 @@ func (r *records) hash16(b [16]byte) uint64 {
 	return r.mix(r.mix(binary.NativeEndian.Uint64(b[:8]), binary.NativeEndian.Uint64(b[8:])), r.salt)
 }
 
-func (r *records) hashName(namespace uint32, name string) uint64 {
-	return r.mix(maphash.String(r.seed, name), uint64(namespace))
+func (r *records) hashName(namespace, name string) uint64 {
+	return r.mix(maphash.String(r.seed, name), maphash.String(r.seed, namespace))
 }
+
+func (r *records) namespace(id uint32) string { return r.parties.all[r.at(id).party].namespace }
 
 // find returns the number of the record of an address, 0 if there is none.
 func (r *records) find(n num, family Family) uint32 {
@@ -116,12 +119,8 @@ func (r *records) ofUID(text string, yield func(id uint32)) {
 }
 
 func (r *records) ofName(namespace, name string, yield func(id uint32)) {
-	number, known := r.texts.find(namespace)
-	if !known {
-		return
-	}
-	r.byName.find(r.hashName(number, name), func(id uint32) bool {
-		if rec := r.at(id); rec.namespace == number && rec.name == name {
+	r.byName.find(r.hashName(namespace, name), func(id uint32) bool {
+		if r.at(id).name == name && r.namespace(id) == namespace {
 			yield(id)
 		}
 		return false
@@ -157,7 +156,7 @@ func (r *records) change(id uint32, line Allocation) {
 	rec := r.at(id)
 	key, known := r.packUID(line.Owner.UID, false)
 	if known && rec.uid == key && rec.claim == line.Claim && rec.name == line.Owner.Name &&
-		r.texts.text(rec.namespace) == line.Owner.Namespace && r.texts.text(rec.pool) == line.Pool {
+		r.parties.find(line.Owner.Namespace, line.Pool) == rec.party {
 		rec.state, rec.flags, rec.since = line.State, flagsOf(line), line.Since.UnixNano()
 		return
 	}
@@ -188,7 +187,7 @@ func (r *records) remove(id uint32) {
 func (r *records) fill(rec *record, line Allocation) {
 	rec.claim, rec.name = line.Claim, line.Owner.Name
 	rec.uid, _ = r.packUID(line.Owner.UID, true)
-	rec.namespace, rec.pool = r.texts.use(line.Owner.Namespace), r.texts.use(line.Pool)
+	rec.party = r.parties.use(line.Owner.Namespace, line.Pool)
 	rec.state, rec.flags, rec.since = line.State, flagsOf(line), line.Since.UnixNano()
 }
 
@@ -214,18 +213,18 @@ func (r *records) unindex(id uint32) {
 	}
 	r.byName.remove(id)
 	if number, odd := rec.uid.odd(); odd {
-		r.texts.drop(number)
+		r.odd.drop(number)
 	}
-	r.texts.drop(rec.namespace)
-	r.texts.drop(rec.pool)
+	r.parties.drop(rec.party)
 }
 
 func (r *records) allocation(id uint32) Allocation {
 	rec := r.at(id)
+	party := &r.parties.all[rec.party]
 	return Allocation{
 		Address: rec.at.addr(rec.family),
-		Pool:    r.texts.text(rec.pool),
-		Owner:   floatip.Owner{Namespace: r.texts.text(rec.namespace), Name: rec.name, UID: r.textUID(rec.uid)},
+		Pool:    party.pool,
+		Owner:   floatip.Owner{Namespace: party.namespace, Name: rec.name, UID: r.textUID(rec.uid)},
 		Claim:   rec.claim, State: rec.state, Since: time.Unix(0, rec.since).UTC(),
 		Disputed: rec.flags&flagDisputed != 0, Missing: rec.flags&flagMissing != 0,
 	}
@@ -252,9 +251,9 @@ func (r *records) packUID(text string, use bool) (key uid, known bool) {
 	}
 	var number uint32
 	if known = true; use {
-		number = r.texts.use(text)
+		number = r.odd.use(text)
 	} else {
-		number, known = r.texts.find(text)
+		number, known = r.odd.find(text)
 	}
 	for i := range 12 {
 		key[i] = 0xff
@@ -273,7 +272,7 @@ func parseUUID(text string) (key uid, ok bool) {
 		if text[i] == '-' {
 			i++
 		}
-		high, low := nibble(text[i]), nibble(text[i+1])
+		high, low := nibbles[text[i]], nibbles[text[i+1]]
 		if high > 15 || low > 15 {
 			return key, false
 		}
@@ -284,15 +283,16 @@ func parseUUID(text string) (key uid, ok bool) {
 	return key, !odd && key != uid{}
 }
 
-func nibble(c byte) byte {
-	switch {
-	case '0' <= c && c <= '9':
-		return c - '0'
-	case 'a' <= c && c <= 'f':
-		return c - 'a' + 10
+// nibbles has the value of each digit, 0xff for what is none.
+var nibbles = func() (values [256]byte) {
+	for i := range values {
+		values[i] = 0xff
 	}
-	return 0xff
-}
+	for i, digit := range "0123456789abcdef" {
+		values[digit] = byte(i)
+	}
+	return values
+}()
 
 // odd returns the number of the text if the UID is no UUID.
 func (u uid) odd() (number uint32, odd bool) {
@@ -309,7 +309,7 @@ func (r *records) textUID(key uid) string {
 		return ""
 	}
 	if number, odd := key.odd(); odd {
-		return r.texts.text(number)
+		return r.odd.text(number)
 	}
 	var text [36]byte
 	hex.Encode(text[0:8], key[0:4])

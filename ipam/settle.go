@@ -68,11 +68,12 @@ func (b *book) populate(fresh map[*home]bool, promised []netip.Addr) {
 		if fresh[h] {
 			h.free[slot(rec.family)].take(rec.at)
 		}
-		if b.records.texts.text(rec.pool) != h.pool.Name {
-			b.count(id, -1)
-			b.records.texts.drop(rec.pool)
-			rec.pool = b.records.texts.use(h.pool.Name)
-			b.count(id, 1)
+		if party := &b.records.parties.all[rec.party]; party.pool != h.pool.Name {
+			namespace, before := party.namespace, rec.party
+			b.records.count(rec, -1)
+			rec.party = b.records.use(namespace, h.pool.Name)
+			b.records.count(rec, 1)
+			b.records.parties.drop(before)
 		}
 	})
 	b.relist()
@@ -107,10 +108,9 @@ func (b *book) relist() {
 func (b *book) compact() {
 	old, offered := b.records, []netip.Addr{}
 	b.records = newRecords()
-	b.tallies, b.limits = map[tallyKey]tally{}, map[limitKey]int{}
 	old.live(func(id uint32) {
 		line := old.allocation(id)
-		b.count(b.records.add(line), 1)
+		b.records.count(b.records.at(b.records.add(line)), 1)
 		if line.State == Released && !old.at(id).listed {
 			offered = append(offered, line.Address)
 		}
