@@ -1,3 +1,7 @@
+//go:build pin
+
+// The programs are not built with the tag pin: this file only keeps modules in go.mod until their importers are written.
+
 package floatip
 
 import (
