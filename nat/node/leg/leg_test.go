@@ -1,14 +1,13 @@
 package leg
 
 import (
-	"fmt"
 	"net/netip"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
 
 	"floatip.io/floatip/nat/node/nodetest"
 )
@@ -146,10 +145,10 @@ func TestSecondApplyChangesNothing(t *testing.T) {
 // TestNothingStaysBehind compares the node before the first address came and after the last one left.
 func TestNothingStaysBehind(t *testing.T) {
 	r := newRig(t)
-	before := inventory(t, r.node)
+	before := r.node.Inventory()
 	r.addPod("a", "100.0.0.5", floating)
 	r.apply()
-	if cmp.Equal(before, inventory(t, r.node)) {
+	if cmp.Equal(before, r.node.Inventory()) {
 		t.Fatal("a plugged leg is not in the inventory")
 	}
 	r.config.Legs = nil
@@ -160,7 +159,7 @@ func TestNothingStaysBehind(t *testing.T) {
 	if diff := cmp.Diff([]netip.Addr{floating}, report.Withdrawn, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 		t.Errorf("withdrawn (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff(before, inventory(t, r.node)); diff != "" {
+	if diff := cmp.Diff(before, r.node.Inventory()); diff != "" {
 		t.Errorf("left behind (-before +after):\n%s", diff)
 	}
 	if again, err := r.kernel.Apply(r.config); err != nil || len(again.Changes) != 0 {
@@ -168,37 +167,11 @@ func TestNothingStaysBehind(t *testing.T) {
 	}
 }
 
-// inventory lists what ip and nft show of a node, pods' own links left out.
-func inventory(t *testing.T, n *nodetest.Node) []string {
+func parseAddr(t *testing.T, cidr string) *netlink.Addr {
 	t.Helper()
-	var lines []string
-	for _, args := range []string{
-		"ip -br link", "ip rule", "ip -6 rule", "ip route show table all", "ip -6 route show table all", "ip neigh show nud permanent",
-		"ip neigh show proxy", "bridge fdb", "nft list ruleset",
-	} {
-		n.Do(func() error {
-			cmd := strings.Fields(args)
-			out, err := exec.Command(cmd[0], cmd[1:]...).CombinedOutput()
-			if err != nil {
-				return fmt.Errorf("%s: %w: %s", args, err, out)
-			}
-			for line := range strings.Lines(string(out)) {
-				lines = append(lines, args+": "+strings.Join(strings.Fields(line), " "))
-			}
-			return nil
-		})
+	a, err := netlink.ParseAddr(cidr)
+	if err != nil {
+		t.Fatal(err)
 	}
-	return withoutPods(lines)
-}
-
-// withoutPods drops what the test itself made for pods.
-func withoutPods(lines []string) []string {
-	var kept []string
-	for _, l := range lines {
-		// The kernel makes routes of the test's IPv6 addresses by itself, some time after the links are up.
-		if !strings.Contains(l, "cali") && !strings.Contains(l, "100.0.0.") && !strings.Contains(l, "proto kernel") {
-			kept = append(kept, l)
-		}
-	}
-	return kept
+	return a
 }

@@ -1,0 +1,109 @@
+package leg
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"floatip.io/floatip/nat/node/nodetest"
+)
+
+var compareNet = cmp.Options{
+	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
+}
+
+func prefixes(texts ...string) (list []netip.Prefix) {
+	for _, t := range texts {
+		list = append(list, netip.MustParsePrefix(t))
+	}
+	return list
+}
+
+func TestFind(t *testing.T) {
+	red := NIC{Name: "red0", Up: true, MTU: 9000, Networks: prefixes("192.168.100.0/24")}
+	green := NIC{Name: "green0", Up: true, MTU: 1500, Networks: prefixes("201.0.0.0/24")}
+	port := NIC{Name: "eth1", Master: "br-ext", Up: true, MTU: 1500}
+	bridge := NIC{Name: "br-ext", Up: true, MTU: 1500, Networks: prefixes("192.168.100.0/24")}
+	naked := NIC{Name: "red0", Up: true, MTU: 1500}
+	wide := NIC{Name: "wan0", Up: true, MTU: 1500, Networks: prefixes("192.168.0.0/16")}
+	down := NIC{Name: "red0", MTU: 1500, Networks: prefixes("192.168.100.0/24")}
+	for _, tt := range []struct {
+		name  string
+		nics  []NIC
+		want  Provider
+		found Network
+		err   string
+	}{
+		{"by its address", []NIC{green, red}, Provider{}, Network{Interface: "red0", MTU: 9000}, ""},
+		{"by its name", []NIC{green, red}, Provider{Interface: "red0"}, Network{Interface: "red0", MTU: 9000}, ""},
+		{"a port leads by its bridge", []NIC{port, bridge}, Provider{Interface: "eth1"}, Network{Interface: "br-ext", MTU: 1500}, ""},
+		{"re-found on the bridge", []NIC{port, bridge}, Provider{}, Network{Interface: "br-ext", MTU: 1500}, ""},
+		{"without an address, by name and network", []NIC{naked}, Provider{Interface: "red0", Networks: prefixes("192.168.100.0/24")},
+			Network{Interface: "red0", MTU: 1500}, ""},
+		{"without an address, network unknown", []NIC{naked}, Provider{Interface: "red0"}, Network{}, "the pool names no network"},
+		{"the narrower network is nearer", []NIC{wide, red}, Provider{}, Network{Interface: "red0", MTU: 9000}, ""},
+		{"a wider network is no sign of the pool's", []NIC{wide}, Provider{Networks: prefixes("192.168.100.0/24")}, Network{}, "none has"},
+		{"two are on it", []NIC{red, bridge}, Provider{}, Network{}, "interfaces red0 and br-ext"},
+		{"none is on it", []NIC{green}, Provider{}, Network{}, "none has an address or a route"},
+		{"it is down", []NIC{down}, Provider{}, Network{}, "red0 is down"},
+		{"the name does not exist", []NIC{green}, Provider{Interface: "red0"}, Network{}, "it has no red0"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tt.want.Address = floating
+			tt.want.Gateways = []netip.Addr{netip.MustParseAddr("192.168.100.1")}
+			found, err := Find(tt.nics, tt.want)
+			if tt.err != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.err) {
+					t.Fatalf("have %+v, %v; want an error with %q", found, err, tt.err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			tt.found.Prefix, tt.found.Gateway = netip.MustParsePrefix("192.168.100.0/24"), netip.MustParseAddr("192.168.100.1")
+			if diff := cmp.Diff(tt.found, found, compareNet); diff != "" {
+				t.Errorf("network (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestNICs reads a real node: pods' routes of a single address are no networks, and the bridge of the legs is no NIC.
+func TestNICs(t *testing.T) {
+	r := newRig(t)
+	r.addPod("a", "100.0.0.5", floating)
+	r.apply()
+	nics, err := r.kernel.NICs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	found, err := Find(nics, Provider{Address: floating})
+	if err != nil || found.Interface != "red0" || found.Prefix.String() != nodetest.Pool {
+		t.Errorf("have %+v, %v; want red0 on %s", found, err, nodetest.Pool)
+	}
+	if slices.ContainsFunc(nics, func(n NIC) bool { return n.Name == Bridge || isPort(n.Name) }) {
+		t.Errorf("links of our own are among the NICs: %+v", nics)
+	}
+	r.node.Bridge("br-ext", "red0")
+	if err := r.node.Link.AddrDel(r.node.Get("red0"), parseAddr(t, "192.168.100.10/24")); err != nil {
+		t.Fatal(err)
+	}
+	r.node.Address("br-ext", "192.168.100.10/24")
+	if nics, err = r.kernel.NICs(); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"", "red0"} {
+		found, err := Find(nics, Provider{Address: floating, Interface: name})
+		if err != nil || found.Interface != "br-ext" {
+			t.Errorf("bridged, looked for by %q: have %+v, %v; want br-ext", name, found, err)
+		}
+	}
+	if _, err := Find(nics, Provider{Address: netip.MustParseAddr("198.51.100.1")}); !errors.Is(err, ErrNoNIC) {
+		t.Errorf("have %v, want ErrNoNIC", err)
+	}
+}

@@ -1,0 +1,393 @@
+package node
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"floatip.io/floatip"
+	"floatip.io/floatip/nat/handover"
+	"floatip.io/floatip/nat/node/leg"
+	"floatip.io/floatip/nat/node/nodetest"
+)
+
+// TestNotAnnouncedBeforeItsRulesStand: LAN hosts would get silence, and a conflict probe a wrong answer.
+func TestNotAnnouncedBeforeItsRulesStand(t *testing.T) {
+	b := newBench(t)
+	v := b.addVM(1, "192.168.100.50")
+	v.sidecar.set(handover.State{Phase: handover.PhaseFailed, Problem: "the kernel refused the rules"})
+	b.start()
+	b.publish()
+	r := b.awaitReport("leg", func(r Report) bool { return r.Statuses[fifty].LegReady.True })
+	if s := r.Statuses[fifty]; s.Announced.True || s.NATReady.True || s.Ready().Message != "the kernel refused the rules" {
+		t.Errorf("status is %+v, want neither NAT nor announcement, and the sidecar's problem", s)
+	}
+	if proxies := b.holding().Answered; len(proxies) != 0 {
+		t.Errorf("the kernel answers for %v", proxies)
+	}
+	v.sidecar.set(installed(fifty))
+	b.awaitReport("ready", ready("192.168.100.50"))
+	b.answers("vm1", "192.168.100.50")
+}
+
+func (b *bench) holding() leg.Holding {
+	b.t.Helper()
+	kernel, err := leg.Open(b.node.File, leg.DefaultSysctls)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer kernel.Close()
+	h, err := kernel.Holding()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return h
+}
+
+// TestRestart: an agent that is stopped and started changes nothing and interrupts nothing.
+func TestRestart(t *testing.T) {
+	b := newBench(t)
+	v := b.addVM(1, "192.168.100.50")
+	b.start()
+	b.publish()
+	b.awaitReport("ready", ready("192.168.100.50"))
+	before := inventory(t, b.node.Namespace, v.Namespace)
+	stream := startEcho(t, v.Guest, b.world.Host, "192.168.100.50:7")
+	b.stop()
+	stream.pass(20)
+	b.start()
+	b.publish()
+	b.awaitReport("ready again", ready("192.168.100.50"))
+	stream.pass(20)
+	if lost := stream.end(); lost != 0 {
+		t.Errorf("%d of %d packets were lost around the restart", lost, stream.sent)
+	}
+	if changes := b.agent.changes(); changes != 0 {
+		t.Errorf("the second agent made %d changes to a kernel that held all", changes)
+	}
+	if diff := cmp.Diff(before, inventory(t, b.node.Namespace, v.Namespace)); diff != "" {
+		t.Errorf("kernel (-before +after):\n%s", diff)
+	}
+}
+
+func (a *Agent) changes() uint64 {
+	a.health.mu.Lock()
+	defer a.health.mu.Unlock()
+	return a.health.changes
+}
+
+// TestStartWithoutAPIServer: the agent goes on with what its predecessor left, ARP answers included.
+func TestStartWithoutAPIServer(t *testing.T) {
+	b := newBench(t)
+	b.addVM(1, "192.168.100.50")
+	b.start()
+	b.publish()
+	b.awaitReport("ready", ready("192.168.100.50"))
+	b.stop()
+	b.cluster.complete = false
+	b.start()
+	// The kernel's proxy entries would answer a request, but no probe: that is the agent's work.
+	b.await("an answer to a probe", func() bool {
+		said, err := b.world.Host.Probe("eth0", fifty, 100*time.Millisecond)
+		return err == nil && said == b.node.Get("red0").Attrs().HardwareAddr.String()
+	})
+	b.answers("vm1", "192.168.100.50")
+	if len(b.holding().Ports) != 1 {
+		t.Errorf("the node holds %v, want the one leg that was there", b.holding().Ports)
+	}
+}
+
+// await polls until f is true.
+func (b *bench) await(what string, f func() bool) {
+	b.t.Helper()
+	deadline := time.Now().Add(patience)
+	for !f() {
+		if time.Now().After(deadline) {
+			b.t.Fatalf("%s: not within %s", what, patience)
+		}
+	}
+}
+
+// TestWithdraw: the pod's guest has ended. Nothing stays, and an open connection is dead within a second.
+func TestWithdraw(t *testing.T) {
+	b := newBench(t)
+	empty := inventory(t, b.node.Namespace)
+	v := b.addVM(1, "192.168.100.50")
+	emptyPod := inventory(t, v.Namespace)
+	b.start()
+	b.publish()
+	b.awaitReport("ready", ready("192.168.100.50"))
+	stream := startEcho(t, v.Guest, b.world.Host, "192.168.100.50:7")
+	stream.pass(5)
+	b.view.Addresses[fifty] = withNode(b.view.Addresses[fifty], "node10")
+	b.view.Pods = slices.Clone(b.view.Pods)
+	b.view.Pods[0].Final = true
+	b.publish()
+	began := time.Now()
+	r := b.awaitReport("gone", func(r Report) bool { return len(r.Statuses) == 0 && len(r.Left) == 1 })
+	if r.Left[0] != fifty {
+		t.Errorf("left %v, want %s", r.Left, fifty)
+	}
+	if !stream.dead(time.Second) {
+		t.Error("an old flow still passes a second after the address was withdrawn")
+	}
+	t.Logf("withdrawn after %s", time.Since(began))
+	if diff := cmp.Diff(empty, inventory(t, b.node.Namespace)); diff != "" {
+		t.Errorf("left on the node (-before +after):\n%s", diff)
+	}
+	if diff := cmp.Diff(emptyPod, inventory(t, v.Namespace)); diff != "" {
+		t.Errorf("left in the pod (-before +after):\n%s", diff)
+	}
+	if flows := v.Flows(fifty); flows != 0 {
+		t.Errorf("connection tracking in the pod still knows %d flows of %s", flows, fifty)
+	}
+}
+
+func withNode(h Held, name string) Held {
+	h.Node = name
+	return h
+}
+
+// TestSecondAgent: two agents on one node would undo each other's work.
+func TestSecondAgent(t *testing.T) {
+	b := newBench(t)
+	b.start()
+	b.await("the first agent", func() bool { return b.agent.Healthy() == nil })
+	second, err := NewAgent(Options{
+		Name: "node10", KubeletDir: b.kubelet, NetNS: b.node.File, Sysctls: leg.DefaultSysctls, Log: slog.New(slog.DiscardHandler),
+	}, b.cluster, b.cluster)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Run(context.Background()); !errors.Is(err, ErrSecondAgent) {
+		t.Errorf("the second agent ended with %v, want ErrSecondAgent", err)
+	}
+}
+
+// TestHostileSidecars: what stands in one pod's directory keeps no other pod waiting and leads the agent nowhere.
+func TestHostileSidecars(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		set    func(t *testing.T, dir, victim string)
+		reason string
+	}{
+		{"a symbolic link to another pod's socket", func(t *testing.T, dir, victim string) {
+			if err := os.Symlink(victim, filepath.Join(dir, floatip.SocketFile)); err != nil {
+				t.Fatal(err)
+			}
+		}, "not a unix socket"},
+		{"a file", func(t *testing.T, dir, _ string) {
+			if err := os.WriteFile(filepath.Join(dir, floatip.SocketFile), []byte("{}"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}, "not a unix socket"},
+		{"a server that says nothing", func(t *testing.T, dir, _ string) { listenIn(t, dir) }, "not reached"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b := newBench(t)
+			good := b.addVM(1, "192.168.100.50")
+			bad := b.addVM(2, "192.168.100.51")
+			dir := b.socketDir(bad.entry.UID)
+			if err := os.Remove(filepath.Join(dir, floatip.SocketFile)); err != nil {
+				t.Fatal(err)
+			}
+			tt.set(t, dir, socketPath(b.kubelet, good.entry.UID))
+			b.start()
+			b.publish()
+			r := b.awaitReport("the good pod", func(r Report) bool {
+				return ready("192.168.100.50")(r) &&
+					strings.Contains(r.Statuses[netip.MustParseAddr("192.168.100.51")].LegReady.Message, tt.reason)
+			})
+			if r.Statuses[netip.MustParseAddr("192.168.100.51")].Announced.True {
+				t.Error("the address of the hostile pod is announced")
+			}
+			b.answers("vm1", "192.168.100.50")
+		})
+	}
+}
+
+// listenIn accepts connections in a directory and never says a word.
+func listenIn(t *testing.T, dir string) {
+	t.Helper()
+	d, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	l, err := net.Listen("unix", fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), floatip.SocketFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+}
+
+// TestSpoofing: a pod in foreign hands sends with the address of its neighbour. The node drops it.
+func TestSpoofing(t *testing.T) {
+	b := newBench(t)
+	b.addVM(1, "192.168.100.50")
+	evil := b.addVM(2, "192.168.100.51")
+	b.start()
+	b.publish()
+	b.awaitReport("ready", ready("192.168.100.50", "192.168.100.51"))
+	heard := make(chan string, 8)
+	var lan net.PacketConn
+	b.world.Host.Do(func() (err error) {
+		lan, err = net.ListenPacket("udp4", nodetest.LANHost+":9")
+		return err
+	})
+	t.Cleanup(func() { lan.Close() })
+	go func() {
+		buf := make([]byte, 64)
+		for {
+			_, from, err := lan.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			host, _, _ := net.SplitHostPort(from.String())
+			heard <- host
+		}
+	}()
+	// Own rules are no obstacle to a hostile sidecar: it sends by itself, past them.
+	evil.Flush()
+	evil.Address("lo", "192.168.100.50/32", "192.168.100.51/32")
+	for _, source := range []string{"192.168.100.50", "192.168.100.51"} {
+		evil.SendMarked(leg.Mark, source, nodetest.LANHost+":9")
+	}
+	select {
+	case from := <-heard:
+		if from != "192.168.100.51" {
+			t.Errorf("the LAN heard %s first, want only the pod's own 192.168.100.51", from)
+		}
+	case <-time.After(patience):
+		t.Fatal("the LAN heard nothing, not even from the pod's own address")
+	}
+}
+
+// echo is a UDP stream of numbered packets from a LAN host to a guest and back.
+type echo struct {
+	t    *testing.T
+	conn net.Conn
+	sent uint32
+	mu   sync.Mutex // guards back
+	back map[uint32]bool
+	more chan struct{}
+}
+
+func startEcho(t *testing.T, guest, host *nodetest.Namespace, address string) *echo {
+	t.Helper()
+	_, port, _ := net.SplitHostPort(address)
+	var server net.PacketConn
+	guest.Do(func() (err error) {
+		server, err = net.ListenPacket("udp4", ":"+port)
+		return err
+	})
+	t.Cleanup(func() { server.Close() })
+	go func() {
+		buf := make([]byte, 64)
+		for {
+			n, from, err := server.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			if _, err := server.WriteTo(buf[:n], from); err != nil {
+				return
+			}
+		}
+	}()
+	e := &echo{t: t, back: map[uint32]bool{}, more: make(chan struct{}, 1)}
+	host.Do(func() (err error) {
+		e.conn, err = net.Dial("udp4", address)
+		return err
+	})
+	t.Cleanup(func() { e.conn.Close() })
+	go e.receive()
+	return e
+}
+
+func (e *echo) receive() {
+	buf := make([]byte, 64)
+	for {
+		n, err := e.conn.Read(buf)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil || n != 4 {
+			continue // an ICMP error of an earlier packet
+		}
+		e.mu.Lock()
+		e.back[binary.BigEndian.Uint32(buf)] = true
+		e.mu.Unlock()
+		select {
+		case e.more <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// send sends one packet and waits for it to come back, at most for the time given.
+func (e *echo) send(wait time.Duration) bool {
+	e.sent++
+	packet := binary.BigEndian.AppendUint32(nil, e.sent)
+	if _, err := e.conn.Write(packet); err != nil {
+		return false
+	}
+	timeout := time.After(wait)
+	for {
+		e.mu.Lock()
+		arrived := e.back[e.sent]
+		e.mu.Unlock()
+		if arrived {
+			return true
+		}
+		select {
+		case <-e.more:
+		case <-timeout:
+			return false
+		}
+	}
+}
+
+// pass sends packets one after the other.
+func (e *echo) pass(packets int) {
+	for range packets {
+		e.send(time.Second)
+	}
+}
+
+// end returns how many packets did not come back.
+func (e *echo) end() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return int(e.sent) - len(e.back)
+}
+
+// dead reports whether packets stop coming back within the time given.
+func (e *echo) dead(within time.Duration) bool {
+	for deadline := time.Now().Add(within); time.Now().Before(deadline); {
+		if !e.send(50 * time.Millisecond) {
+			return true
+		}
+	}
+	return false
+}
+
+func inventory(t *testing.T, namespaces ...*nodetest.Namespace) (lines []string) {
+	t.Helper()
+	for _, n := range namespaces {
+		lines = append(lines, n.Inventory()...)
+	}
+	return lines
+}

@@ -1,0 +1,72 @@
+package nodetest
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os/exec"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Inventory lists what the namespace holds: links, rules, routes, static neighbours, forwarding entries, nftables. What
+// the World makes for pods, and what the kernel adds by itself some time after a link is up, is left out.
+func (n *Namespace) Inventory() []string {
+	n.t.Helper()
+	var lines []string
+	for _, args := range []string{
+		"ip -br link", "ip -4 address", "ip rule", "ip -6 rule", "ip route show table all", "ip -6 route show table all",
+		"ip neigh show nud permanent", "ip neigh show proxy", "bridge fdb", "nft list ruleset",
+	} {
+		n.Do(func() error {
+			cmd := strings.Fields(args)
+			out, err := exec.Command(cmd[0], cmd[1:]...).CombinedOutput()
+			if err != nil {
+				return fmt.Errorf("%s: %w: %s", args, err, out)
+			}
+			for line := range strings.Lines(string(out)) {
+				if line = strings.Join(strings.Fields(line), " "); !ofWorld(line) {
+					lines = append(lines, args+": "+line)
+				}
+			}
+			return nil
+		})
+	}
+	return lines
+}
+
+func ofWorld(line string) bool {
+	return strings.Contains(line, "cali") || strings.Contains(line, "100.0.0.") || strings.Contains(line, "proto kernel")
+}
+
+// Flows counts the connections of the address that the namespace tracks.
+func (n *Namespace) Flows(a netip.Addr) int {
+	n.t.Helper()
+	flows, err := n.Link.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET)
+	if err != nil {
+		n.t.Fatalf("list flows: %v", err)
+	}
+	count := 0
+	for _, f := range flows {
+		for _, ip := range []net.IP{f.Forward.SrcIP, f.Forward.DstIP, f.Reverse.SrcIP, f.Reverse.DstIP} {
+			if ip.Equal(a.AsSlice()) {
+				count++
+				break
+			}
+		}
+	}
+	return count
+}
+
+// Flush removes all nftables rules of the namespace.
+func (n *Namespace) Flush() {
+	n.t.Helper()
+	n.Do(func() error {
+		if out, err := exec.Command("nft", "flush", "ruleset").CombinedOutput(); err != nil {
+			return fmt.Errorf("nft: %w: %s", err, out)
+		}
+		return nil
+	})
+}
