@@ -1,0 +1,191 @@
+package lab
+
+import (
+	"fmt"
+	"os"
+	"testing"
+)
+
+// Cloud is a provider network with one node of a cluster:
+//
+//	Outside 203.0.113.9 ── Gateway .1 ──┬── Host 192.168.100.9          LAN 192.168.100.0/24, 2001:db8:100::/64
+//	                                    └── Node 192.168.100.11 ──┬── Peer 100.0.0.9                   a pod
+//	                                                              └── VM: Pod 100.0.0.5 ── Guest 10.0.2.2
+//
+// The node routes to its pods by host routes, checks sources strictly, and lets a pod use no other address on its
+// eth0, as CNIs with spoofing protection do. Floating addresses come to a VM's pod by a leg of its own.
+type Cloud struct {
+	Host, Outside, Gateway, Node, Peer *Namespace
+}
+
+// Addresses of the Cloud.
+const (
+	Host4, Host6       = "192.168.100.9", "2001:db8:100::9"
+	Outside4, Outside6 = "203.0.113.9", "2001:db8:f::9"
+	Node4, Node6       = "192.168.100.11", "2001:db8:100::11"
+	Peer4, Peer6       = "100.0.0.9", "fd00:100::9"
+	Guest4, Guest6     = "10.0.2.2", "fd10:0:2::2"
+	Router4, Router6   = "10.0.2.1", "fd10:0:2::1" // the guest's gateway
+)
+
+// Pods are the networks that all pods of the Cloud are in.
+var Pods = []string{"100.0.0.0/16", "fd00:100::/56"}
+
+// NewCloud makes everything but VMs.
+func NewCloud(t testing.TB) *Cloud {
+	t.Helper()
+	c := &Cloud{
+		Host: New(t, "host"), Outside: New(t, "outside"), Gateway: New(t, "gateway"), Node: New(t, "node"), Peer: New(t, "peer"),
+	}
+	c.lan(t)
+	c.node(t)
+	c.attachPod(t, c.Peer, "peer", Peer4, Peer6)
+	return c
+}
+
+func (c *Cloud) lan(t testing.TB) {
+	t.Helper()
+	c.Gateway.IP(t, "link add lan type bridge", "link set lan up",
+		"addr add 192.168.100.1/24 dev lan", "-6 addr add 2001:db8:100::1/64 dev lan nodad")
+	c.Gateway.Sysctl(t, "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+	for _, n := range []struct {
+		ns     *Namespace
+		device string
+	}{{c.Host, "eth0"}, {c.Node, "eth1"}} {
+		Connect(t, c.Gateway, "to-"+n.ns.name, n.ns, n.device)
+		c.Gateway.IP(t, fmt.Sprintf("link set to-%s master lan", n.ns.name))
+	}
+	c.Host.IP(t, "addr add "+Host4+"/24 dev eth0", "route add default via 192.168.100.1",
+		"-6 addr add "+Host6+"/64 dev eth0 nodad", "-6 route add default via 2001:db8:100::1")
+	Connect(t, c.Gateway, "wan", c.Outside, "eth0")
+	c.Gateway.IP(t, "addr add 203.0.113.1/24 dev wan", "-6 addr add 2001:db8:f::1/64 dev wan nodad")
+	c.Outside.IP(t, "addr add "+Outside4+"/24 dev eth0", "route add default via 203.0.113.1",
+		"-6 addr add "+Outside6+"/64 dev eth0 nodad", "-6 route add default via 2001:db8:f::1")
+}
+
+// node makes what the node agent makes once per pool.
+func (c *Cloud) node(t testing.TB) {
+	t.Helper()
+	c.Node.Sysctl(t, "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1",
+		"net.ipv4.conf.all.rp_filter=1", "net.ipv4.conf.default.rp_filter=1",
+		"net.ipv4.neigh.eth1.proxy_delay=0", "net.ipv6.neigh.eth1.proxy_delay=0", "net.ipv6.conf.eth1.proxy_ndp=1")
+	c.Node.IP(t, "addr add "+Node4+"/24 dev eth1", "-6 addr add "+Node6+"/64 dev eth1 nodad",
+		"link add fip-br address 02:f1:00:00:00:01 type bridge stp_state 0 mcast_snooping 0 ageing_time 0",
+		"link set fip-br up")
+	c.Node.Sysctl(t, "net.ipv4.conf.fip-br.send_redirects=0")
+	for _, f := range []struct{ option, pool, gateway string }{
+		{"", "192.168.100.0/24", "192.168.100.1"}, {"-6 ", "2001:db8:100::/64", "2001:db8:100::1"},
+	} {
+		c.Node.IP(t, f.option+"rule add pref 4990 iif eth1 to "+f.pool+" lookup 7102",
+			f.option+"rule add pref 5000 to "+f.pool+" lookup 7100",
+			f.option+"rule add pref 5001 iif fip-br from "+f.pool+" lookup 7101",
+			f.option+"route add "+f.pool+" dev eth1 table 7101",
+			f.option+"route add default via "+f.gateway+" dev eth1 table 7101")
+	}
+	c.Node.IP(t, "route add throw 100.0.0.0/16 table 7101", "-6 route add throw fd00:100::/56 table 7101",
+		"route add default via 192.168.100.1", "-6 route add default via 2001:db8:100::1")
+}
+
+// attachPod connects a pod as a routing CNI with spoofing protection does.
+func (c *Cloud) attachPod(t testing.TB, pod *Namespace, name, pod4, pod6 string) {
+	t.Helper()
+	device := "cni-" + name
+	Connect(t, c.Node, device, pod, "eth0")
+	c.Node.Sysctl(t, "net.ipv4.conf."+device+".proxy_arp=1", "net.ipv4.neigh."+device+".proxy_delay=0")
+	c.Node.IP(t, "route add "+pod4+" dev "+device, "-6 addr add fe80::1/64 dev "+device+" nodad",
+		"-6 route add "+pod6+" dev "+device)
+	pod.IP(t, "addr add "+pod4+"/32 dev eth0", "route add 169.254.1.1 dev eth0", "route add default via 169.254.1.1",
+		"-6 addr add "+pod6+"/128 dev eth0 nodad", "-6 route add default via fe80::1 dev eth0")
+	c.Node.NFT(t, fmt.Sprintf(`
+table inet cni-%[1]s {
+	chain from { type filter hook prerouting priority raw;
+		iifname %[2]s ip saddr != %[3]s counter drop
+		iifname %[2]s ip6 saddr != { %[4]s, fe80::/10, :: } counter drop
+	}
+	chain to { type filter hook postrouting priority 300;
+		oifname %[2]s ip daddr != %[3]s counter drop
+		oifname %[2]s ip6 daddr != { %[4]s, fe80::/10, ff00::/8 } counter drop
+	}
+}`, name, device, pod4, pod6))
+}
+
+// VM is a guest behind a virt-launcher pod.
+type VM struct {
+	Pod, Guest         *Namespace
+	Pod4, Pod6         string
+	Floating4          string
+	Floating6          string
+	Ports              []Port
+	cloud              *Cloud
+	name, nodeEnd, mac string
+}
+
+// AddVM makes pod and guest number n, 1 to 9, without any nft rule and without a leg. The guest gets its traffic through
+// the pod's bridge k6t-eth0.
+func (c *Cloud) AddVM(t testing.TB, n int, ports ...Port) *VM {
+	t.Helper()
+	vm := &VM{
+		cloud: c, name: fmt.Sprintf("vm%d", n), Ports: ports,
+		Pod4: fmt.Sprintf("100.0.1.%d", n), Pod6: fmt.Sprintf("fd00:100::1:%d", n),
+		Floating4: fmt.Sprintf("192.168.100.5%d", n), Floating6: fmt.Sprintf("2001:db8:100::5%d", n),
+		nodeEnd: fmt.Sprintf("fip%d", n), mac: fmt.Sprintf("02:f1:00:00:01:0%d", n),
+	}
+	vm.Pod, vm.Guest = New(t, "pod-"+vm.name), New(t, "guest-"+vm.name)
+	c.attachPod(t, vm.Pod, vm.name, vm.Pod4, vm.Pod6)
+	vm.Pod.Sysctl(t, "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1",
+		"net.ipv4.conf.all.rp_filter=1", "net.ipv4.conf.default.rp_filter=1")
+	vm.Pod.IP(t, "link add k6t-eth0 address 02:00:00:00:00:00 type bridge stp_state 0", "link set k6t-eth0 up",
+		"addr add "+Router4+"/24 dev k6t-eth0", "-6 addr add "+Router6+"/120 dev k6t-eth0 nodad")
+	Connect(t, vm.Pod, "tap0", vm.Guest, "eth0")
+	vm.Pod.IP(t, "link set tap0 master k6t-eth0")
+	vm.Guest.IP(t, "addr add "+Guest4+"/24 dev eth0", "route add default via "+Router4,
+		"-6 addr add "+Guest6+"/120 dev eth0 nodad", "-6 route add default via "+Router6)
+	return vm
+}
+
+// KubeVirt runs KubeVirt's nft commands in the pod, both families.
+func (vm *VM) KubeVirt(t testing.TB) {
+	t.Helper()
+	for _, command := range vm.KubeVirtCommands() {
+		vm.Pod.Run(t, "", "nft", command)
+	}
+}
+
+// KubeVirtCommands are the arguments of KubeVirt's nft commands for this VM, IPv4 first.
+func (vm *VM) KubeVirtCommands() []string {
+	v4 := Masquerade{Family: "ip", PodInterface: "eth0", Bridge: "k6t-eth0", Guest: Guest4, Gateway: Router4, Ports: vm.Ports}
+	v6 := Masquerade{Family: "ip6", PodInterface: "eth0", Bridge: "k6t-eth0", Guest: Guest6, Gateway: Router6, Ports: vm.Ports}
+	return append(v4.Commands(), v6.Commands()...)
+}
+
+// PlugLeg makes what the node agent makes for the VM's floating addresses: the link, routes and rules on both sides.
+func (vm *VM) PlugLeg(t testing.TB) {
+	t.Helper()
+	node, pod := vm.cloud.Node, vm.Pod
+	node.IP(t, fmt.Sprintf("link add %s type veth peer name fip0 address %s netns %s", vm.nodeEnd, vm.mac, pod.Path()),
+		fmt.Sprintf("link set %s master fip-br up", vm.nodeEnd))
+	node.Run(t, "", "bridge", "link", "set", "dev", vm.nodeEnd, "isolated", "on", "learning", "off", "flood", "off", "mcast_flood", "off")
+	node.Run(t, "", "bridge", "fdb", "replace", vm.mac, "dev", vm.nodeEnd, "master", "static")
+	for _, f := range []struct{ option, floating, bits string }{{"", vm.Floating4, "/32"}, {"-6 ", vm.Floating6, "/128"}} {
+		node.IP(t, f.option+fmt.Sprintf("neigh replace %s lladdr %s dev fip-br nud permanent", f.floating, vm.mac),
+			f.option+"route replace "+f.floating+f.bits+" dev fip-br table 7100",
+			f.option+"neigh add proxy "+f.floating+" dev eth1")
+	}
+	vm.podSide(t)
+}
+
+func (vm *VM) podSide(t testing.TB) {
+	t.Helper()
+	pod := vm.Pod
+	if _, err := os.Stat("/proc/sys/net/bridge"); err == nil {
+		pod.Sysctl(t, "net.bridge.bridge-nf-call-iptables=0", "net.bridge.bridge-nf-call-ip6tables=0")
+	}
+	pod.Sysctl(t, "net.netfilter.nf_conntrack_tcp_loose=1", "net.ipv4.conf.fip0.rp_filter=2")
+	pod.IP(t, "link set fip0 up", "addr add 169.254.77.2/32 dev fip0 scope link",
+		"neigh replace 169.254.77.1 lladdr 02:f1:00:00:00:01 dev fip0 nud permanent",
+		"rule add pref 77 fwmark 0x77 lookup 77", "route add default via 169.254.77.1 dev fip0 onlink table 77",
+		"route add blackhole "+vm.Floating4+"/32",
+		"-6 neigh replace fe80::77 lladdr 02:f1:00:00:00:01 dev fip0 nud permanent",
+		"-6 rule add pref 77 fwmark 0x77 lookup 77", "-6 route add default via fe80::77 dev fip0 onlink table 77",
+		"-6 route add blackhole "+vm.Floating6+"/128")
+}
