@@ -91,7 +91,7 @@ podSelector: {}
 policyTypes: [Ingress]`,
 	ingress: []flow{{"tcp/22 192.0.2.1", false}, {"icmp 192.0.2.1", false}, {"icmp 2001:db8::1", false},
 		{"gre 192.0.2.1", false}},
-	egress:  []flow{{"tcp/22 192.0.2.1", true}},
+	egress: []flow{{"tcp/22 192.0.2.1", true}},
 }, {
 	name:     "without policyTypes a policy isolates ingress",
 	policies: `podSelector: {}`,
