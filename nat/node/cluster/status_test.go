@@ -1,0 +1,79 @@
+package cluster
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"floatip.io/floatip/ipam/v1alpha1"
+	"floatip.io/floatip/nat/node"
+)
+
+var (
+	then = metav1.NewTime(time.Unix(1000, 0))
+	now  = metav1.NewTime(time.Unix(2000, 0))
+	good = node.Condition{True: true, Reason: "Fine", Message: "fine"}
+)
+
+func condition(kind string, status metav1.ConditionStatus, reason, message string, at metav1.Time) metav1.Condition {
+	return metav1.Condition{
+		Type: kind, Status: status, Reason: reason, Message: message, LastTransitionTime: at, ObservedGeneration: 3,
+	}
+}
+
+func TestStatus(t *testing.T) {
+	foreign := condition("ConflictFree", metav1.ConditionTrue, "Probed", "nobody else answers", then)
+	f := floatingIP(func(f *v1alpha1.FloatingIP) { f.Status.Conditions = []metav1.Condition{foreign} })
+	waiting := node.Condition{Reason: "WaitingForSidecar", Message: "not yet"}
+	got := statusOf(f, "n1", node.Status{Pod: "p", Here: true, NATReady: waiting, LegReady: good, Announced: good}, now)
+	want := v1alpha1.FloatingIPStatus{
+		Phase: v1alpha1.PhaseBound, Node: "n1", Pod: "p", Conditions: []metav1.Condition{
+			foreign,
+			condition("NATReady", metav1.ConditionFalse, "WaitingForSidecar", "not yet", now),
+			condition("LegReady", metav1.ConditionTrue, "Fine", "fine", now),
+			condition("Announced", metav1.ConditionTrue, "Fine", "fine", now),
+			condition("Ready", metav1.ConditionFalse, "WaitingForSidecar", "not yet", now),
+		},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("status (-want +got):\n%s", diff)
+	}
+	f.Status = got
+	got = statusOf(f, "n1", node.Status{Pod: "p", Here: true, NATReady: good, LegReady: good, Announced: good}, now)
+	if got.Phase != v1alpha1.PhaseReady {
+		t.Errorf("phase is %s although all is fine, want Ready", got.Phase)
+	}
+	f.Status = got
+	if again := statusOf(f, "n1", node.Status{Pod: "p", Here: true, NATReady: good, LegReady: good, Announced: good}, then); !sameStatus(got, again) {
+		t.Errorf("the same status twice is a change: %s", cmp.Diff(got, again))
+	}
+}
+
+// TestLeft: another node may have taken over by the time this one says that it is done.
+func TestLeft(t *testing.T) {
+	f := floatingIP(nil)
+	f.Status = statusOf(f, "n1", node.Status{Pod: "p", Here: true, NATReady: good, LegReady: good, Announced: good}, then)
+	got := leftStatus(f, "n1", now)
+	if got.Phase != v1alpha1.PhaseBound || got.Node != "" || got.Pod != "" {
+		t.Errorf("have phase %s, node %q, pod %q; want Bound and neither", got.Phase, got.Node, got.Pod)
+	}
+	for _, c := range got.Conditions {
+		if c.Status != metav1.ConditionFalse || c.Reason != "NotRunning" {
+			t.Errorf("condition %s is %s (%s), want False (NotRunning)", c.Type, c.Status, c.Reason)
+		}
+	}
+	if taken := leftStatus(f, "n2", now); !sameStatus(f.Status, taken) {
+		t.Errorf("n2 changed the status that names n1: %s", cmp.Diff(f.Status, taken))
+	}
+}
+
+func TestLabelChanges(t *testing.T) {
+	have := map[string]string{"zone": "a", "pool.floatip.io/lan": "true", "pool.floatip.io/gone": "true", "pool.floatip.io/down": "true"}
+	got := labelChanges(have, map[string]bool{"lan": true, "new": true, "down": false})
+	want := map[string]any{"pool.floatip.io/new": "true", "pool.floatip.io/gone": nil, "pool.floatip.io/down": nil}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("labels (-want +got):\n%s", diff)
+	}
+}
