@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -37,11 +38,19 @@ func decode(raw []byte, v any) error {
 	return nil
 }
 
+// errNoMetadata is the cause of refusing an object that no API server would send.
+var errNoMetadata = errors.New("the object has no metadata")
+
 // decodeMetadata reads the metadata of the object in raw and skips all else.
 func decodeMetadata(raw []byte) (metadata, error) {
 	var object struct {
-		Metadata metadata `json:"metadata"`
+		Metadata *metadata `json:"metadata"`
 	}
-	err := decode(raw, &object)
-	return object.Metadata, err
+	if err := decode(raw, &object); err != nil {
+		return metadata{}, err
+	}
+	if object.Metadata == nil {
+		return metadata{}, errNoMetadata
+	}
+	return *object.Metadata, nil
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 
-	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	"floatip.io/floatip"
@@ -31,9 +30,9 @@ func (h *Hooks) createPod(ctx context.Context, req admission.Request) Decision {
 	if !ok {
 		return plainPod(pod, Decision{Action: Ignored, Reason: "the pod has no VMI"})
 	}
-	vmi, err := h.vmiOf(ctx, req.Namespace, ref.Name, ref.UID)
+	vmi, err := h.Cluster.VMI(ctx, req.Namespace, ref.Name, ref.UID)
 	if err != nil {
-		return refuse(internal(req), err)
+		return refuse(internal(req), fmt.Errorf("VMI %s/%s with UID %s of the pod: %w", req.Namespace, ref.Name, ref.UID, err))
 	}
 	vm, ok := kubevirt.OwnerOf(vmi.OwnerReferences, kubevirt.KindVM)
 	if !ok {
@@ -82,6 +81,8 @@ func (h *Hooks) notALauncher(req admission.Request, pod podView) string {
 	switch {
 	case req.UserInfo.Username != kubevirt.ControllerUser(h.Options.KubeVirtNamespace):
 		return "not made by KubeVirt's controller"
+	case len(pod.Spec.Containers) == 0:
+		return "no containers"
 	case pod.Metadata.Labels[kubevirt.LabelApp] != kubevirt.AppLauncher:
 		return "not a launcher: label " + kubevirt.LabelApp + " is " + pod.Metadata.Labels[kubevirt.LabelApp]
 	}
@@ -89,15 +90,6 @@ func (h *Hooks) notALauncher(req admission.Request, pod podView) string {
 		return "a temporary pod that carries no guest"
 	}
 	return ""
-}
-
-// vmiOf returns the VMI with that name and UID.
-func (h *Hooks) vmiOf(ctx context.Context, namespace, name string, uid types.UID) (*kubevirt.VirtualMachineInstance, error) {
-	vmi, err := h.Cluster.VMI(ctx, namespace, name, uid)
-	if err != nil {
-		return nil, fmt.Errorf("VMI %s/%s with UID %s of the pod: %w", namespace, name, uid, err)
-	}
-	return vmi, nil
 }
 
 // plainPod removes floatip's key from a pod that gets no sidecar.

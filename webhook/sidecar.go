@@ -96,6 +96,7 @@ type podView struct {
 	Metadata metadata `json:"metadata"`
 	Spec     struct {
 		InitContainers []named           `json:"initContainers"`
+		Containers     []named           `json:"containers"`
 		Volumes        []named           `json:"volumes"`
 		NodeSelector   map[string]string `json:"nodeSelector"`
 	} `json:"spec"`

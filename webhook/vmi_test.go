@@ -1,0 +1,112 @@
+package webhook
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"floatip.io/floatip"
+	"floatip.io/floatip/ipam"
+)
+
+// vmi returns a VMI of the VM "a" with UID uid-a: annotations and spec are JSON.
+func vmi(annotations, spec string) string {
+	return fmt.Sprintf(`{"apiVersion":"kubevirt.io/v1","kind":"VirtualMachineInstance","metadata":{"name":"a","namespace":"vms",
+		"annotations":%s,"ownerReferences":[%s]},"spec":%s}`, annotations, vmOwner, spec)
+}
+
+const (
+	vmOwner    = `{"apiVersion":"kubevirt.io/v1","kind":"VirtualMachine","name":"a","uid":"uid-a","controller":true}`
+	masquerade = `{"domain":{"devices":{"interfaces":[{"name":"default","masquerade":{}}]}},"networks":[{"name":"default","pod":{}}]}`
+	bridge     = `{"domain":{"devices":{"interfaces":[{"name":"default","bridge":{}}]}},"networks":[{"name":"default","pod":{}}]}`
+)
+
+// worldWithVM has the VM "a" with 192.168.100.50, Bound.
+func worldWithVM(t testing.TB, annotations map[string]string) *world {
+	t.Helper()
+	w := newWorld(t, testPool(t, "192.168.100.50-192.168.100.59"))
+	if _, refused := w.createVM(vm("a", annotations), "uid-a"); refused != nil {
+		t.Fatal(refused)
+	}
+	owner := floatip.Owner{Namespace: "vms", Name: "a", UID: "uid-a"}
+	if _, err := w.ledger.Bind(t.Context(), floatip.Claim{}, owner, ipam.Cause{}); err != nil {
+		t.Fatal(err)
+	}
+	w.vms["vms/a/uid-a"] = annotations
+	return w
+}
+
+func TestCreateVMI(t *testing.T) {
+	w := worldWithVM(t, nil)
+	const asset = "floatip=192.168.100.50"
+	for _, tc := range []struct {
+		name, object string
+		action       Action
+		want         []string
+	}{
+		{"masquerade", vmi(`{"x":"y"}`, masquerade), Carried, []string{
+			"add /metadata/annotations/floatip.io~1address 192.168.100.50", "add /spec/domain/chassis"}},
+		{"without annotations", vmi(`null`, masquerade), Carried, []string{"add /metadata/annotations", "add /spec/domain/chassis"}},
+		{"forged by the template", vmi(`{"floatip.io/address":"192.168.100.99","floatip.io/nat":"x","floatip.io/claim":"y"}`, masquerade), Carried, []string{
+			"add /metadata/annotations/floatip.io~1address 192.168.100.50",
+			"remove /metadata/annotations/floatip.io~1claim", "remove /metadata/annotations/floatip.io~1nat", "add /spec/domain/chassis"}},
+		{"with a chassis", vmi(`{"x":"y"}`, strings.Replace(masquerade, `"devices"`, `"chassis":{"serial":"1"},"devices"`, 1)), Carried, []string{
+			"add /metadata/annotations/floatip.io~1address 192.168.100.50", "add /spec/domain/chassis/asset " + asset}},
+		{"with an asset tag of its own", vmi(`{"x":"y"}`, strings.Replace(masquerade, `"devices"`, `"chassis":{"asset":"mine"},"devices"`, 1)), Carried, []string{
+			"add /metadata/annotations/floatip.io~1address 192.168.100.50"}},
+		{"called again", vmi(`{"floatip.io/address":"192.168.100.50"}`, strings.Replace(masquerade, `"devices"`, `"chassis":{"asset":"floatip=192.168.100.50"},"devices"`, 1)), Carried, nil},
+		{"of another VM", strings.Replace(vmi(`{"floatip.io/address":"192.168.100.50"}`, masquerade), "uid-a", "uid-b", 1), Ignored,
+			[]string{"remove /metadata/annotations/floatip.io~1address"}},
+		{"without a VM", `{"metadata":{"name":"a","annotations":{"floatip.io/address":"192.168.100.50"}},"spec":` + masquerade + `}`, Ignored,
+			[]string{"remove /metadata/annotations/floatip.io~1address"}},
+		{"of a look-alike owner", strings.Replace(vmi(`{"floatip.io/address":"192.168.100.50"}`, masquerade), "kubevirt.io/v1\",\"kind\":\"VirtualMachine\",\"name\"", "evil.io/v1\",\"kind\":\"VirtualMachine\",\"name\"", 1), Ignored,
+			[]string{"remove /metadata/annotations/floatip.io~1address"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			response := w.post(PathVMICreate, review{kind: vmiGVK, object: tc.object})
+			if got := response.AuditAnnotations["action"]; got != string(tc.action) {
+				t.Errorf("action %s, want %s: %s", got, tc.action, response.AuditAnnotations["reason"])
+			}
+			if diff := cmp.Diff(tc.want, operations(t, response)); diff != "" {
+				t.Errorf("patch (-want +got):\n%s", diff)
+			}
+			apply(t, tc.object, response)
+		})
+	}
+}
+
+// What floatip cannot translate starts all the same, with a warning and an event; a VM that needs its address says so.
+func TestCreateVMIUnnatable(t *testing.T) {
+	for _, tc := range []struct{ name, spec, text string }{
+		{"bridge", bridge, "no interface with masquerade binding"},
+		{"no interface", `{"domain":{"devices":{}}}`, "no interface with masquerade binding"},
+		{"masquerade on another network", strings.Replace(masquerade, `"pod":{}`, `"multus":{}`, 1), "no interface with masquerade binding"},
+		{"port ranges", strings.Replace(masquerade, `"masquerade":{}`, `"masquerade":{},"portRanges":[{"from":1}]`, 1), "portRanges cannot be forwarded"},
+		{"guest network around the address", strings.Replace(masquerade, `"pod":{}`, `"pod":{"vmNetworkCIDR":"192.168.100.0/24"}`, 1), "outside 192.168.100.0/24"},
+		{"guest network too small", strings.Replace(masquerade, `"pod":{}`, `"pod":{"vmNetworkCIDR":"10.0.2.0/31"}`, 1), "no room"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := worldWithVM(t, nil)
+			response := w.post(PathVMICreate, review{kind: vmiGVK, object: vmi(`{"x":"y"}`, tc.spec)})
+			if !response.Allowed || len(response.Patch) > 0 || len(response.Warnings) != 1 || !strings.Contains(response.Warnings[0], tc.text) {
+				t.Errorf("%+v, want a warning with %q", response, tc.text)
+			}
+			if len(w.events) != 1 || !strings.Contains(w.events[0], "vms/a "+EventUnnatable) {
+				t.Errorf("events: %q", w.events)
+			}
+			strict := worldWithVM(t, map[string]string{floatip.AnnotationRequire: "true"})
+			response = strict.post(PathVMICreate, review{kind: vmiGVK, object: vmi(`{"x":"y"}`, tc.spec)})
+			wantRefused(t, response.Result, http.StatusUnprocessableEntity, tc.text, "spec.domain.devices.interfaces")
+		})
+	}
+}
+
+func TestCreateVMIReservedVolumeName(t *testing.T) {
+	w := worldWithVM(t, nil)
+	spec := strings.Replace(masquerade, `"networks"`, `"volumes":[{"name":"ok"},{"name":"floatip-nat"}],"networks"`, 1)
+	response := w.post(PathVMICreate, review{kind: vmiGVK, object: vmi(`{}`, spec)})
+	wantRefused(t, response.Result, http.StatusUnprocessableEntity, "taken by a volume of floatip's sidecar", "spec.volumes[1].name")
+}
