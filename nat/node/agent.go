@@ -157,7 +157,7 @@ func (a *Agent) round(ctx context.Context, v View) (report Report, err error) {
 	if err != nil {
 		return Report{}, err
 	}
-	d = Decide(v, a.Name, nics)
+	d = Decide(v, a.Name, nics, holding.Networks)
 	a.logRefusals(d.Refusals)
 	plan := a.plan(ctx, d, holding)
 	a.responders.keep(plan.answered())

@@ -52,7 +52,10 @@ type Decision struct {
 // Decide says which pods of the view get which addresses on the node named self, whose interfaces are nics. Nothing that
 // a pod says about itself is believed: an address is granted if its FloatingIP object names the VirtualMachine that
 // controls the VirtualMachineInstance that controls the pod, by UID.
-func Decide(v View, self string, nics []leg.NIC) Decision {
+//
+// inUse are the networks that the node has rules for. A NIC that is gone for a moment, because it is put into a bridge or
+// renamed, or because its driver is reset, is no reason to withdraw addresses: their network stays until it is found anew.
+func Decide(v View, self string, nics []leg.NIC, inUse []leg.Network) Decision {
 	d := Decision{Carries: map[string]error{}}
 	for name, p := range v.Pools {
 		if p.Leg {
@@ -62,7 +65,7 @@ func Decide(v View, self string, nics []leg.NIC) Decision {
 	networks := map[netip.Prefix]leg.Network{}
 	taken := map[netip.Addr]Pod{}
 	for _, p := range inOrder(v.Pods) {
-		d.decidePod(p, v, self, nics, networks, taken)
+		d.decidePod(p, v, self, finder{nics, inUse, networks}, taken)
 	}
 	for _, n := range networks {
 		d.Networks = append(d.Networks, n)
@@ -76,8 +79,12 @@ func carries(p Pool, nics []leg.NIC) error {
 		return fmt.Errorf("pool %s has no addresses", p.Name)
 	}
 	for _, a := range p.Sample {
-		if _, err := leg.Find(nics, p.provider(a)); err != nil {
+		network, err := leg.Find(nics, p.provider(a))
+		if err != nil {
 			return err
+		}
+		if !slices.ContainsFunc(nics, func(n leg.NIC) bool { return n.Name == network.Interface && n.Up }) {
+			return fmt.Errorf("%w: %s is down", leg.ErrNoNIC, network.Interface)
 		}
 	}
 	return nil
@@ -96,8 +103,7 @@ func inOrder(pods []Pod) []Pod {
 	return sorted
 }
 
-func (d *Decision) decidePod(p Pod, v View, self string, nics []leg.NIC, networks map[netip.Prefix]leg.Network,
-	taken map[netip.Addr]Pod) {
+func (d *Decision) decidePod(p Pod, v View, self string, f finder, taken map[netip.Addr]Pod) {
 	if p.Final {
 		return
 	}
@@ -135,12 +141,12 @@ func (d *Decision) decidePod(p Pod, v View, self string, nics []leg.NIC, network
 			refuse(a, fmt.Errorf("the newer pod %s of the same machine has %s", other.Name, a))
 			continue
 		}
-		network, err := networkFor(a, held, v, nics, networks)
+		network, err := f.network(a, held, v)
 		if err != nil {
 			refuse(a, err)
 			continue
 		}
-		networks[network.Prefix], taken[a] = network, p
+		f.found[network.Prefix], taken[a] = network, p
 		g.Addresses = append(g.Addresses, a)
 	}
 	if len(g.Addresses) > 0 {
@@ -220,7 +226,14 @@ func modeOf(p Pod, m Machine, self string) (Mode, bool) {
 	return "", false
 }
 
-func networkFor(a netip.Addr, held Held, v View, nics []leg.NIC, others map[netip.Prefix]leg.Network) (leg.Network, error) {
+// finder finds the provider network of an address.
+type finder struct {
+	nics  []leg.NIC
+	inUse []leg.Network
+	found map[netip.Prefix]leg.Network
+}
+
+func (f finder) network(a netip.Addr, held Held, v View) (leg.Network, error) {
 	pool, ok := v.Pools[held.Pool]
 	if !ok {
 		return leg.Network{}, fmt.Errorf("the pool %s of %s does not exist or is not for this node", held.Pool, a)
@@ -228,14 +241,14 @@ func networkFor(a netip.Addr, held Held, v View, nics []leg.NIC, others map[neti
 	if !pool.Leg {
 		return leg.Network{}, fmt.Errorf("the pool %s of %s is not delivered by a leg", held.Pool, a)
 	}
-	network, err := leg.Find(nics, pool.provider(a))
+	network, err := leg.Find(f.nics, pool.provider(a))
 	if err != nil {
-		return leg.Network{}, fmt.Errorf("pool %s: %w", pool.Name, err)
+		if network = networkOf(f.inUse, a); !network.Prefix.IsValid() {
+			return leg.Network{}, fmt.Errorf("pool %s: %w", pool.Name, err)
+		}
 	}
-	for _, o := range others {
+	for _, o := range f.found {
 		switch {
-		case o == network:
-			return network, nil
 		case o.Prefix == network.Prefix && o.Interface == network.Interface:
 			return o, nil // two pools of one network: the gateway of the first counts
 		case o.Prefix.Overlaps(network.Prefix):

@@ -117,7 +117,7 @@ func TestWhoIsRefused(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			v := legitimate(t)
 			tt.bend(&v)
-			d := Decide(v, "n1", []leg.NIC{green, red})
+			d := Decide(v, "n1", []leg.NIC{green, red}, nil)
 			var reasons []string
 			for _, r := range d.Refusals {
 				reasons = append(reasons, r.Reason)
@@ -168,7 +168,7 @@ func TestUnknownMachineKeepsItsLeg(t *testing.T) {
 	v := legitimate(t)
 	delete(v.Machines, "vmi-1")
 	v.Unknown["vmi-1"] = true
-	d := Decide(v, "n1", []leg.NIC{red})
+	d := Decide(v, "n1", []leg.NIC{red}, nil)
 	if len(d.Grants) != 1 || !d.Grants[0].Provisional {
 		t.Errorf("have %+v, want one provisional grant", d.Grants)
 	}
@@ -177,7 +177,7 @@ func TestUnknownMachineKeepsItsLeg(t *testing.T) {
 func TestFinalPodIsGone(t *testing.T) {
 	v := legitimate(t)
 	v.Pods[0].Final = true
-	if d := Decide(v, "n1", []leg.NIC{red}); len(d.Grants) != 0 {
+	if d := Decide(v, "n1", []leg.NIC{red}, nil); len(d.Grants) != 0 {
 		t.Errorf("have %+v, want no grant: the guest does not run any more", d.Grants)
 	}
 }
@@ -191,7 +191,7 @@ func TestNewerPodWins(t *testing.T) {
 	m.Pods = append(m.Pods, newer.UID)
 	v.Machines["vmi-1"] = m
 	v.Pods = append(v.Pods, newer)
-	d := Decide(v, "n1", []leg.NIC{red})
+	d := Decide(v, "n1", []leg.NIC{red}, nil)
 	if len(d.Grants) != 1 || d.Grants[0].Pod.Name != newer.Name || len(d.Refusals) != 1 {
 		t.Errorf("have grants %+v and refusals %+v, want one grant for %s and one refusal", d.Grants, d.Refusals, newer.Name)
 	}
@@ -202,7 +202,7 @@ func TestNetworks(t *testing.T) {
 	p := v.Pools["lan"]
 	p.Gateways = []netip.Addr{netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("192.168.100.1")}
 	v.Pools["lan"] = p
-	d := Decide(v, "n1", []leg.NIC{green, red})
+	d := Decide(v, "n1", []leg.NIC{green, red}, nil)
 	want := []leg.Network{{Prefix: providerNet, Gateway: netip.MustParseAddr("192.168.100.1"), Interface: "red0", MTU: 1500}}
 	if diff := cmp.Diff(want, d.Networks, compareNet...); diff != "" {
 		t.Errorf("networks (-want +got):\n%s", diff)
@@ -210,7 +210,25 @@ func TestNetworks(t *testing.T) {
 	if err := d.Carries["lan"]; err != nil {
 		t.Errorf("the node does not carry the pool: %v", err)
 	}
-	if d := Decide(v, "n1", []leg.NIC{green}); !errors.Is(d.Carries["lan"], leg.ErrNoNIC) || len(d.Grants) != 0 {
+	if d := Decide(v, "n1", []leg.NIC{green}, nil); !errors.Is(d.Carries["lan"], leg.ErrNoNIC) || len(d.Grants) != 0 {
 		t.Errorf("without the NIC: have %v and %d grants, want ErrNoNIC and none", d.Carries["lan"], len(d.Grants))
+	}
+}
+
+// TestNICThatIsGone: what the node carries already stays on its network, what is new is refused.
+func TestNICThatIsGone(t *testing.T) {
+	v := legitimate(t)
+	inUse := leg.Network{Prefix: providerNet, Interface: "red0"}
+	d := Decide(v, "n1", []leg.NIC{green}, []leg.Network{inUse})
+	if diff := cmp.Diff([]leg.Network{inUse}, d.Networks, compareNet...); len(d.Grants) != 1 || diff != "" {
+		t.Errorf("have %d grants; networks (-want +got):\n%s", len(d.Grants), diff)
+	}
+	if !errors.Is(d.Carries["lan"], leg.ErrNoNIC) {
+		t.Errorf("the node says that it carries the pool: %v", d.Carries["lan"])
+	}
+	down := red
+	down.Up = false
+	if d := Decide(v, "n1", []leg.NIC{down}, nil); len(d.Grants) != 1 || !errors.Is(d.Carries["lan"], leg.ErrNoNIC) {
+		t.Errorf("with a NIC that is down: have %d grants and %v, want one and ErrNoNIC", len(d.Grants), d.Carries["lan"])
 	}
 }

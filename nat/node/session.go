@@ -126,18 +126,18 @@ func sameRules(a, b handover.State) bool {
 	return a.Phase == b.Phase && a.Problem == b.Problem && slices.Equal(a.Bindings, b.Bindings)
 }
 
+// lost keeps the reason, and makes it known when there was a connection before, or when it is the first that is not just
+// "not yet there". The attempts that follow fail for much the same reason.
 func (s *session) lost(err error) {
 	s.mu.Lock()
-	changed := s.err == nil || s.err.Error() != err.Error()
+	was := s.err
 	s.err = err
 	s.mu.Unlock()
-	if !changed {
-		return
+	waiting := func(err error) bool { return errors.Is(err, errNotReached) || errors.Is(err, fs.ErrNotExist) }
+	if was == nil || waiting(was) && !waiting(err) {
+		s.log.Info("no connection to the sidecar, trying again", "reason", err)
+		s.wake()
 	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		s.log.Info("no connection to the sidecar", "reason", err)
-	}
-	s.wake()
 }
 
 // close ends the session and gives its namespace back.

@@ -102,7 +102,8 @@ func (n *Node) addOnLink(nics map[int]*NIC) error {
 }
 
 // Find returns the network that p describes and the NIC that leads to it. A NIC that was put into a bridge leads to it
-// by the bridge. Its error is ErrNoNIC, with what is missing, or names the NICs among which it cannot choose.
+// by the bridge, and one that is down will come up. Its error is ErrNoNIC, with what is missing, or names the NICs among
+// which it cannot choose.
 func Find(nics []NIC, p Provider) (Network, error) {
 	n := Network{}
 	for _, prefix := range p.Networks {
@@ -119,9 +120,6 @@ func Find(nics []NIC, p Provider) (Network, error) {
 	}
 	if !n.Prefix.IsValid() {
 		return Network{}, fmt.Errorf("%w: %s has no address near %s, and the pool names no network", ErrNoNIC, nic.Name, p.Address)
-	}
-	if !nic.Up {
-		return Network{}, fmt.Errorf("%w: %s is down", ErrNoNIC, nic.Name)
 	}
 	n.Interface, n.MTU = nic.Name, nic.MTU
 	for _, g := range p.Gateways {

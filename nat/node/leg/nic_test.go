@@ -49,7 +49,7 @@ func TestFind(t *testing.T) {
 		{"a wider network is no sign of the pool's", []NIC{wide}, Provider{Networks: prefixes("192.168.100.0/24")}, Network{}, "none has"},
 		{"two are on it", []NIC{red, bridge}, Provider{}, Network{}, "interfaces red0 and br-ext"},
 		{"none is on it", []NIC{green}, Provider{}, Network{}, "none has an address or a route"},
-		{"it is down", []NIC{down}, Provider{}, Network{}, "red0 is down"},
+		{"it is down, and stays the one", []NIC{green, down}, Provider{}, Network{Interface: "red0", MTU: 1500}, ""},
 		{"the name does not exist", []NIC{green}, Provider{Interface: "red0"}, Network{}, "it has no red0"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

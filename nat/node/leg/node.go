@@ -115,6 +115,8 @@ type Holding struct {
 	Answered map[string][]netip.Addr
 	// Ports are the names of the legs' ends on the node.
 	Ports map[string]bool
+	// Networks are the provider networks that have rules. Their MTU is not known.
+	Networks []Network
 }
 
 // Answers reports whether the kernel answers for a.
@@ -137,5 +139,6 @@ func (n *Node) Holding() (Holding, error) {
 	for name := range have.ports {
 		h.Ports[name] = true
 	}
+	h.Networks = have.networks()
 	return h, err
 }

@@ -119,6 +119,22 @@ func (s state) backTables() map[netip.Prefix]int {
 	return tables
 }
 
+// networks returns the provider networks that the rules and the ways back describe.
+func (s state) networks() []Network {
+	var found []Network
+	back := s.backTables()
+	for r := range s.rules {
+		if r.Priority != ruleStaged {
+			continue
+		}
+		everything := netip.PrefixFrom(anyAddress(r.V6), 0)
+		gateway := s.routes[routeKey{back[r.To], everything}].Via
+		found = append(found, Network{Prefix: r.To, Gateway: gateway, Interface: r.In})
+	}
+	slices.SortFunc(found, func(a, b Network) int { return cmp.Compare(a.Prefix.String(), b.Prefix.String()) })
+	return found
+}
+
 // assignBack gives each network a table for its way back. Networks keep what they have, since a table in use cannot be
 // exchanged without losing packets in between. Tables are per family: IPv4 and IPv6 may use one number.
 func assignBack(networks []Network, have map[netip.Prefix]int) (map[netip.Prefix]int, error) {

@@ -1,0 +1,203 @@
+package nat
+
+import (
+	"errors"
+	"io"
+	"net/netip"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/mdlayher/netlink"
+	"github.com/mdlayher/netlink/nltest"
+	"golang.org/x/sys/unix"
+
+	"floatip.io/floatip"
+)
+
+func TestSpans(t *testing.T) {
+	for name, tc := range map[string]struct{ networks, want []string }{
+		"none":                {nil, nil},
+		"one":                 {[]string{"10.0.0.0/8"}, []string{"10.0.0.0-10.255.255.255"}},
+		"inside another":      {[]string{"10.96.0.0/12", "10.0.0.0/8"}, []string{"10.0.0.0-10.255.255.255"}},
+		"twice":               {[]string{"10.0.0.0/8", "10.0.0.0/8"}, []string{"10.0.0.0-10.255.255.255"}},
+		"adjacent":            {[]string{"10.0.1.0/24", "10.0.0.0/24"}, []string{"10.0.0.0-10.0.1.255"}},
+		"apart":               {[]string{"10.0.2.0/24", "10.0.0.0/24"}, []string{"10.0.0.0-10.0.0.255", "10.0.2.0-10.0.2.255"}},
+		"everything":          {[]string{"0.0.0.0/0", "10.0.0.0/8"}, []string{"0.0.0.0-255.255.255.255"}},
+		"the last":            {[]string{"255.255.255.255/32"}, []string{"255.255.255.255-255.255.255.255"}},
+		"adjacent at the end": {[]string{"255.255.255.255/32", "255.255.255.254/32"}, []string{"255.255.255.254-255.255.255.255"}},
+		"IPv6":                {[]string{"fe80::/10", "ff00::/8"}, []string{"fe80::-febf:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "ff00::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var networks []netip.Prefix
+			for _, n := range tc.networks {
+				networks = append(networks, netip.MustParsePrefix(n))
+			}
+			var have []string
+			for _, s := range spans(networks) {
+				have = append(have, s.first.String()+"-"+s.last.String())
+			}
+			if diff := cmp.Diff(tc.want, have); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestCounterNames(t *testing.T) {
+	for _, text := range []string{"192.168.100.50", "2001:db8:100::50", "2001:db8::", "::ffff:0:1"} {
+		floating := netip.MustParseAddr(text)
+		for _, kind := range []string{counterIn, counterOut, counterRefused, counterGuarded} {
+			name := counterName(kind, floating)
+			if gotKind, got, ok := parseCounterName(name); !ok || gotKind != kind || got != floating {
+				t.Errorf("%s: have %q, %s, %v", name, gotKind, got, ok)
+			}
+		}
+	}
+	for _, name := range []string{"", "floatip_in_", "floatip_mine_10.0.0.1", "floatip_in_fip0"} {
+		if _, _, ok := parseCounterName(name); ok {
+			t.Errorf("%q was taken for one of ours", name)
+		}
+	}
+}
+
+func TestStale(t *testing.T) {
+	addr := netip.MustParseAddr
+	floating, fixed, podIP, host := addr("192.168.100.50"), addr("10.0.2.2"), addr("100.0.0.5"), addr("192.168.100.9")
+	inbound := func(port uint16) Flow {
+		return Flow{Protocol: unix.IPPROTO_TCP, Source: host, Destination: floating, Port: port, ReplySource: fixed, ReplyDestination: host, Answered: true}
+	}
+	outbound := Flow{Protocol: unix.IPPROTO_TCP, Source: fixed, Destination: host, Port: 443, ReplySource: host, ReplyDestination: floating, Answered: true}
+	own := Flow{Protocol: unix.IPPROTO_TCP, Source: fixed, Destination: floating, Port: 22, ReplySource: fixed, ReplyDestination: floating, Answered: true}
+	masqueraded := Flow{Protocol: unix.IPPROTO_UDP, Source: fixed, Destination: host, Port: 53, ReplySource: host, ReplyDestination: podIP, Answered: true}
+	unanswered := masqueraded
+	unanswered.Answered = false
+	ping := Flow{Protocol: unix.IPPROTO_ICMP, Source: host, Destination: floating, ReplySource: fixed, ReplyDestination: host, Answered: true}
+
+	now := examples()["ipv4"]
+	listed := examples()["ports"]
+	none := examples()["none"]
+	moved := examples()["ipv4"]
+	moved.Bindings = []floatip.Binding{moved.Bindings[0]}
+	moved.Bindings[0].Fixed = addr("10.0.2.3")
+	walled := examples()["ipv4"]
+	walled.Firewall = &floatip.Firewall{Ingress: admitted("192.168.100.9 tcp/22"), Egress: admitted("192.168.100.9 icmp")}
+	had := []netip.Addr{floating}
+
+	for name, tc := range map[string]struct {
+		before []netip.Addr
+		now    floatip.PodNAT
+		flow   Flow
+		want   bool
+	}{
+		"nothing changed, inbound":       {had, now, inbound(22), false},
+		"nothing changed, outbound":      {had, now, outbound, false},
+		"nothing changed, own":           {had, now, own, false},
+		"pod's own flow stays":           {had, now, masqueraded, false},
+		"address gone, inbound":          {had, none, inbound(22), true},
+		"address gone, outbound":         {had, none, outbound, true},
+		"address gone, own":              {had, none, own, true},
+		"address gone, pod's flow stays": {had, none, masqueraded, false},
+		"other fixed address, inbound":   {had, moved, inbound(22), true},
+		"other fixed address, outbound":  {had, moved, outbound, true},
+		"port still listed":              {had, listed, inbound(22), false},
+		"port no longer listed":          {had, listed, inbound(80), true},
+		"ping needs no port":             {had, listed, ping, false},
+		"outbound needs no port":         {had, listed, outbound, false},
+		"firewall admits":                {had, walled, inbound(22), false},
+		"firewall refuses inbound":       {had, walled, inbound(80), true},
+		"firewall refuses outbound":      {had, walled, outbound, true},
+		"firewall refuses ping":          {had, walled, ping, true},
+		"firewall, own call":             {had, walled, own, false},
+		"new address, unanswered":        {nil, now, unanswered, true},
+		"new address, answered":          {nil, now, masqueraded, false},
+		"old address, unanswered":        {had, now, unanswered, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if have := Stale(tc.before, tc.now)(tc.flow); have != tc.want {
+				t.Errorf("want stale %v, have %v", tc.want, have)
+			}
+		})
+	}
+}
+
+// A refusal says what a person can do, whichever call meets it.
+func TestRefusedNetlink(t *testing.T) {
+	for name, tc := range map[string]struct {
+		errno unix.Errno
+		want  error
+	}{
+		"no capability":   {unix.EPERM, ErrNotPermitted},
+		"no nat":          {unix.EOPNOTSUPP, ErrNotSupported},
+		"no nftables":     {unix.EPROTONOSUPPORT, ErrNotSupported},
+		"something else":  {unix.ENOMEM, unix.ENOMEM},
+		"table is in use": {unix.EBUSY, unix.EBUSY},
+	} {
+		t.Run(name, func(t *testing.T) {
+			reads := func(m netlink.Message) bool { return m.Header.Flags&netlink.Dump != 0 }
+			for _, refuse := range []struct {
+				name string
+				when func(netlink.Message) bool
+			}{
+				{"read", reads}, {"write", func(m netlink.Message) bool { return !reads(m) }},
+			} {
+				k, err := Open(Config{Dial: refusing(tc.errno, refuse.when)})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer k.Close()
+				err = k.Apply(Desired(examples()["dual"]))
+				if !errors.Is(err, tc.want) || !errors.Is(err, tc.errno) {
+					t.Errorf("%s refused with %v: want %v, have %v", refuse.name, tc.errno, tc.want, err)
+				}
+			}
+		})
+	}
+}
+
+// refusing is a kernel that holds nothing, and answers errno when it is told to.
+func refusing(errno unix.Errno, when func(netlink.Message) bool) nltest.Func {
+	return func(requests []netlink.Message) ([]netlink.Message, error) {
+		if len(requests) > 0 && when(requests[0]) {
+			return nil, errno
+		}
+		return nil, io.EOF // an empty list
+	}
+}
+
+// FuzzParseRule: whatever the kernel, or somebody who plays it, sends as a rule is decoded or refused.
+func FuzzParseRule(f *testing.F) {
+	for _, table := range Desired(examples()["walled"]) {
+		for _, c := range table.Chains {
+			for _, r := range c.Rules {
+				f.Add([]byte(r.canonical))
+			}
+		}
+	}
+	f.Add([]byte{2, 0, 0, 0, 12, 0, 4, 0, 8, 0, 1, 0, 4, 0, 1, 0})
+	f.Fuzz(func(_ *testing.T, raw []byte) {
+		parseRule(raw)
+	})
+}
+
+// FuzzText: every description that is accepted has a plan.
+func FuzzText(f *testing.F) {
+	for _, p := range examples() {
+		text, err := p.Encode()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add([]byte(text))
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		p, err := floatip.ParsePodNAT(raw)
+		if err != nil {
+			return
+		}
+		if text := Text(p); (text == "") != (len(p.Bindings) == 0) {
+			t.Errorf("%d bindings make the plan %q", len(p.Bindings), text)
+		}
+		if d := Desired(p).Diff(Desired(p)); d != "" {
+			t.Errorf("the plan differs from itself: %s", d)
+		}
+	})
+}
