@@ -79,7 +79,8 @@ func TestCombination(t *testing.T) {
 			[]string{"", "0.0.0.0/0 udp/53", "::/0 udp/53", ""}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			in := Input{Policies: parsePolicies(t, test.policies), Ports: test.ports, Default: test.pool}
+			in := Input{Policies: parsePolicies(t, test.policies), Ports: test.ports,
+				Defaults: Defaults{IPv4: test.pool, IPv6: test.pool}}
 			if test.allow != absent {
 				list, err := ParseAllow(test.allow)
 				if err != nil {
@@ -92,6 +93,14 @@ func TestCombination(t *testing.T) {
 				t.Errorf("(-want +got)\n%s%v", diff, problems)
 			}
 		})
+	}
+}
+
+// The two addresses of a VM may come from pools of different minds.
+func TestDefaultsOfTwoPools(t *testing.T) {
+	have, _ := Translate(Input{Defaults: Defaults{IPv4: DefaultDeny, IPv6: DefaultAllow}})
+	if diff := cmp.Diff([]string{"::/0 any", "", "everything", ""}, textsOf(have)); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
 	}
 }
 

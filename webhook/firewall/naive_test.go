@@ -44,7 +44,10 @@ func naivePorts(list []floatip.Port, p naivePacket) bool {
 
 func naiveAllow(in Input, p naivePacket) bool {
 	if in.Allow == nil {
-		return in.Default != DefaultDeny
+		if p.outside.Is4() {
+			return in.Defaults.IPv4 != DefaultDeny
+		}
+		return in.Defaults.IPv6 != DefaultDeny
 	}
 	for _, e := range in.Allow.entries {
 		if e.Addresses.Contains(p.outside) && e.Ports.Contains(p.port) &&

@@ -25,8 +25,8 @@ func anyFrom(network string) floatip.Entry {
 	}
 }
 
-// admitted returns list, which is normal, as part of a floatip.Firewall.
-func admitted(list []floatip.Entry) floatip.Admitted {
+// newAdmitted returns list, which is normal, as part of a floatip.Firewall.
+func newAdmitted(list []floatip.Entry) floatip.Admitted {
 	if slices.Equal(list, everything()) {
 		return floatip.Admitted{Everything: true}
 	}

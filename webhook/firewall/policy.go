@@ -71,7 +71,7 @@ const maxCollected = 1 << 16
 
 // policies returns the normal form of all that the policies admit together, and false when none of them isolates the
 // pod, which admits everything.
-func (r *reader) policies(list []*networkingv1.NetworkPolicy) (admitted []floatip.Entry, isolated bool, err error) {
+func (r *reader) policies(list []*networkingv1.NetworkPolicy) (normal []floatip.Entry, isolated bool, err error) {
 	for _, policy := range list {
 		if !isolates(policy, r.direction) {
 			continue
@@ -81,8 +81,8 @@ func (r *reader) policies(list []*networkingv1.NetworkPolicy) (admitted []floati
 			return nil, true, err
 		}
 	}
-	admitted, err = normalise(r.entries)
-	return admitted, isolated, err
+	normal, err = normalise(r.entries)
+	return normal, isolated, err
 }
 
 func (r *reader) policy(policy *networkingv1.NetworkPolicy) error {

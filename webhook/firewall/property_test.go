@@ -98,7 +98,10 @@ func (w world) policy() *networkingv1.NetworkPolicy {
 }
 
 func (w world) input(t testing.TB) Input {
-	in := Input{Labels: webLabels, Default: pick(w, "", DefaultAllow, DefaultAllow, DefaultDeny)}
+	in := Input{Labels: webLabels, Defaults: Defaults{
+		IPv4: pick(w, "", DefaultAllow, DefaultAllow, DefaultDeny),
+		IPv6: pick(w, "", DefaultAllow, DefaultAllow, DefaultDeny),
+	}}
 	for w.one(75) {
 		in.Policies = append(in.Policies, w.policy())
 	}

@@ -1,6 +1,7 @@
 package firewall
 
 import (
+	"net/netip"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -30,9 +31,13 @@ type Input struct {
 	Ports []floatip.Port
 	// Allow is the VM's allow list (AllowOf), nil when it has none.
 	Allow *AllowList
-	// Default is that of the pool, for a VM without an allow list.
-	Default Default
+	// Defaults are those of the pools, for a VM without an allow list.
+	Defaults Defaults
 }
+
+// Defaults has the default of the pool that the VM's address of each family comes from. Without an address of a family
+// it does not matter.
+type Defaults struct{ IPv4, IPv6 Default }
 
 // Translate returns what may pass the leg of the pod. A connection from outside is admitted when the policies, the
 // VM's ports, and its allow list or else the pool's default all admit it; one of the guest to the outside when the
@@ -45,7 +50,7 @@ func Translate(in Input) (floatip.Firewall, []Problem) {
 	selecting = slices.DeleteFunc(selecting, func(p *networkingv1.NetworkPolicy) bool { return !Selects(p, in.Labels) })
 
 	egress := reader{direction: networkingv1.PolicyTypeEgress}
-	out := egress.admitted(selecting, everything())
+	out := egress.admitted(selecting)
 	ingress := reader{direction: networkingv1.PolicyTypeIngress, named: in.NamedPorts}
 	inwards := ingress.admitted(selecting, in.allowed(), listed(in.Ports))
 	return floatip.Firewall{Ingress: inwards, Egress: out}, sorted(slices.Concat(ingress.problems, egress.problems))
@@ -67,19 +72,30 @@ func (r *reader) admitted(selecting []*networkingv1.NetworkPolicy, others ...[]f
 		r.problem(place{field: string(r.direction)}, TooLarge, "%v; nothing new is admitted until the set is smaller", err)
 		return floatip.Admitted{}
 	}
-	return admitted(list)
+	return newAdmitted(list)
 }
 
-// allowed returns what the allow list admits, or the default of the pool in its place.
-func (in Input) allowed() []floatip.Entry {
-	switch {
-	case in.Allow != nil:
+// allowed returns what the allow list admits, or the defaults of the pools in its place.
+func (in Input) allowed() (list []floatip.Entry) {
+	if in.Allow != nil {
 		return in.Allow.entries
-	case in.Default == DefaultAllow, in.Default == "":
-		return everything()
 	}
-	return nil
+	for _, e := range everything() {
+		if in.Defaults.of(e.Addresses.First).allows() {
+			list = append(list, e)
+		}
+	}
+	return list
 }
+
+func (d Defaults) of(a netip.Addr) Default {
+	if a.Is4() {
+		return d.IPv4
+	}
+	return d.IPv6
+}
+
+func (d Default) allows() bool { return d == DefaultAllow || d == "" }
 
 // listed returns what the port list of the VM's interface admits: its ports from everywhere, and echo requests, of
 // which a list of TCP and UDP ports says nothing.
