@@ -19,10 +19,15 @@ func Selects(policy *networkingv1.NetworkPolicy, podLabels map[string]string) bo
 	return err != nil || selector.Matches(labels.Set(podLabels))
 }
 
-// NamedPorts returns the ports of a pod that a policy can name. KubeVirt lists the ports of the VM's interface at the
-// compute container (pkg/virt-controller/services/template.go).
+// NamedPorts returns the ports of a pod that a policy can name, those of containers that run as long as the guest does.
+// KubeVirt lists the ports of the VM's interface at the compute container (pkg/virt-controller/services/template.go).
 func NamedPorts(pod corev1.PodSpec) (ports []corev1.ContainerPort) {
-	for _, c := range slices.Concat(pod.InitContainers, pod.Containers) {
+	for _, c := range pod.InitContainers {
+		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
+			ports = append(ports, c.Ports...)
+		}
+	}
+	for _, c := range pod.Containers {
 		ports = append(ports, c.Ports...)
 	}
 	return slices.DeleteFunc(ports, func(p corev1.ContainerPort) bool { return p.Name == "" })
