@@ -20,7 +20,8 @@ func Selects(policy *networkingv1.NetworkPolicy, podLabels map[string]string) bo
 }
 
 // NamedPorts returns the ports of a pod that a policy can name, those of containers that run as long as the guest does.
-// KubeVirt lists the ports of the VM's interface at the compute container (pkg/virt-controller/services/template.go).
+// KubeVirt lists the ports of the VM's interface at the compute container (containerPortsFromVMI in
+// pkg/virt-controller/services/rendercontainer.go).
 func NamedPorts(pod corev1.PodSpec) (ports []corev1.ContainerPort) {
 	for _, c := range pod.InitContainers {
 		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
