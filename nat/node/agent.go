@@ -59,6 +59,7 @@ type Agent struct {
 	sessions   map[string]*session // by pod UID
 	responders *responders
 	refused    map[Refusal]bool // what was logged
+	complaint  string           // what was logged
 	health     health
 }
 
@@ -124,8 +125,10 @@ func (a *Agent) loop(ctx context.Context) error {
 		if view, complete := a.source.View(); complete {
 			report, err := a.round(ctx, view)
 			if err != nil {
-				a.Log.Error("not everything is in place, trying again", "error", err)
+				a.complain(err)
 				next = retry
+			} else {
+				a.complaint = ""
 			}
 			a.sink.Report(report)
 		}
@@ -140,6 +143,14 @@ func (a *Agent) loop(ctx context.Context) error {
 		case <-a.wake:
 		case <-time.After(next):
 		}
+	}
+}
+
+// complain says each error once, however often it is met in a row.
+func (a *Agent) complain(err error) {
+	if text := err.Error(); text != a.complaint {
+		a.complaint = text
+		a.Log.Error("not everything is in place, trying again", "error", err)
 	}
 }
 

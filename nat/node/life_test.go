@@ -161,6 +161,77 @@ func withNode(h Held, name string) Held {
 	return h
 }
 
+// TestNICChanges: the provider NIC goes down, is put into a bridge together with its address, as some CNIs do, and comes
+// out again. Nothing is withdrawn meanwhile, and packets flow as soon as the LAN can be reached.
+func TestNICChanges(t *testing.T) {
+	b := newBench(t)
+	v := b.addVM(1, "192.168.100.50")
+	b.start()
+	b.publish()
+	b.awaitReport("ready", ready("192.168.100.50"))
+	stream := startEcho(t, v.Guest, b.world.Host, "192.168.100.50:7")
+	flows := func(when string) {
+		t.Helper()
+		b.await(when, func() bool { return stream.send(100 * time.Millisecond) })
+		b.awaitReport("ready "+when, ready("192.168.100.50"))
+	}
+	flows("before")
+
+	b.node.Down("red0")
+	b.awaitReport("NIC down", func(r Report) bool { return !r.Pools["lan"] })
+	b.node.Up("red0")
+	flows("after the NIC was down")
+
+	b.node.Remove("red0", "192.168.100.10/24")
+	b.awaitReport("no NIC", func(r Report) bool { return !r.Pools["lan"] })
+	b.node.Bridge("br-ext", "red0")
+	b.node.Address("br-ext", "192.168.100.10/24")
+	flows("on the bridge")
+	if nics := b.holding().Answered; len(nics["br-ext"]) != 1 || len(nics["red0"]) != 0 {
+		t.Errorf("the kernel answers on %v, want br-ext alone", nics)
+	}
+
+	b.node.Remove("br-ext", "192.168.100.10/24")
+	b.node.Release("red0")
+	b.node.Address("red0", "192.168.100.10/24")
+	flows("on the NIC again")
+	if len(b.holding().Ports) != 1 {
+		t.Errorf("the node holds the legs %v, want the one from the start", b.holding().Ports)
+	}
+}
+
+// TestSettingsAreRepaired: some other program resets what the leg relies on.
+func TestSettingsAreRepaired(t *testing.T) {
+	b := newBench(t)
+	v := b.addVM(1, "192.168.100.50")
+	b.start()
+	b.publish()
+	b.awaitReport("ready", ready("192.168.100.50"))
+	// The entry of a port's own address is the kernel's, and nobody sends there.
+	look := func() []string {
+		return slices.DeleteFunc(inventory(t, b.node.Namespace, v.Namespace), func(line string) bool {
+			return strings.HasSuffix(line, "master fip-br permanent") && !strings.Contains(line, "dev fip-br ")
+		})
+	}
+	want := look()
+	b.node.Sysctl("ipv4/conf/red0/forwarding=0", "ipv4/neigh/red0/proxy_delay=80", "ipv4/conf/fip-br/forwarding=0")
+	v.Sysctl("ipv4/conf/fip0/rp_filter=1")
+	b.node.Run("ip rule del pref 5001", "ip route flush table 7100", "nft delete table bridge floatip", "bridge fdb flush dev fip-br")
+	v.Run("ip rule del pref 77", "ip route flush table 77", "ip neigh flush nud permanent dev fip0")
+	b.agent.Wake()
+	var have []string
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline) && !cmp.Equal(want, have); {
+		have = look()
+	}
+	if diff := cmp.Diff(want, have); diff != "" {
+		t.Errorf("kernel after the repair (-want +got):\n%s", diff)
+	}
+	b.answers("vm1", "192.168.100.50")
+	if have := b.node.ReadSysctl("ipv4/neigh/red0/proxy_delay"); have != "0" {
+		t.Errorf("proxy_delay is %s, want 0", have)
+	}
+}
+
 // TestSecondAgent: two agents on one node would undo each other's work.
 func TestSecondAgent(t *testing.T) {
 	b := newBench(t)
@@ -261,7 +332,7 @@ func TestSpoofing(t *testing.T) {
 		}
 	}()
 	// Own rules are no obstacle to a hostile sidecar: it sends by itself, past them.
-	evil.Flush()
+	evil.Run("nft flush ruleset")
 	evil.Address("lo", "192.168.100.50/32", "192.168.100.51/32")
 	for _, source := range []string{"192.168.100.50", "192.168.100.51"} {
 		evil.SendMarked(leg.Mark, source, nodetest.LANHost+":9")

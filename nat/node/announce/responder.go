@@ -92,11 +92,12 @@ func (r *Responder) Run(ctx context.Context) error {
 		return fmt.Errorf("netlink socket for %s: %w", r.NIC, err)
 	}
 	defer f.handle.Close()
-	pause := reopenFirst
+	pause, said := reopenFirst, ""
 	for ctx.Err() == nil {
 		began := time.Now()
-		if err := r.serve(ctx, f); err != nil && ctx.Err() == nil {
-			r.Log.Info("no ARP on provider interface, trying again", "interface", r.NIC, "reason", err, "pause", pause)
+		if err := r.serve(ctx, f); err != nil && ctx.Err() == nil && err.Error() != said {
+			said = err.Error()
+			r.Log.Info("no ARP on provider interface, trying again", "interface", r.NIC, "reason", err)
 		}
 		r.reopened.Add(1)
 		if time.Since(began) > reopenMost {

@@ -287,12 +287,14 @@ func (n *Node) setPortFlags(index int, p port) error {
 }
 
 func (a application) setForwarding(ether mac) error {
-	name := a.want.fdb[ether]
+	name, state, flags := a.want.fdb[ether], netlink.NUD_NOARP, netlink.NTF_MASTER
+	if ether == bridgeMAC {
+		state, flags = netlink.NUD_PERMANENT, netlink.NTF_SELF
+	}
 	link, err := a.node.netlink.LinkByName(name)
 	if err == nil {
 		err = a.node.netlink.NeighSet(&netlink.Neigh{
-			LinkIndex: link.Attrs().Index, Family: unix.AF_BRIDGE, State: netlink.NUD_NOARP, Flags: netlink.NTF_MASTER,
-			HardwareAddr: ether[:],
+			LinkIndex: link.Attrs().Index, Family: unix.AF_BRIDGE, State: state, Flags: flags, HardwareAddr: ether[:],
 		})
 	}
 	if err != nil {
@@ -304,6 +306,9 @@ func (a application) setForwarding(ether mac) error {
 
 func (a application) removeForwarding(ether mac) error {
 	name := a.have.fdb[ether]
+	if ether == bridgeMAC {
+		return nil // goes with the bridge
+	}
 	link, err := a.node.link(name)
 	if err != nil || link == nil {
 		return err

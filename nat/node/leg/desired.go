@@ -31,6 +31,9 @@ func desired(c Config, sur surroundings) (state, error) {
 		return s, err
 	}
 	s.bridge = true
+	// The kernel makes the entry of the bridge's own address, and loses it when somebody flushes the entries. Nothing
+	// reaches the node then, since unknown addresses are not flooded.
+	s.fdb[bridgeMAC] = Bridge
 	s.addBridgeSysctls()
 	for _, n := range networks {
 		s.addNetwork(n, back[n.Prefix], c.ClusterNetworks, sur)

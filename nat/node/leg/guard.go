@@ -147,6 +147,10 @@ func (n *Node) readGuard(g *guard) error {
 	if err != nil {
 		return fmt.Errorf("read table %s: %w", guardTable, err)
 	}
+	sets, err := conn.GetSets(l.table)
+	if err != nil {
+		return fmt.Errorf("list sets of table %s: %w", guardTable, err)
+	}
 	list := make([][]expr.Any, len(rules))
 	for i, r := range rules {
 		list[i] = r.Exprs
@@ -154,11 +158,11 @@ func (n *Node) readGuard(g *guard) error {
 	g.Rules = ruleText(list)
 	g.Ports, g.Sources = map[string]struct{}{}, map[source]struct{}{}
 	for _, set := range []*nftables.Set{l.ports, l.sources4, l.sources6} {
-		elements, err := conn.GetSetElements(set)
-		if errors.Is(err, unix.ENOENT) {
+		if !slices.ContainsFunc(sets, func(s *nftables.Set) bool { return s.Name == set.Name }) {
 			g.Rules = "damaged: no set " + set.Name
 			return nil
 		}
+		elements, err := conn.GetSetElements(set)
 		if err != nil {
 			return fmt.Errorf("read set %s of table %s: %w", set.Name, guardTable, err)
 		}

@@ -248,6 +248,9 @@ func (n *Node) readNeighbours(s *state, links []netlink.Link) error {
 		return fmt.Errorf("list forwarding entries of %s: %w", Bridge, err)
 	}
 	for _, e := range entries {
+		if len(e.HardwareAddr) == 6 && mac(e.HardwareAddr) == bridgeMAC && e.LinkIndex == bridge {
+			s.fdb[bridgeMAC] = Bridge
+		}
 		static := e.State&netlink.NUD_NOARP != 0
 		if name, ok := ports[e.LinkIndex]; ok && static && e.MasterIndex == bridge && len(e.HardwareAddr) == 6 {
 			s.fdb[mac(e.HardwareAddr)] = name

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"os/exec"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -34,11 +35,17 @@ func (n *Namespace) Inventory() []string {
 			return nil
 		})
 	}
+	slices.Sort(lines)
 	return lines
 }
 
 func ofWorld(line string) bool {
-	return strings.Contains(line, "cali") || strings.Contains(line, "100.0.0.") || strings.Contains(line, "proto kernel")
+	for _, mark := range []string{"cali", "100.0.0.", "proto kernel", "33:33:", "01:00:5e:"} {
+		if strings.Contains(line, mark) {
+			return true
+		}
+	}
+	return false
 }
 
 // Flows counts the connections of the address that the namespace tracks.
@@ -60,13 +67,16 @@ func (n *Namespace) Flows(a netip.Addr) int {
 	return count
 }
 
-// Flush removes all nftables rules of the namespace.
-func (n *Namespace) Flush() {
+// Run runs commands inside the namespace, one after the other.
+func (n *Namespace) Run(commands ...string) {
 	n.t.Helper()
-	n.Do(func() error {
-		if out, err := exec.Command("nft", "flush", "ruleset").CombinedOutput(); err != nil {
-			return fmt.Errorf("nft: %w: %s", err, out)
-		}
-		return nil
-	})
+	for _, command := range commands {
+		n.Do(func() error {
+			args := strings.Fields(command)
+			if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+				return fmt.Errorf("%s: %w: %s", command, err, out)
+			}
+			return nil
+		})
+	}
 }

@@ -126,6 +126,26 @@ func (n *Namespace) Address(link string, cidrs ...string) {
 	}
 }
 
+// Remove takes an address from a link.
+func (n *Namespace) Remove(link, cidr string) {
+	n.t.Helper()
+	a, err := netlink.ParseAddr(cidr)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	if err := n.Link.AddrDel(n.Get(link), a); err != nil {
+		n.t.Fatalf("remove address %s of %s: %v", cidr, link, err)
+	}
+}
+
+// Release takes a link out of its bridge.
+func (n *Namespace) Release(link string) {
+	n.t.Helper()
+	if err := n.Link.LinkSetNoMaster(n.Get(link)); err != nil {
+		n.t.Fatalf("take %s out of its bridge: %v", link, err)
+	}
+}
+
 // Route adds a route; "" for via means on-link.
 func (n *Namespace) Route(to, via, dev string) {
 	n.t.Helper()
