@@ -176,6 +176,11 @@ func ctState(bits uint32) part {
 	}
 }
 
+// ctReply matches packets to whoever opened the connection.
+func ctReply() part {
+	return part{&expr.Ct{Key: expr.CtKeyDIRECTION, Register: reg}, equal([]byte{1})}
+}
+
 // syn matches a TCP segment that opens a connection: the flag SYN in byte 13 of the header (RFC 9293 section 3.1).
 func syn() part {
 	return append(l4proto(equal([]byte{unix.IPPROTO_TCP})),

@@ -99,22 +99,38 @@ func (b binding) postrouting() []Rule {
 	}
 }
 
-// inbound lets in by the leg what prerouting translated and the firewall admits, and answers. It keeps the node's
-// network from reaching the guest's fixed address, the pod's address or anything behind them.
+// inbound lets in by the leg what prerouting translated and the lists admit, and answers. It keeps the node's network
+// from reaching the guest's fixed address, the pod's address or anything behind them.
+//
+// Where there is a list, each packet of the caller is held against it, not only the first: a shorter list cuts the
+// connections that it no longer admits. Deleting their conntrack entries would not, since the guest's next packet would
+// open them again in the other direction.
 func (b binding) inbound() []Rule {
-	from := fmt.Sprintf("iifname %q", LegInterface)
+	from, leg := fmt.Sprintf("iifname %q", LegInterface), iifname(equal(link(LegInterface)))
 	in := fmt.Sprintf("counter name %q accept", b.counter(counterIn))
-	leg := iifname(equal(link(LegInterface)))
 	pass := append(count(b.counter(counterIn)), verdict(expr.VerdictAccept)...)
-	called := append(ctDestination(original, equal(b.Floating.AsSlice())), b.destination(equal(b.Fixed.AsSlice()))...)
-	calledText := fmt.Sprintf("ct original %s daddr %s %s daddr %s", b.ip, b.Floating, b.ip, b.Fixed)
 
-	rules := []Rule{rule(fmt.Sprintf("%s ct state established,related %s", from, in), leg, answers(), pass)}
-	if b.firewall.Ingress.Everything {
-		rules = append(rules, rule(fmt.Sprintf("%s %s %s", from, calledText, in), leg, called, pass))
-	} else {
-		rules = append(rules, rule(fmt.Sprintf("%s %s %s saddr . meta l4proto . th dport @%s %s",
-			from, calledText, b.ip, setIngress, in), leg, called, b.admitted(b.saddr, setIngress), pass))
+	called := append(ctDestination(original, equal(b.Floating.AsSlice())), b.destination(equal(b.Fixed.AsSlice()))...)
+	text := fmt.Sprintf("ct original %s daddr %s %s daddr %s", b.ip, b.Floating, b.ip, b.Fixed)
+	if !b.firewall.Ingress.Everything {
+		called = append(called, b.admitted(b.saddr, setIngress)...)
+		text += fmt.Sprintf(" %s saddr . meta l4proto . th dport @%s", b.ip, setIngress)
+	}
+	var rules []Rule
+	switch {
+	case len(b.Ports) > 0:
+		rules = append(answers(from, leg, in, pass),
+			rule(fmt.Sprintf("%s %s meta l4proto . th dport @%s %s", from, text, setPorts, in), leg, called, listedPort(), pass),
+			rule(fmt.Sprintf("%s %s meta l4proto %s %s", from, text, b.icmp, in),
+				leg, called, l4proto(equal([]byte{b.icmpProtocol})), pass))
+	case !b.firewall.Ingress.Everything:
+		rules = append(answers(from, leg, in, pass), rule(fmt.Sprintf("%s %s %s", from, text, in), leg, called, pass))
+	default:
+		rules = []Rule{
+			rule(fmt.Sprintf("%s ct state established,related %s", from, in),
+				leg, ctState(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), pass),
+			rule(fmt.Sprintf("%s %s %s", from, text, in), leg, called, pass),
+		}
 	}
 	return append(rules, rule(fmt.Sprintf("%s counter name %q drop", from, b.counter(counterRefused)),
 		leg, count(b.counter(counterRefused)), verdict(expr.VerdictDrop)))
@@ -125,18 +141,23 @@ func (b binding) outbound() []Rule {
 	if b.firewall.Egress.Everything {
 		return nil
 	}
-	to := fmt.Sprintf("oifname %q", LegInterface)
-	leg := oifname(equal(link(LegInterface)))
-	return []Rule{
-		rule(to+" ct state established,related accept", leg, answers(), verdict(expr.VerdictAccept)),
+	to, leg := fmt.Sprintf("oifname %q", LegInterface), oifname(equal(link(LegInterface)))
+	pass := verdict(expr.VerdictAccept)
+	return append(answers(to, leg, "accept", pass),
 		rule(fmt.Sprintf("%s %s daddr . meta l4proto . th dport @%s accept", to, b.ip, setEgress),
-			leg, b.admitted(b.daddr, setEgress), verdict(expr.VerdictAccept)),
+			leg, b.admitted(b.daddr, setEgress), pass),
 		rule(fmt.Sprintf("%s counter name %q drop", to, b.counter(counterRefused)),
-			leg, count(b.counter(counterRefused)), verdict(expr.VerdictDrop)),
-	}
+			leg, count(b.counter(counterRefused)), verdict(expr.VerdictDrop)))
 }
 
-func answers() part { return ctState(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED) }
+// answers are the packets that need no entry in a list: those to whoever opened the connection, and ICMP errors.
+func answers(link string, onLink part, then string, verdict part) []Rule {
+	return []Rule{
+		rule(fmt.Sprintf("%s ct state related %s", link, then), onLink, ctState(expr.CtStateBitRELATED), verdict),
+		rule(fmt.Sprintf("%s ct state established ct direction reply %s", link, then),
+			onLink, ctState(expr.CtStateBitESTABLISHED), ctReply(), verdict),
+	}
+}
 
 // mss keeps TCP from relying on "fragmentation needed" where the leg's MTU is the smallest on the way.
 func (b binding) mss() Rule {

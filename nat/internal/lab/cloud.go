@@ -82,6 +82,14 @@ func (c *Cloud) node(t testing.TB) {
 			f.option+"route add "+f.pool+" dev eth1 table 7101",
 			f.option+"route add default via "+f.gateway+" dev eth1 table 7101")
 	}
+	// Pods have no route outside the cluster: as with most CNIs, the node masquerades them.
+	c.Node.NFT(t, `
+table inet cni-outside {
+	chain postrouting { type nat hook postrouting priority srcnat;
+		oifname eth1 ip saddr 100.0.0.0/16 masquerade
+		oifname eth1 ip6 saddr fd00:100::/56 masquerade
+	}
+}`)
 	c.Node.IP(t, "route add throw 100.0.0.0/16 table 7101", "-6 route add throw fd00:100::/56 table 7101",
 		"route add default via 192.168.100.1", "-6 route add default via 2001:db8:100::1")
 }

@@ -3,6 +3,7 @@ package lab
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -143,4 +144,40 @@ func (n *Namespace) ping(to netip.Addr, patience time.Duration) (netip.AddrPort,
 func receive(fd int, buf []byte) error {
 	_, _, err := unix.Recvfrom(fd, buf, 0)
 	return err
+}
+
+// Echo answers on a TCP port of the namespace with what it is sent, for connections that stay open.
+func (n *Namespace) Echo(t testing.TB, port int) {
+	t.Helper()
+	var l net.Listener
+	err := n.Do(func() (err error) {
+		l, err = net.Listen("tcp", net.JoinHostPort("::", strconv.Itoa(port)))
+		return err
+	})
+	if err != nil {
+		t.Fatalf("serve in namespace %s: %v", n.name, err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				io.Copy(conn, conn)
+			}()
+		}
+	}()
+}
+
+// Alive reports whether an Echo server still answers on conn within patience.
+func Alive(conn net.Conn, patience time.Duration) bool {
+	conn.SetDeadline(time.Now().Add(patience))
+	if _, err := conn.Write([]byte("!")); err != nil {
+		return false
+	}
+	_, err := conn.Read(make([]byte, 1))
+	return err == nil
 }
