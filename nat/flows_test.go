@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"floatip.io/floatip"
-	"floatip.io/floatip/nat/internal/lab"
+	"floatip.io/floatip/test/lab"
 )
 
 const (

@@ -10,7 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"floatip.io/floatip/nat/internal/lab"
+	"floatip.io/floatip/test/lab"
 )
 
 var update = flag.Bool("update", false, "write the golden files of this test instead of comparing with them")

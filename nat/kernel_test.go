@@ -9,7 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"floatip.io/floatip"
-	"floatip.io/floatip/nat/internal/lab"
+	"floatip.io/floatip/test/lab"
 )
 
 func TestApplyReadsBackEqual(t *testing.T) {

@@ -22,7 +22,7 @@ import (
 	"floatip.io/floatip"
 	"floatip.io/floatip/nat"
 	"floatip.io/floatip/nat/handover"
-	"floatip.io/floatip/nat/internal/lab"
+	"floatip.io/floatip/test/lab"
 )
 
 const patience = 5 * time.Second
