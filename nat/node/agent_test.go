@@ -144,14 +144,7 @@ func (b *bench) addVM(number int, address string) *vm {
 	v.sidecar = b.serveSidecar(v.Pod, uid, a)
 
 	owner := floatip.Owner{Namespace: "prod", Name: name, UID: "vm-" + uid}
-	nat, err := floatip.PodNAT{
-		Version: floatip.PodNATVersion, Owner: owner, Interface: floatip.DefaultGuestInterface,
-		ClusterNetworks: []netip.Prefix{netip.MustParsePrefix("100.0.0.0/16"), netip.MustParsePrefix("201.0.0.0/24")},
-		Bindings: []floatip.Binding{{
-			Floating: a, Fixed: netip.MustParseAddr(nodetest.GuestFixed), Gateway: netip.MustParseAddr("10.0.2.1"),
-			GuestNetwork: netip.MustParsePrefix("10.0.2.0/24"),
-		}},
-	}.Encode()
+	nat, err := nodetest.Describe(owner, a).Encode()
 	if err != nil {
 		b.t.Fatal(err)
 	}

@@ -21,6 +21,12 @@ var (
 		Prefix: netip.MustParsePrefix(nodetest.Pool), Gateway: netip.MustParseAddr(nodetest.Gateway), Interface: "red0",
 		MTU: 1500,
 	}
+	floating6  = netip.MustParseAddr("2001:db8:100::50")
+	floating62 = netip.MustParseAddr("2001:db8:100::51")
+	redLAN6    = Network{
+		Prefix: netip.MustParsePrefix(nodetest.Pool6), Gateway: netip.MustParseAddr(nodetest.Gateway6), Interface: "red0",
+		MTU: 1500,
+	}
 )
 
 func clusterNetworks() (list []netip.Prefix) {
@@ -50,17 +56,17 @@ func newRig(t *testing.T) *rig {
 	}
 	t.Cleanup(kernel.Close)
 	r.kernel = kernel
-	r.config = Config{Networks: []Network{redLAN}, ClusterNetworks: clusterNetworks()}
+	r.config = Config{Networks: []Network{redLAN, redLAN6}, ClusterNetworks: clusterNetworks()}
 	return r
 }
 
 // addPod makes a pod whose rules translate address, and adds its leg to the configuration.
-func (r *rig) addPod(uid, podIP string, address netip.Addr) *nodetest.Pod {
+func (r *rig) addPod(uid, podIP string, addresses ...netip.Addr) *nodetest.Pod {
 	r.t.Helper()
 	p := r.node.AddPod(uid, podIP)
 	r.pods[uid] = p
-	nodetest.Translate(r.t, p, address)
-	r.config.Legs = append(r.config.Legs, Leg{Pod: uid, Addresses: []netip.Addr{address}})
+	nodetest.Translate(r.t, p, addresses...)
+	r.config.Legs = append(r.config.Legs, Leg{Pod: uid, Addresses: addresses})
 	p.Guest.Serve(uid, ":80")
 	return p
 }
@@ -129,6 +135,48 @@ func TestFlows(t *testing.T) {
 	}
 }
 
+// TestFlows6 is TestFlows in IPv6.
+func TestFlows6(t *testing.T) {
+	r := newRig(t)
+	a := r.addPod("a", "100.0.0.5", floating, floating6)
+	b := r.addPod("b", "100.0.0.6", floating2, floating62)
+	t.Log(strings.Join(r.apply(), "\n"))
+	r.world.Host.Serve("lan", "["+nodetest.LANHost6+"]:80")
+	r.world.Host.Serve("beyond", "["+nodetest.Beyond6+"]:80")
+	r.world.Cluster.Serve("peer", "["+nodetest.Peer6+"]:80")
+	r.node.Serve("node", "[fd20::10]:80")
+	for _, flow := range []struct {
+		from    *nodetest.Namespace
+		to      string
+		answers string
+	}{
+		{r.world.Host, "[2001:db8:100::50]:80", "a sees " + nodetest.Gateway6},
+		{a.Guest, "[" + nodetest.LANHost6 + "]:80", "lan sees 2001:db8:100::50"},
+		{a.Guest, "[" + nodetest.Beyond6 + "]:80", "beyond sees 2001:db8:100::50"},
+		{a.Guest, "[" + nodetest.Peer6 + "]:80", "peer sees fd30::5"},
+		{a.Guest, "[fd20::10]:80", "node sees fd30::5"},
+		{a.Guest, "[2001:db8:100::51]:80", "b sees 2001:db8:100::50"},
+		{a.Guest, "[2001:db8:100::50]:80", "a sees 2001:db8:100::50"},
+		{b.Namespace, "[2001:db8:100::50]:80", "a sees fd30::6"},
+		{r.world.Cluster, "[2001:db8:100::50]:80", "a sees " + nodetest.Peer6},
+	} {
+		t.Run(flow.to, func(t *testing.T) {
+			said, err := flow.from.Ask(flow.to, patience)
+			if err != nil || !sameAnswer(said, flow.answers) {
+				t.Errorf("ask %s: have %q, %v; want %q", flow.to, said, err, flow.answers)
+			}
+		})
+	}
+	if again := r.apply(); len(again) != 0 {
+		t.Errorf("the second Apply changed:\n%s", strings.Join(again, "\n"))
+	}
+}
+
+// sameAnswer: the LAN host has two addresses of the network and may take either.
+func sameAnswer(said, want string) bool {
+	return said == want || strings.Replace(said, nodetest.LANHost6, nodetest.Gateway6, 1) == want
+}
+
 // TestSecondApplyChangesNothing: the kernel holds all that the agent wants, and the agent sees that.
 func TestSecondApplyChangesNothing(t *testing.T) {
 	r := newRig(t)
@@ -146,7 +194,7 @@ func TestSecondApplyChangesNothing(t *testing.T) {
 func TestNothingStaysBehind(t *testing.T) {
 	r := newRig(t)
 	before := r.node.Inventory()
-	r.addPod("a", "100.0.0.5", floating)
+	r.addPod("a", "100.0.0.5", floating, floating6)
 	r.apply()
 	if cmp.Equal(before, r.node.Inventory()) {
 		t.Fatal("a plugged leg is not in the inventory")
@@ -156,7 +204,7 @@ func TestNothingStaysBehind(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]netip.Addr{floating}, report.Withdrawn, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+	if diff := cmp.Diff([]netip.Addr{floating, floating6}, report.Withdrawn, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 		t.Errorf("withdrawn (-want +got):\n%s", diff)
 	}
 	if diff := cmp.Diff(before, r.node.Inventory()); diff != "" {

@@ -19,7 +19,7 @@ func (n *Namespace) Inventory() []string {
 	var lines []string
 	for _, args := range []string{
 		"ip -br link", "ip -4 address", "ip rule", "ip -6 rule", "ip route show table all", "ip -6 route show table all",
-		"ip neigh show nud permanent", "ip neigh show proxy", "bridge fdb", "nft list ruleset",
+		"ip neigh show nud permanent", "ip neigh show proxy", "bridge fdb", "nft -s list ruleset",
 	} {
 		n.Do(func() error {
 			cmd := strings.Fields(args)
@@ -40,7 +40,7 @@ func (n *Namespace) Inventory() []string {
 }
 
 func ofWorld(line string) bool {
-	for _, mark := range []string{"cali", "100.0.0.", "proto kernel", "33:33:", "01:00:5e:"} {
+	for _, mark := range []string{"cali", "100.0.0.", "fd30::", "proto kernel", "33:33:", "01:00:5e:"} {
 		if strings.Contains(line, mark) {
 			return true
 		}

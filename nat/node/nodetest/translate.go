@@ -6,33 +6,58 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+
+	"floatip.io/floatip"
+	"floatip.io/floatip/nat"
 )
 
-// Translate writes what the sidecar writes, in short, into the pod.
-func Translate(t testing.TB, p *Pod, address netip.Addr) {
+// kubevirtRules are those that KubeVirt makes for the masquerade binding and that matter here
+// (pkg/network/setup/netpod/masquerade): an unconditional masquerade of everything from the guest.
+const kubevirtRules = `
+table ip nat {
+  chain postrouting { type nat hook postrouting priority 100; ip saddr 10.0.2.2 counter masquerade; }
+}
+table ip6 nat {
+  chain postrouting { type nat hook postrouting priority 100; ip6 saddr fd10:0:2::2 counter masquerade; }
+}`
+
+// Describe returns the description of a pod that holds the addresses, at most one per family.
+func Describe(owner floatip.Owner, addresses ...netip.Addr) floatip.PodNAT {
+	p := floatip.PodNAT{Version: floatip.PodNATVersion, Owner: owner, Interface: floatip.DefaultGuestInterface}
+	for _, n := range ClusterNetworks {
+		p.ClusterNetworks = append(p.ClusterNetworks, netip.MustParsePrefix(n))
+	}
+	for _, a := range addresses {
+		b := floatip.Binding{
+			Floating: a, Fixed: netip.MustParseAddr(GuestFixed), Gateway: netip.MustParseAddr("10.0.2.1"),
+			GuestNetwork: netip.MustParsePrefix("10.0.2.0/24"),
+		}
+		if a.Is6() {
+			b.Fixed, b.Gateway = netip.MustParseAddr(GuestFixed6), netip.MustParseAddr("fd10:0:2::1")
+			b.GuestNetwork = netip.MustParsePrefix("fd10:0:2::/120")
+		}
+		p.Bindings = append(p.Bindings, b)
+	}
+	return p
+}
+
+// Translate writes KubeVirt's rules and those of the sidecar into the pod.
+func Translate(t testing.TB, p *Pod, addresses ...netip.Addr) {
 	t.Helper()
-	rules := strings.NewReplacer("FIP", address.String(), "GUEST", GuestFixed).Replace(`
-	table ip nat {
-	  chain leg {
-	    ct original ip daddr FIP ct original ip saddr != { GUEST, 10.0.2.1 } meta mark set 0x77 return
-	    ct reply ip daddr FIP ct original ip daddr != FIP meta mark set 0x77 return
-	    iifname "k6t-eth0" ct state new ip saddr GUEST ip daddr != { 100.0.0.0/16, 201.0.0.0/24, 10.0.2.0/24 } ip daddr != FIP meta mark set 0x77
-	  }
-	  chain marking { type filter hook prerouting priority mangle; iifname "k6t-eth0" jump leg; }
-	  chain marking_out { type route hook output priority mangle; jump leg; }
-	  chain pre { type nat hook prerouting priority -110; iifname { "fip0", "k6t-eth0" } ip daddr FIP dnat to GUEST; }
-	  chain post { type nat hook postrouting priority 90;
-	    oifname "k6t-eth0" ct original ip daddr FIP ip saddr GUEST snat to FIP
-	    oifname "fip0" ip saddr GUEST snat to FIP
-	  }
-	  chain kubevirt { type nat hook postrouting priority 100; ip saddr GUEST oifname "eth0" masquerade; }
-	}`)
 	p.Do(func() error {
 		cmd := exec.Command("nft", "-f", "-")
-		cmd.Stdin = strings.NewReader(rules)
+		cmd.Stdin = strings.NewReader(kubevirtRules)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("nft: %w: %s", err, out)
 		}
 		return nil
 	})
+	kernel, err := nat.Open(nat.Config{NetNS: int(p.File.Fd())})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kernel.Close()
+	if err := kernel.Apply(nat.Desired(Describe(floatip.Owner{Namespace: "prod", Name: "vm", UID: "u"}, addresses...))); err != nil {
+		t.Fatal(err)
+	}
 }

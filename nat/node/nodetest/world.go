@@ -2,6 +2,7 @@ package nodetest
 
 import (
 	"net"
+	"strings"
 	"testing"
 )
 
@@ -19,10 +20,13 @@ const (
 	Gateway6 = "2001:db8:100::1"
 	LANHost6 = "2001:db8:100::200"
 	Beyond6  = "2001:db8:bad::9"
+	Peer6    = "fd20::254"
+
+	GuestFixed6 = "fd10:0:2::2"
 )
 
 // ClusterNetworks of the World: pods, nodes.
-var ClusterNetworks = []string{"100.0.0.0/16", "201.0.0.0/24"}
+var ClusterNetworks = []string{"100.0.0.0/16", "201.0.0.0/24", "fd30::/64", "fd20::/64"}
 
 // World is one provider LAN with hosts, and the cluster's side.
 type World struct {
@@ -63,11 +67,13 @@ func (w *World) AddNode(number string) *Node {
 	w.LAN.Enslave("br", "n"+number)
 	n.Cable("green0", w.Cluster, "g"+number)
 	n.Address("red0", "192.168.100."+number+"/24", "2001:db8:100::"+number+"/64")
-	n.Address("green0", "201.0.0."+number+"/24")
-	w.Cluster.Address("g"+number, Peer+"/24")
+	n.Address("green0", "201.0.0."+number+"/24", "fd20::"+number+"/64")
+	w.Cluster.Address("g"+number, Peer+"/24", Peer6+"/64")
 	n.Route("0.0.0.0/0", Peer, "green0")
 	w.Cluster.Route("100.0.0.0/16", "201.0.0."+number, "g"+number)
 	w.Cluster.Route("192.168.100.0/24", "201.0.0."+number, "g"+number)
+	w.Cluster.Route("fd30::/64", "fd20::"+number, "g"+number)
+	w.Cluster.Route(Pool6, "fd20::"+number, "g"+number)
 	n.Sysctl("ipv4/ip_forward=1", "ipv6/conf/all/forwarding=1", "ipv4/conf/all/rp_filter=1",
 		"ipv4/conf/red0/rp_filter=1", "ipv4/conf/green0/rp_filter=1")
 	return n
@@ -81,6 +87,11 @@ func (n *Node) AddPod(name, address string) *Pod {
 	p.Address("eth0", address+"/32")
 	p.Route("0.0.0.0/0", "169.254.1.1", "eth0")
 	n.Route(address+"/32", "", "cali"+name)
+	p.Address("eth0", podAddress6(address)+"/128")
+	p.Sysctl("ipv6/conf/eth0/accept_dad=0")
+	n.Address("cali"+name, "fe80::ca11/64")
+	p.Route("::/0", "fe80::ca11", "eth0")
+	n.Route(podAddress6(address)+"/128", "", "cali"+name)
 	n.Sysctl("ipv4/conf/cali"+name+"/proxy_arp=1", "ipv4/neigh/cali"+name+"/proxy_delay=0")
 	p.Cable("tap0", p.Guest, "eth0")
 	p.Bridge("k6t-eth0", "tap0")
@@ -90,6 +101,11 @@ func (n *Node) AddPod(name, address string) *Pod {
 	p.Guest.Route("0.0.0.0/0", "10.0.2.1", "eth0")
 	p.Guest.Route("::/0", "fd10:0:2::1", "eth0")
 	return p
+}
+
+// podAddress6 returns the IPv6 address of the pod with this IPv4 address: fd30::5 beside 100.0.0.5.
+func podAddress6(address string) string {
+	return "fd30::" + address[strings.LastIndex(address, ".")+1:]
 }
 
 // Listen makes a TCP listener inside the namespace, closed at the end of the test.
