@@ -31,7 +31,7 @@ func (w *worker) startContainer(ctx context.Context, pod *corev1.Pod, name strin
 	delete(w.problems, name)
 	delete(w.signalled, name)
 	status := corev1.ContainerStatus{
-		ContainerID: "runc://" + containerID(pod, name), ImageID: c.Image,
+		ContainerID: "runc://" + containerID(pod, name), ImageID: imageID(c.Image),
 		State:   corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: now()}},
 		Started: new(c.StartupProbe == nil || image.StandIn && c.StartupProbe.Exec != nil),
 	}

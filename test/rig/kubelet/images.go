@@ -1,6 +1,7 @@
 package kubelet
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -38,6 +39,20 @@ func ReadImages(path string) (Images, error) {
 		return nil, fmt.Errorf("images in %s: %w", path, err)
 	}
 	return images, nil
+}
+
+// imageID is an image's name with a digest, as a container runtime reports it. The digest stands for what a registry
+// would have said: virt-controller makes no migration target from an image without one
+// (pkg/container-disk/container-disk.go, toImageWithDigest).
+func imageID(name string) string {
+	repository, digest, pinned := strings.Cut(name, "@")
+	if !pinned {
+		digest = fmt.Sprintf("sha256:%x", sha256.Sum256([]byte(name)))
+	}
+	if colon := strings.LastIndex(repository, ":"); colon > strings.LastIndex(repository, "/") {
+		repository = repository[:colon]
+	}
+	return repository + "@" + digest
 }
 
 // find returns the image of that name, with or without the default registry, or the stand-in for it. pause is the path

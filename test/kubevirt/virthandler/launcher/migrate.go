@@ -3,6 +3,7 @@ package launcher
 import (
 	"context"
 	"fmt"
+	"log"
 
 	"k8s.io/apimachinery/pkg/api/resource"
 
@@ -77,7 +78,9 @@ func (s *server) quitWhenMigrated() {
 		}
 		if !migration.Failed && Alive(now.Domain) {
 			s.state.setEnding(api.ReasonMigrated)
-			_ = s.machine.do("quit", nil, nil) // qemu may be gone before it answers
+			if err := s.end("quit"); err != nil {
+				log.Printf("end the machine that has migrated: %v", err)
+			}
 		}
 		return
 	}

@@ -89,7 +89,7 @@ func (m *monitor) do(command string, arguments, result any) error {
 		return err
 	}
 	if _, err := m.conn.Write(append(line, '\n')); err != nil {
-		return fmt.Errorf("qemu %s: %w", command, err)
+		return fmt.Errorf("qemu %s: %w: %w", command, errGone, err)
 	}
 	answer, ok := <-m.replies
 	switch {

@@ -48,7 +48,7 @@ func Run(ctx context.Context, dir Dir) error {
 	ctx, exit := context.WithCancel(ctx)
 	defer exit()
 	s := &server{dir: dir, spec: spec, state: newState(spec.VMI), exit: exit}
-	listener, err := listen(dir.orders())
+	listener, err := listen(dir)
 	if err != nil {
 		return err
 	}
@@ -66,11 +66,21 @@ func Run(ctx context.Context, dir Dir) error {
 	return s.serve(ctx, listener)
 }
 
-func listen(path string) (net.Listener, error) {
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+// listen makes the socket appear only when it accepts: a client takes a refusal for the end of the launcher.
+func listen(dir Dir) (net.Listener, error) {
+	hidden := dir.path("new.sock")
+	if err := os.Remove(hidden); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	return net.Listen("unix", path)
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: hidden, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	listener.SetUnlinkOnClose(false) // the name is not its own any more; the folder is removed as a whole
+	if err := os.Rename(hidden, dir.orders()); err != nil {
+		return nil, errors.Join(err, listener.Close())
+	}
+	return listener, nil
 }
 
 // start sets up the pod's side and qemu.
@@ -233,20 +243,25 @@ func order[T any](do func(T) error) http.HandlerFunc {
 
 // shutdown presses the power button.
 func (s *server) shutdown(arg shutdownOrder) error {
-	if s.machine == nil {
-		return errGone
-	}
 	s.state.beginShutdown(arg.GraceSeconds)
-	return s.machine.do("system_powerdown", nil, nil)
+	return s.end("system_powerdown")
 }
 
 // destroy ends the machine at once.
 func (s *server) destroy(struct{}) error {
-	if s.machine == nil {
-		return errGone
-	}
 	s.state.setEnding(api.ReasonDestroyed)
-	return s.machine.do("quit", nil, nil)
+	return s.end("quit")
+}
+
+// end gives qemu an order to end. That it has ended already, or does so before it answers, is no failure.
+func (s *server) end(command string) error {
+	if s.machine == nil {
+		return nil
+	}
+	if err := s.machine.do(command, nil, nil); !errors.Is(err, errGone) {
+		return err
+	}
+	return nil
 }
 
 type shutdownOrder struct {
