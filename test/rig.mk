@@ -17,7 +17,7 @@ kubevirt_flags := -trimpath -buildvcs=false -ldflags '-s -w'
 
 etcd_package := go.etcd.io/etcd/server/v3
 kubernetes_programs := etcd kube-apiserver kube-controller-manager kube-scheduler kubectl
-kubevirt_programs := virt-api virt-controller
+kubevirt_programs := virt-api virt-controller virt-chroot
 kubevirt_commands := $(sort $(notdir $(patsubst %/,%,$(dir $(wildcard test/kubevirt/cmd/*/*.go)))))
 
 # key FLAGS MODULE: what the built programs of a module depend on, as 16 hex digits.
