@@ -34,13 +34,6 @@ import (
 	"floatip.io/floatip/webhook/kubevirt"
 )
 
-// Names of objects that the manifests install.
-const (
-	serviceName        = "floatip-webhook"
-	secretName         = "floatip-webhook-ca"
-	configurationsName = "webhook.floatip.io"
-)
-
 // The defaults of client-go, 5 requests a second, would make a burst of new VMs wait for their FloatingIP objects.
 const (
 	clientQPS   = 200 // requests per second
@@ -55,11 +48,11 @@ func serve(ctx context.Context, c config, networks []netip.Prefix, log logr.Logg
 	}
 	defer func() { err = errors.Join(err, ledger.Close()) }()
 
-	service := serviceName + "." + c.namespace
+	service := webhook.ServiceName + "." + c.namespace
 	source := &certs.Source{
-		Secret:         types.NamespacedName{Namespace: c.namespace, Name: secretName},
+		Secret:         types.NamespacedName{Namespace: c.namespace, Name: webhook.SecretName},
 		Names:          []string{service + ".svc", service, service + ".svc.cluster.local"},
-		Configurations: configurationsName,
+		Configurations: webhook.ConfigurationsName,
 		Log:            log.WithName("certs"),
 	}
 	mgr, err := newManager(c, source, log)
@@ -99,7 +92,7 @@ func newManager(c config, source *certs.Source, log logr.Logger) (ctrl.Manager, 
 	if err != nil {
 		return nil, err
 	}
-	byObject := certs.CacheOptions(source.Secret, configurationsName)
+	byObject := certs.CacheOptions(source.Secret, webhook.ConfigurationsName)
 	maps.Copy(byObject, controller.CacheOptions())
 	return ctrl.NewManager(cluster, ctrl.Options{
 		Scheme:                 scheme,

@@ -1,0 +1,317 @@
+package manifests_test
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	"sigs.k8s.io/kustomize/api/krusty"
+	"sigs.k8s.io/kustomize/kyaml/filesys"
+	"sigs.k8s.io/yaml"
+
+	"floatip.io/floatip"
+	"floatip.io/floatip/ipam/v1alpha1"
+	"floatip.io/floatip/webhook"
+	"floatip.io/floatip/webhook/kubevirt"
+)
+
+// namespace is where floatip is installed.
+const namespace = "floatip-system"
+
+// webhookUser is the user that floatip's webhook acts as.
+const webhookUser = "system:serviceaccount:" + namespace + ":floatip-webhook"
+
+// object reads one object of `kubectl kustomize dir` into T. Unknown fields are errors, as with kubectl's strict
+// validation.
+func object[T any](t *testing.T, dir, kind, name string) T {
+	t.Helper()
+	var value T
+	for _, r := range build(t, dir) {
+		if r.kind != kind || r.name != name {
+			continue
+		}
+		if err := yaml.UnmarshalStrict(r.yaml, &value); err != nil {
+			t.Fatalf("%s %s: %v", kind, name, err)
+		}
+		return value
+	}
+	t.Fatalf("no %s %s in %s", kind, name, dir)
+	return value
+}
+
+type resource struct {
+	kind, name, namespace string
+	yaml                  []byte
+}
+
+func build(t *testing.T, dir string) []resource {
+	t.Helper()
+	result, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []resource
+	for _, r := range result.Resources() {
+		raw, err := r.AsYAML()
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, resource{r.GetKind(), r.GetName(), r.GetNamespace(), raw})
+	}
+	return all
+}
+
+// Every kind of object is read strictly, so that a misspelt field is found here and not on a cluster.
+func TestEveryObjectIsReadStrictly(t *testing.T) {
+	for _, r := range build(t, ".") {
+		var into any
+		switch r.kind {
+		case "Namespace":
+			into = &corev1.Namespace{}
+		case "ConfigMap":
+			into = &corev1.ConfigMap{}
+		case "ServiceAccount":
+			into = &corev1.ServiceAccount{}
+		case "PersistentVolumeClaim":
+			into = &corev1.PersistentVolumeClaim{}
+		case "Service":
+			into = &corev1.Service{}
+		case "Deployment":
+			into = &appsv1.Deployment{}
+		case "DaemonSet":
+			into = &appsv1.DaemonSet{}
+		case "Role":
+			into = &rbacv1.Role{}
+		case "RoleBinding":
+			into = &rbacv1.RoleBinding{}
+		case "ClusterRole":
+			into = &rbacv1.ClusterRole{}
+		case "ClusterRoleBinding":
+			into = &rbacv1.ClusterRoleBinding{}
+		case "ValidatingAdmissionPolicy":
+			into = &admissionregistrationv1.ValidatingAdmissionPolicy{}
+		case "ValidatingAdmissionPolicyBinding":
+			into = &admissionregistrationv1.ValidatingAdmissionPolicyBinding{}
+		case "MutatingWebhookConfiguration":
+			into = &admissionregistrationv1.MutatingWebhookConfiguration{}
+		case "ValidatingWebhookConfiguration":
+			into = &admissionregistrationv1.ValidatingWebhookConfiguration{}
+		case "CustomResourceDefinition":
+			continue // generated from the types
+		default:
+			t.Errorf("%s %s: a kind that this test does not know", r.kind, r.name)
+			continue
+		}
+		if err := yaml.UnmarshalStrict(r.yaml, into); err != nil {
+			t.Errorf("%s %s: %v", r.kind, r.name, err)
+		}
+	}
+}
+
+// hook is what both kinds of webhook have in common.
+type hook struct {
+	name           string
+	client         admissionregistrationv1.WebhookClientConfig
+	timeout        *int32
+	failure        *admissionregistrationv1.FailurePolicyType
+	sideEffects    *admissionregistrationv1.SideEffectClass
+	conditions     []admissionregistrationv1.MatchCondition
+	optIn          map[string]string
+	operations     []admissionregistrationv1.OperationType
+	resource       string
+	excludedSpaces []string
+}
+
+func hooks(t *testing.T) []hook {
+	t.Helper()
+	var all []hook
+	mutating := object[admissionregistrationv1.MutatingWebhookConfiguration](t, ".", "MutatingWebhookConfiguration", webhook.ConfigurationsName)
+	for _, w := range mutating.Webhooks {
+		h := hook{name: w.Name, client: w.ClientConfig, timeout: w.TimeoutSeconds, failure: w.FailurePolicy, sideEffects: w.SideEffects, conditions: w.MatchConditions}
+		if w.NamespaceSelector != nil {
+			h.optIn, h.excludedSpaces = w.NamespaceSelector.MatchLabels, w.NamespaceSelector.MatchExpressions[0].Values
+		}
+		h.operations, h.resource = w.Rules[0].Operations, w.Rules[0].Resources[0]
+		if w.ReinvocationPolicy == nil || *w.ReinvocationPolicy != admissionregistrationv1.IfNeededReinvocationPolicy {
+			t.Errorf("%s: reinvocationPolicy is not IfNeeded", w.Name)
+		}
+		all = append(all, h)
+	}
+	validating := object[admissionregistrationv1.ValidatingWebhookConfiguration](t, ".", "ValidatingWebhookConfiguration", webhook.ConfigurationsName)
+	for _, w := range validating.Webhooks {
+		h := hook{name: w.Name, client: w.ClientConfig, timeout: w.TimeoutSeconds, failure: w.FailurePolicy, sideEffects: w.SideEffects, conditions: w.MatchConditions}
+		if w.NamespaceSelector != nil {
+			h.optIn, h.excludedSpaces = w.NamespaceSelector.MatchLabels, w.NamespaceSelector.MatchExpressions[0].Values
+		}
+		h.operations, h.resource = w.Rules[0].Operations, w.Rules[0].Resources[0]
+		all = append(all, h)
+	}
+	return all
+}
+
+func TestWebhookConfigurations(t *testing.T) {
+	if webhook.ConfigurationsName <= "virt-api-mutator" {
+		t.Errorf("%s is called before KubeVirt's webhooks", webhook.ConfigurationsName)
+	}
+	served := (&webhook.Hooks{Metrics: webhook.NewMetrics(prometheus.NewRegistry())}).Handlers()
+	var paths []string
+	for _, h := range hooks(t) {
+		service := h.client.Service
+		if service.Name != webhook.ServiceName || service.Namespace != namespace || *service.Port != 443 {
+			t.Errorf("%s: service %+v", h.name, service)
+		}
+		if served[*service.Path] == nil {
+			t.Errorf("%s: nothing is served at %s", h.name, *service.Path)
+		}
+		paths = append(paths, *service.Path)
+		if *h.timeout > 10 {
+			t.Errorf("%s: a user waits %d s", h.name, *h.timeout)
+		}
+		if *h.failure == admissionregistrationv1.Fail && h.resource != "floatingippools" && h.optIn[floatip.LabelEnabled] != "true" {
+			t.Errorf("%s: can refuse objects in namespaces that did not opt in", h.name)
+		}
+		if h.optIn != nil && !slices.Contains(h.excludedSpaces, namespace) {
+			t.Errorf("%s: floatip's own namespace is not excluded", h.name)
+		}
+		if *service.Path == webhook.PathVMUpdate && *h.failure != admissionregistrationv1.Ignore {
+			t.Errorf("%s: a dead webhook would hold up finalizers", h.name)
+		}
+		if *service.Path == webhook.PathVMCommit && *h.sideEffects != admissionregistrationv1.SideEffectClassNoneOnDryRun {
+			t.Errorf("%s: sideEffects %s", h.name, *h.sideEffects)
+		}
+	}
+	for path := range served {
+		if n := len(slices.DeleteFunc(slices.Clone(paths), func(p string) bool { return p != path })); n != 1 {
+			t.Errorf("%s is configured %d times", path, n)
+		}
+	}
+}
+
+// All expressions that name floatip's keys or KubeVirt's accounts name those of the code.
+func TestExpressions(t *testing.T) {
+	expressions := map[string]string{}
+	for _, h := range hooks(t) {
+		for _, c := range h.conditions {
+			expressions[h.name] += c.Expression + "\n"
+		}
+	}
+	for _, name := range []string{"virtualmachines.floatip.io", "virtualmachineinstances.floatip.io", "pods.floatip.io"} {
+		policy := object[admissionregistrationv1.ValidatingAdmissionPolicy](t, ".", "ValidatingAdmissionPolicy", name)
+		if *policy.Spec.FailurePolicy != admissionregistrationv1.Fail {
+			t.Errorf("%s: failurePolicy %s", name, *policy.Spec.FailurePolicy)
+		}
+		for _, c := range policy.Spec.MatchConditions {
+			expressions[name] += c.Expression + "\n"
+		}
+		for _, v := range policy.Spec.Variables {
+			expressions[name] += v.Expression + "\n"
+		}
+		binding := object[admissionregistrationv1.ValidatingAdmissionPolicyBinding](t, ".", "ValidatingAdmissionPolicyBinding", name)
+		if binding.Spec.PolicyName != name || !slices.Contains(binding.Spec.ValidationActions, admissionregistrationv1.Deny) {
+			t.Errorf("binding %s does not deny", name)
+		}
+	}
+	controller := kubevirt.ControllerUser(kubevirt.DefaultNamespace)
+	for name, mentions := range map[string][]string{
+		"vm-create.floatip.io":               {floatip.LabelEnabled, floatip.AnnotationAddress, floatip.AnnotationClaim},
+		"vm-update.floatip.io":               {floatip.AnnotationAddress, floatip.AnnotationClaim, floatip.AnnotationRequest, floatip.AnnotationPool, webhookUser, "deletionTimestamp"},
+		"vm-commit.floatip.io":               {floatip.AnnotationAddress, floatip.AnnotationClaim},
+		"pod-create.floatip.io":              {controller, floatip.AnnotationAddress, floatip.AnnotationNAT, kubevirt.AnnotationTemporary},
+		"virtualmachines.floatip.io":         append(kubevirt.Users(kubevirt.DefaultNamespace), webhookUser, floatip.AnnotationAddress, floatip.AnnotationClaim, floatip.LabelEnabled),
+		"virtualmachineinstances.floatip.io": append(kubevirt.Users(kubevirt.DefaultNamespace), webhookUser, floatip.AnnotationAddress, floatip.AnnotationNAT, floatip.LabelEnabled),
+		"pods.floatip.io":                    {controller, webhookUser, floatip.AnnotationNAT},
+	} {
+		for _, m := range mentions {
+			if !strings.Contains(expressions[name], "'"+m+"'") && !strings.Contains(expressions[name], "."+m) {
+				t.Errorf("%s does not mention %s", name, m)
+			}
+		}
+	}
+}
+
+func TestWebhookDeployment(t *testing.T) {
+	deployment := object[appsv1.Deployment](t, ".", "Deployment", "floatip-webhook")
+	if *deployment.Spec.Replicas != 1 || deployment.Spec.Strategy.Type != appsv1.RecreateDeploymentStrategyType {
+		t.Error("the ledger has one writer")
+	}
+	pod := deployment.Spec.Template.Spec
+	c := pod.Containers[0]
+	if !*pod.SecurityContext.RunAsNonRoot || !*c.SecurityContext.ReadOnlyRootFilesystem || *c.SecurityContext.AllowPrivilegeEscalation ||
+		!slices.Contains(c.SecurityContext.Capabilities.Drop, "ALL") || len(c.SecurityContext.Capabilities.Add) > 0 ||
+		pod.SecurityContext.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault {
+		t.Errorf("more rights than needed: %+v %+v", pod.SecurityContext, c.SecurityContext)
+	}
+	service := object[corev1.Service](t, ".", "Service", webhook.ServiceName)
+	for key, value := range service.Spec.Selector {
+		if deployment.Spec.Template.Labels[key] != value {
+			t.Errorf("the Service selects %s=%s, which the pod has not", key, value)
+		}
+	}
+	for _, p := range service.Spec.Ports {
+		if !slices.ContainsFunc(c.Ports, func(cp corev1.ContainerPort) bool { return cp.Name == p.TargetPort.StrVal }) {
+			t.Errorf("Service port %s points to %s, which the container has not", p.Name, p.TargetPort.StrVal)
+		}
+	}
+	claim := object[corev1.PersistentVolumeClaim](t, ".", "PersistentVolumeClaim", pod.Volumes[0].PersistentVolumeClaim.ClaimName)
+	if !slices.Equal(claim.Spec.AccessModes, []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}) {
+		t.Errorf("access modes: %v", claim.Spec.AccessModes)
+	}
+}
+
+// Both binaries are told the same cluster networks, or answers take two different ways.
+func TestClusterNetworksComeFromOnePlace(t *testing.T) {
+	config := object[corev1.ConfigMap](t, ".", "ConfigMap", "floatip")
+	if diff := cmp.Diff(map[string]string{"cluster-networks": "100.0.0.0/16,10.96.0.0/12,201.0.0.0/24"}, config.Data); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	for name, pod := range map[string]corev1.PodSpec{
+		"webhook": object[appsv1.Deployment](t, ".", "Deployment", "floatip-webhook").Spec.Template.Spec,
+		"agent":   object[appsv1.DaemonSet](t, ".", "DaemonSet", "floatip-agent").Spec.Template.Spec,
+	} {
+		c := pod.Containers[0]
+		from := slices.ContainsFunc(c.Env, func(e corev1.EnvVar) bool {
+			return e.Name == "FLOATIP_CLUSTER_NETWORKS" && e.ValueFrom.ConfigMapKeyRef.Name == "floatip" && e.ValueFrom.ConfigMapKeyRef.Key == "cluster-networks"
+		})
+		if !from || !slices.Contains(c.Args, "--cluster-networks=$(FLOATIP_CLUSTER_NETWORKS)") {
+			t.Errorf("%s: env %v, args %v", name, c.Env, c.Args)
+		}
+	}
+}
+
+// Rights are the least that work: no wildcard, no secret but its own, no write to pods or VMIs.
+func TestRights(t *testing.T) {
+	for _, name := range []string{"floatip-webhook", "floatip-agent"} {
+		for _, rule := range object[rbacv1.ClusterRole](t, ".", "ClusterRole", name).Rules {
+			all := slices.Concat(rule.APIGroups, rule.Resources, rule.Verbs)
+			if slices.Contains(all, "*") || slices.Contains(rule.Resources, "secrets") {
+				t.Errorf("%s: %+v", name, rule)
+			}
+			writes := slices.ContainsFunc(rule.Verbs, func(v string) bool { return !slices.Contains([]string{"get", "list", "watch"}, v) })
+			if writes && (slices.Contains(rule.Resources, "pods") || slices.Contains(rule.Resources, "virtualmachineinstances")) {
+				t.Errorf("%s: %+v", name, rule)
+			}
+		}
+	}
+	role := object[rbacv1.Role](t, ".", "Role", "floatip-webhook")
+	for _, rule := range role.Rules {
+		if !slices.Equal(rule.ResourceNames, []string{webhook.SecretName}) && !slices.Equal(rule.Verbs, []string{"create"}) {
+			t.Errorf("%+v", rule)
+		}
+	}
+}
+
+func TestSamples(t *testing.T) {
+	pool := object[v1alpha1.FloatingIPPool](t, "samples", "FloatingIPPool", "provider")
+	if _, errs := webhook.PoolOf(&pool); len(errs) > 0 {
+		t.Error(errs)
+	}
+	if object[corev1.Namespace](t, "samples", "Namespace", "vms").Labels[floatip.LabelEnabled] != "true" {
+		t.Error("the sample namespace is not opted in")
+	}
+}
