@@ -26,6 +26,9 @@ key = $(shell { echo "$(subst ','\'',$(subst ",\",$1))" "$(KUBEBUILDER_ASSETS)";
 kubernetes_stamp := $(RIG_BIN)/.kubernetes-$(call key,$(kubernetes_flags),test/kubernetes)
 kubevirt_stamp := $(RIG_BIN)/.kubevirt-$(call key,$(kubevirt_flags),test/kubevirt)
 
+# Commands of the main module that run on the rig's nodes.
+rig_commands := kubelet-standin pause
+
 .PHONY: rig-binaries
 rig-binaries: $(kubernetes_stamp) $(kubevirt_stamp)
 rig-binaries: $(kubevirt_commands:%=$(RIG_BIN)/%) ## build the control plane that the rig runs; minutes at first, then kept
@@ -60,3 +63,7 @@ $(kubevirt_stamp): | $(kubernetes_stamp)
 # The rig's own commands change with their sources; Go's build cache makes that a matter of linking.
 $(kubevirt_commands:%=$(RIG_BIN)/%): $(RIG_BIN)/%: $(kubevirt_stamp) $(shell find test/kubevirt -name '*.go')
 	@$(call build_one,test/kubevirt,$(kubevirt_flags),$*,./cmd/$*)
+
+$(rig_commands:%=$(RIG_BIN)/%): $(RIG_BIN)/%: go.mod $(shell find test/rig -name '*.go')
+	@mkdir -p $(RIG_BIN)
+	@$(call build_one,.,-trimpath -buildvcs=false -ldflags '-s -w',$*,./test/rig/cmd/$*)
