@@ -30,7 +30,7 @@ kubevirt_stamp := $(RIG_BIN)/.kubevirt-$(call key,$(kubevirt_flags),test/kubevir
 rig_commands := kubelet-standin pause
 
 .PHONY: rig-binaries
-rig-binaries: $(kubernetes_stamp) $(kubevirt_stamp)
+rig-binaries: $(kubernetes_stamp) $(kubevirt_stamp) $(rig_commands:%=$(RIG_BIN)/%)
 rig-binaries: $(kubevirt_commands:%=$(RIG_BIN)/%) ## build the control plane that the rig runs; minutes at first, then kept
 
 # build_one DIRECTORY FLAGS NAME PACKAGE, as a shell command. CGO is off: no program depends on the C library. What was
