@@ -464,6 +464,18 @@ func wantRefusedText(t *testing.T, got *metav1.Status, code int32, text string) 
 	}
 }
 
+// A wish that comes after the VM was made has no effect, and says so.
+func TestLateWish(t *testing.T) {
+	w := newWorld(t, testPool(t, "192.168.100.50-192.168.100.59"))
+	response := w.post(PathVMUpdate, review{
+		operation: admissionv1.Update, kind: vmGVK,
+		old: vm("a", nil), object: vm("a", map[string]string{floatip.AnnotationPool: "provider"}),
+	})
+	if !response.Allowed || len(response.Patch) > 0 || len(response.Warnings) != 1 {
+		t.Errorf("%+v", response)
+	}
+}
+
 // A webhook must never hold up the finalizers of a VM that goes away.
 func TestUpdateOfADyingVM(t *testing.T) {
 	w := newWorld(t, testPool(t, "192.168.100.50-192.168.100.59"))

@@ -36,6 +36,9 @@ func (h *Hooks) updateVM(_ context.Context, req admission.Request) Decision {
 	have := holdingOf(h.Ledger.ByOwner(string(before.UID)))
 	d := h.restore(req, before, after, have)
 	if len(have.addresses) == 0 {
+		if !maps.Equal(userKeys(before), userKeys(after)) {
+			d.Warnings = append(d.Warnings, "floatip: a VM gets its address when it is created; delete and create it for the change to count")
+		}
 		return d
 	}
 	if problem := changedWish(before, after, wish, have); problem != nil {

@@ -1,0 +1,194 @@
+package controller
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"floatip.io/floatip"
+	"floatip.io/floatip/ipam"
+	"floatip.io/floatip/ipam/v1alpha1"
+)
+
+func requestOf(name string) reconcile.Request {
+	return reconcile.Request{NamespacedName: types.NamespacedName{Namespace: "vms", Name: name}}
+}
+
+func floatingIP(last, vmName, uid string) *v1alpha1.FloatingIP {
+	address := "192.168.100." + last
+	return &v1alpha1.FloatingIP{
+		ObjectMeta: metav1.ObjectMeta{Name: address},
+		Spec:       v1alpha1.FloatingIPSpec{Address: address, Pool: "provider", VM: v1alpha1.VMReference{Namespace: "vms", Name: vmName, UID: types.UID(uid)}},
+	}
+}
+
+func ownKeys(address string) map[string]string {
+	return map[string]string{floatip.AnnotationAddress: address, floatip.AnnotationClaim: floatip.NewClaim().String()}
+}
+
+// The file is lost: addresses come back from FloatingIP objects, then from VMs; nobody's address moves.
+func TestLedgerIsRebuilt(t *testing.T) {
+	copied := ownKeys("192.168.100.50")
+	w := newWorld(t,
+		floatingIP("50", "a", "uid-a"), vm("a", "uid-a", copied),
+		vm("b", "uid-b", ownKeys("192.168.100.51")), // its object was not written yet
+		vm("clone", "uid-clone", copied),            // carries the address of a
+		vm("forged", "uid-forged", map[string]string{floatip.AnnotationAddress: "192.168.100.52"}),
+	)
+	if w.gate.Ready(nil) == nil {
+		t.Error("the gate is open before the comparison")
+	}
+	w.start()
+	if err := w.gate.Ready(nil); err != nil {
+		t.Error(err)
+	}
+	var lines []string
+	for line := range w.ledger.All() {
+		lines = append(lines, line.Address.String()+" "+line.Owner.UID+" "+line.State.String())
+	}
+	if diff := cmp.Diff([]string{"192.168.100.50 uid-a Bound", "192.168.100.51 uid-b Bound"}, lines); diff != "" {
+		t.Errorf("ledger (-want +got):\n%s", diff)
+	}
+	offer, err := w.ledger.Reserve(t.Context(), ipam.Request{Claim: floatip.NewClaim(), Namespace: "vms"})
+	if err != nil || offer.Addresses[0] != address(52) {
+		t.Errorf("next address: %v, %v", offer.Addresses, err)
+	}
+}
+
+// Two FloatingIP objects cannot have one name, but ledger and object may disagree: the ledger keeps, both are told.
+func TestDisagreementIsNotDecided(t *testing.T) {
+	w := newWorld(t, floatingIP("50", "b", "uid-b"))
+	w.ledger.SetPools(valid(mustPools(t, w)))
+	w.commit("a", "uid-a")
+	w.start()
+	if got := w.state(); got != "Pending uid-a" {
+		t.Error(got)
+	}
+	if disputes := w.ledger.Disputes(); len(disputes) != 1 {
+		t.Errorf("disputes: %+v", disputes)
+	}
+	if got := w.events(); len(got) != 1 {
+		t.Errorf("events: %q", got)
+	}
+}
+
+func mustPools(t *testing.T, w *world) []poolObject {
+	t.Helper()
+	pools, err := readPools(t.Context(), w.client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pools
+}
+
+// The cluster knows nothing of a VM that the ledger knows, as after a restored backup of etcd: a day passes before its
+// address is given back. If its FloatingIP object is still there, the VM was deleted while floatip was away.
+func TestUnknownVMs(t *testing.T) {
+	for name, tc := range map[string]struct {
+		objects []client.Object
+		want    string
+		again   bool
+	}{
+		"restored backup":         {nil, "Bound uid-a", true},
+		"deleted while away":      {[]client.Object{floatingIP("50", "a", "uid-a")}, "Released uid-a", false},
+		"VM there, object not":    {[]client.Object{vm("a", "uid-a", nil)}, "Bound uid-a", false},
+		"VMI there, VM is not":    {[]client.Object{vmi("a", "uid-a")}, "Bound uid-a", false},
+		"another VM of that name": {[]client.Object{vm("a", "uid-later", nil), floatingIP("50", "a", "uid-a")}, "Released uid-a", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, tc.objects...)
+			w.ledger.SetPools(valid(mustPools(t, w)))
+			w.commit("a", "uid-a")
+			if _, err := w.ledger.Bind(t.Context(), floatip.Claim{}, floatip.Owner{Namespace: "vms", Name: "a", UID: "uid-a"}, ipam.Cause{}); err != nil {
+				t.Fatal(err)
+			}
+			w.start()
+			again := w.look()
+			if got := w.state(); got != tc.want {
+				t.Errorf("%s, want %s", got, tc.want)
+			}
+			if (again.RequeueAfter > 0) != tc.again || again.RequeueAfter > orphanHold {
+				t.Errorf("looks again after %s", again.RequeueAfter)
+			}
+		})
+	}
+}
+
+// Before ledger and cluster were compared, nothing is bound or released.
+func TestControllersWaitForTheStart(t *testing.T) {
+	w := newWorld(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := w.vms.Reconcile(ctx, requestOf("a")); err == nil {
+		t.Error("VMs were looked at")
+	}
+	if _, err := w.pools.Reconcile(ctx, reconcile.Request{}); err == nil {
+		t.Error("pools were looked at")
+	}
+}
+
+func TestPoolStatus(t *testing.T) {
+	young := pool("young", "192.168.100.58-192.168.100.65")
+	young.CreationTimestamp = metav1.NewTime(epoch.Add(time.Hour))
+	drained := pool("drained", "192.168.101.0/24")
+	drained.Spec.Drain = true
+	tiny := pool("tiny", "192.168.102.1-192.168.102.1")
+	no := false
+	tiny.Spec.AutoAssign = &no
+	w := newWorld(t, young, drained, tiny, pool("broken", "nonsense"), pool("v6", "2001:db8::/64"))
+	w.start()
+	for i, pool := range []string{"tiny", "provider"} {
+		claim := floatip.NewClaim()
+		if _, err := w.ledger.Reserve(t.Context(), ipam.Request{Claim: claim, Namespace: "vms", Pools: []string{pool}}); err != nil {
+			t.Fatal(err)
+		}
+		owner := floatip.Owner{Namespace: "vms", Name: pool, UID: fmt.Sprintf("uid-%d", i)}
+		if _, err := w.ledger.Commit(t.Context(), claim, owner, nil, ipam.Cause{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := w.pools.Reconcile(t.Context(), reconcile.Request{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		pool                          string
+		ready, overlapping, exhausted string // reasons
+		ipv4, ipv6                    string // capacity used
+	}{
+		{"provider", "Serving", "NoOverlap", "FreeAddresses", "10 1", ""},
+		{"young", "Serving", "OlderPool", "FreeAddresses", "6 0", ""},
+		{"drained", "Draining", "NoOverlap", "FreeAddresses", "254 0", ""},
+		{"tiny", "Exhausted", "NoOverlap", "NoFreeAddress", "1 1", ""},
+		{"broken", "Invalid", "", "", "", ""},
+		{"v6", "Serving", "NoOverlap", "FreeAddresses", "", "18446744073709551615 0"},
+	} {
+		t.Run(tc.pool, func(t *testing.T) {
+			var have v1alpha1.FloatingIPPool
+			if err := w.client.Get(t.Context(), types.NamespacedName{Name: tc.pool}, &have); err != nil {
+				t.Fatal(err)
+			}
+			got := []string{
+				reason(have, ConditionReady), reason(have, ConditionOverlapping), reason(have, ConditionExhausted),
+				counted(have.Status.IPv4), counted(have.Status.IPv6),
+			}
+			if diff := cmp.Diff([]string{tc.ready, tc.overlapping, tc.exhausted, tc.ipv4, tc.ipv6}, got); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func reason(p v1alpha1.FloatingIPPool, kind string) string {
+	if c := meta.FindStatusCondition(p.Status.Conditions, kind); c != nil {
+		return c.Reason
+	}
+	return ""
+}

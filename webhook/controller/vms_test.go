@@ -1,0 +1,255 @@
+package controller
+
+import (
+	"context"
+	"maps"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"floatip.io/floatip"
+	"floatip.io/floatip/ipam"
+	"floatip.io/floatip/ipam/v1alpha1"
+)
+
+// A stored VM: its address is Bound, its owner is told once, and the FloatingIP object shows it.
+func TestBind(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.create(vm("a", "uid-a", w.commit("a", "uid-a")))
+	if got := w.state(); got != "Pending uid-a" {
+		t.Fatal(got)
+	}
+	for range 3 {
+		w.look()
+	}
+	if got := w.state(); got != "Bound uid-a" {
+		t.Error(got)
+	}
+	if diff := cmp.Diff([]string{"192.168.100.50 uid-a Bound"}, w.floatingIPs()); diff != "" {
+		t.Errorf("FloatingIPs (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{"Normal FloatingIPAllocated floating IP 192.168.100.50 of pool provider"}, w.events()); diff != "" {
+		t.Errorf("events (-want +got):\n%s", diff)
+	}
+}
+
+// The API server chose another name after the last validation that answered: the claim in the stored object decides.
+func TestBindByClaim(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.create(vm("a", "uid-stored", w.commit("a", "uid-tried")))
+	w.look()
+	if got := w.state(); got != "Bound uid-stored" {
+		t.Error(got)
+	}
+}
+
+// What the node agent writes stays: the webhook sets the first phase only.
+func TestStatusOfTheAgentStays(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.create(vm("a", "uid-a", w.commit("a", "uid-a")))
+	w.look()
+	ip := &v1alpha1.FloatingIP{ObjectMeta: metav1.ObjectMeta{Name: "192.168.100.50"}}
+	patch := mergeStatus(t, map[string]any{"phase": "Ready", "node": "node1", "pod": "virt-launcher-a-1"})
+	if err := w.client.Status().Patch(t.Context(), ip, patch); err != nil {
+		t.Fatal(err)
+	}
+	w.look()
+	if err := w.client.Get(t.Context(), client.ObjectKeyFromObject(ip), ip); err != nil {
+		t.Fatal(err)
+	}
+	if ip.Status.Phase != v1alpha1.PhaseReady || ip.Status.Node != "node1" || ip.Status.Pod != "virt-launcher-a-1" {
+		t.Errorf("%+v", ip.Status)
+	}
+}
+
+// An address is released when VM, VMI and every pod that translates it are gone, in whatever order they go.
+func TestRelease(t *testing.T) {
+	for _, order := range [][]string{{"vm", "vmi", "pod"}, {"pod", "vmi", "vm"}, {"vmi", "vm", "pod"}} {
+		t.Run(order[0]+" first", func(t *testing.T) {
+			w := newWorld(t)
+			w.start()
+			objects := map[string]client.Object{
+				"vm": vm("a", "uid-a", w.commit("a", "uid-a")), "vmi": vmi("a", "uid-a"), "pod": launcher(t, "virt-launcher-a-1", "uid-a"),
+			}
+			for _, o := range objects {
+				w.create(o)
+			}
+			w.look()
+			for i, name := range order {
+				if got := w.state(); got != "Bound uid-a" {
+					t.Fatalf("after %v: %s", order[:i], got)
+				}
+				w.remove(objects[name])
+				w.look()
+			}
+			if got := w.state(); got != "Released uid-a" {
+				t.Error(got)
+			}
+			if got := w.floatingIPs(); len(got) > 0 {
+				t.Errorf("still shown: %v", got)
+			}
+		})
+	}
+}
+
+// kubectl delete --cascade=orphan takes the owner reference from the VMI and leaves guest and pod running.
+func TestOrphanedGuestKeepsItsAddress(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	object := vm("a", "uid-a", w.commit("a", "uid-a"))
+	w.create(object, vmi("a", ""), launcher(t, "virt-launcher-a-1", "uid-a"))
+	w.look()
+	w.remove(object)
+	w.look()
+	if got := w.state(); got != "Bound uid-a" {
+		t.Error(got)
+	}
+}
+
+// A new VM of the old name: what the old one held goes, what the new one holds stays.
+func TestNameReuse(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	old := vm("a", "uid-old", w.commit("a", "uid-old"))
+	w.create(old)
+	w.look()
+	w.remove(old)
+	w.create(vm("a", "uid-new", w.commit("a", "uid-new")))
+	w.look()
+	w.look() // the object of the old one is gone, that of the new one is there
+	if diff := cmp.Diff([]string{"192.168.100.51 uid-new Bound"}, w.floatingIPs()); diff != "" {
+		t.Errorf("FloatingIPs (-want +got):\n%s", diff)
+	}
+	if got := w.state(); got != "Released uid-old" {
+		t.Error(got)
+	}
+}
+
+// The cache has not seen the VM yet: nothing is taken from it.
+func TestPendingIsNotReleased(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.commit("a", "uid-a")
+	w.look()
+	if got := w.state(); got != "Pending uid-a" {
+		t.Error(got)
+	}
+}
+
+// lagging is a cache that has lost an object which the API server still has.
+type lagging struct {
+	client.Reader
+	without types.UID
+}
+
+func (l lagging) Get(ctx context.Context, key client.ObjectKey, o client.Object, opts ...client.GetOption) error {
+	if err := l.Reader.Get(ctx, key, o, opts...); err != nil {
+		return err
+	}
+	if o.GetUID() == l.without {
+		return notFound("virtualmachines", key.Name)
+	}
+	return nil
+}
+
+func TestCacheThatLagsReleasesNothing(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.create(vm("a", "uid-a", w.commit("a", "uid-a")))
+	w.look()
+	w.vms.Cluster.Cached = lagging{w.client, "uid-a"}
+	_, err := w.vms.Reconcile(t.Context(), requestOf("a"))
+	if err == nil {
+		t.Error("no error, so nobody looks again")
+	}
+	if got := w.state(); got != "Bound uid-a" {
+		t.Error(got)
+	}
+}
+
+// A pool revision of KubeVirt rewrites the annotations of its VMs; floatip puts its own back and leaves the others.
+func TestAnnotationsArePutBack(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	own := w.commit("a", "uid-a")
+	w.create(vm("a", "uid-a", map[string]string{"revision": "2", floatip.AnnotationAddress: "192.168.100.99"}))
+	if _, err := w.ledger.Bind(t.Context(), floatip.Claim{}, floatip.Owner{Namespace: "vms", Name: "a", UID: "uid-a"}, ipam.Cause{}); err != nil {
+		t.Fatal(err)
+	}
+	w.look()
+	want := maps.Clone(own)
+	want["revision"] = "2"
+	if diff := cmp.Diff(want, w.vmAnnotations()); diff != "" {
+		t.Errorf("annotations (-want +got):\n%s", diff)
+	}
+}
+
+// Somebody deletes a FloatingIP object: it comes back. Somebody makes one that the ledger knows nothing of: it goes.
+func TestFloatingIPsFollowTheLedger(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.create(vm("a", "uid-a", w.commit("a", "uid-a")))
+	w.look()
+	w.remove(&v1alpha1.FloatingIP{ObjectMeta: metav1.ObjectMeta{Name: "192.168.100.50"}})
+	w.create(&v1alpha1.FloatingIP{
+		ObjectMeta: metav1.ObjectMeta{Name: "192.168.100.58"},
+		Spec: v1alpha1.FloatingIPSpec{
+			Address: "192.168.100.58", Pool: "provider", VM: v1alpha1.VMReference{Namespace: "vms", Name: "a", UID: "uid-a"},
+		},
+	})
+	w.look()
+	if diff := cmp.Diff([]string{"192.168.100.50 uid-a Bound"}, w.floatingIPs()); diff != "" {
+		t.Errorf("FloatingIPs (-want +got):\n%s", diff)
+	}
+}
+
+func TestSweep(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.commit("a", "uid-a")
+	stored := w.commit("b", "uid-b")
+	w.create(vm("b", "uid-b", stored), vm("a", "uid-of-another-a", nil))
+	for _, tc := range []struct {
+		after time.Duration
+		want  string
+	}{{80 * time.Second, "Pending uid-a"}, {100 * time.Second, "Released uid-a"}} {
+		w.now = epoch.Add(tc.after)
+		if err := w.pending.Sweep(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := w.state(); got != tc.want {
+			t.Errorf("after %s: %s, want %s", tc.after, got, tc.want)
+		}
+	}
+	if line, _ := w.ledger.Lookup(address(51)); line.State != ipam.Bound {
+		t.Errorf("the VM that exists: %+v", line)
+	}
+}
+
+// unreachable is an API server that does not answer.
+type unreachable struct{ client.Reader }
+
+func (unreachable) Get(context.Context, client.ObjectKey, client.Object, ...client.GetOption) error {
+	return context.DeadlineExceeded
+}
+
+func TestSweepWithoutAnAnswerFreesNothing(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.commit("a", "uid-a")
+	w.now = epoch.Add(time.Hour)
+	w.pending.Cluster.Live = unreachable{}
+	if err := w.pending.Sweep(t.Context()); err == nil {
+		t.Error("no error")
+	}
+	if got := w.state(); got != "Pending uid-a" {
+		t.Error(got)
+	}
+}
