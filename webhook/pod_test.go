@@ -102,6 +102,35 @@ func TestCreatePodInjects(t *testing.T) {
 	}
 }
 
+// A pod of the class Guaranteed stays one; in any other the sidecar asks for little.
+func TestSidecarResources(t *testing.T) {
+	const equal = `{"limits":{"cpu":"1","memory":"1Gi"},"requests":{"cpu":"1000m","memory":"1Gi"}}`
+	for _, tc := range []struct {
+		name, spec string
+		guaranteed bool
+	}{
+		{"requests equal limits", `{"containers":[{"name":"compute","resources":` + equal + `}]}`, true},
+		{"limits only", `{"containers":[{"name":"compute","resources":{"limits":{"cpu":"1","memory":"1Gi"}}}]}`, true},
+		{"nothing", `{"containers":[{"name":"compute"}]}`, false},
+		{"requests only", `{"containers":[{"name":"compute","resources":{"requests":{"cpu":"1","memory":"1Gi"}}}]}`, false},
+		{"less requested", `{"containers":[{"name":"compute","resources":{"limits":{"cpu":"1","memory":"1Gi"},"requests":{"cpu":"1","memory":"1Mi"}}}]}`, false},
+		{"an init container without", `{"initContainers":[{"name":"a"}],"containers":[{"name":"compute","resources":` + equal + `}]}`, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var pod podView
+			if err := json.Unmarshal([]byte(`{"spec":`+tc.spec+`}`), &pod); err != nil {
+				t.Fatal(err)
+			}
+			resources := sidecarResources(pod.guaranteed())
+			for name, limit := range resources.Limits {
+				if request := resources.Requests[name]; (request.Cmp(limit) == 0) != tc.guaranteed {
+					t.Errorf("%s: requests %s, limit %s, want equal: %t", name, &request, &limit, tc.guaranteed)
+				}
+			}
+		})
+	}
+}
+
 // Whoever may create pods can write labels, annotations and owner references; none of it makes floatip inject.
 func TestCreatePodIgnores(t *testing.T) {
 	forged := `{"floatip.io/nat":"{}","floatip.io/address":"192.168.100.50"}`

@@ -24,17 +24,10 @@ const sidecarBinary = "/floatip-sidecar"
 //   - User 0: an unprivileged process gets NET_ADMIN into its effective set only by a file capability, which
 //     allowPrivilegeEscalation=false switches off. KubeVirt's pods are runAsNonRoot as a whole, so both are overridden
 //     here (kubelet security_context_others.go).
-//   - Requests equal limits: a pod with dedicated CPUs must stay in the class Guaranteed (virt-controller lifecycle.go),
-//     and a namespace with a quota on limits wants them. The CPU limit also bounds the startup probe: an exec with runc
-//     costs 15 to 35 ms of CPU inside the container's quota. Measured: 0.15 s with 100m, 0.45 s with 50m, 1.3 s with
-//     20m, which is more than the probe's timeout, and with 10m the pod never started.
-//   - A startup probe and no readiness probe: virt-controller hands the VM over when the pod runs, and only then KubeVirt
-//     makes its NAT table. "ready" must not wait for it.
-func sidecarContainer(image string) corev1.Container {
-	resources := corev1.ResourceList{
-		corev1.ResourceCPU:    resource.MustParse("100m"),
-		corev1.ResourceMemory: resource.MustParse("32Mi"),
-	}
+//   - No probe: kubelet would run one as a process inside the container's CPU quota, 15 to 35 ms of CPU each, and a
+//     sidecar that cannot work would keep the guest from starting. That the rules stand is told to the node agent over
+//     the socket and is the condition NATReady (docs/decisions/no-startup-probe.md).
+func sidecarContainer(image string, resources corev1.ResourceRequirements) corev1.Container {
 	always := corev1.ContainerRestartPolicyAlways
 	return corev1.Container{
 		Name:            floatip.SidecarContainer,
@@ -47,7 +40,7 @@ func sidecarContainer(image string) corev1.Container {
 			podField("POD_UID", "metadata.uid"),
 		},
 		RestartPolicy: &always,
-		Resources:     corev1.ResourceRequirements{Requests: resources, Limits: resources},
+		Resources:     resources,
 		SecurityContext: &corev1.SecurityContext{
 			RunAsUser:                new(int64(0)),
 			RunAsNonRoot:             new(false),
@@ -59,16 +52,30 @@ func sidecarContainer(image string) corev1.Container {
 			},
 			SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 		},
-		StartupProbe: &corev1.Probe{
-			ProbeHandler:     corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{sidecarBinary, "ready"}}},
-			PeriodSeconds:    1,
-			FailureThreshold: 60,
-		},
 		VolumeMounts: []corev1.VolumeMount{
 			{Name: floatip.SocketVolume, MountPath: SocketPath},
 			{Name: floatip.NATVolume, MountPath: NATPath, ReadOnly: true},
 		},
 	}
+}
+
+// sidecarResources are what the sidecar asks for. A pod of the class Guaranteed stays one, since virt-controller refuses
+// a VM with dedicated CPUs in any other (lifecycle.go): requests equal limits. Elsewhere a node full of VMs must not
+// lose whole CPUs to idle sidecars: 5m as KubeVirt's own guest-console-log asks for (serialconsolelog.go). A limit
+// always, since a namespace with a quota on limits wants it; it leaves room to install the rules within one period of
+// the CPU controller (measured: with 10m, rules took seconds).
+func sidecarResources(guaranteed bool) corev1.ResourceRequirements {
+	limits := corev1.ResourceList{
+		corev1.ResourceCPU:    resource.MustParse("100m"),
+		corev1.ResourceMemory: resource.MustParse("32Mi"),
+	}
+	if guaranteed {
+		return corev1.ResourceRequirements{Requests: limits, Limits: limits}
+	}
+	return corev1.ResourceRequirements{Limits: limits, Requests: corev1.ResourceList{
+		corev1.ResourceCPU:    resource.MustParse("5m"),
+		corev1.ResourceMemory: resource.MustParse("16Mi"),
+	}}
 }
 
 // podField is how the sidecar, which has no API token, knows its own pod.
@@ -97,8 +104,8 @@ func sidecarVolumes() []corev1.Volume {
 type podView struct {
 	Metadata metadata `json:"metadata"`
 	Spec     struct {
-		InitContainers []named           `json:"initContainers"`
-		Containers     []named           `json:"containers"`
+		InitContainers []containerView   `json:"initContainers"`
+		Containers     []containerView   `json:"containers"`
 		Volumes        []named           `json:"volumes"`
 		NodeSelector   map[string]string `json:"nodeSelector"`
 	} `json:"spec"`
@@ -112,13 +119,36 @@ func hasName(list []named, name string) bool {
 	return slices.ContainsFunc(list, func(n named) bool { return n.Name == name })
 }
 
+// containerView is what the hook reads of a container.
+type containerView struct {
+	Name      string                      `json:"name"`
+	Resources corev1.ResourceRequirements `json:"resources"`
+}
+
+// guaranteed reports whether the pod is of the class Guaranteed: every container has limits on CPU and memory, and
+// requests that equal them. A request that is left out is the limit.
+func (p podView) guaranteed() bool {
+	return !slices.ContainsFunc(slices.Concat(p.Spec.InitContainers, p.Spec.Containers), func(c containerView) bool {
+		for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory} {
+			limit, limited := c.Resources.Limits[name]
+			request, requested := c.Resources.Requests[name]
+			if !limited || requested && request.Cmp(limit) != 0 {
+				return true
+			}
+		}
+		return false
+	})
+}
+
 // injected reports whether the pod has the sidecar already, as when the hook is called again.
-func (p podView) injected() bool { return hasName(p.Spec.InitContainers, floatip.SidecarContainer) }
+func (p podView) injected() bool {
+	return slices.ContainsFunc(p.Spec.InitContainers, func(c containerView) bool { return c.Name == floatip.SidecarContainer })
+}
 
 // injectSidecar returns the operations that put the sidecar first among the init containers, before the image pulls of
 // KubeVirt's own, with its volumes. Init containers end in reverse order, so it also outlives the guest's shutdown.
 func injectSidecar(pod podView, image string) []jsonpatch.Operation {
-	ops := prepend(pod.Spec.InitContainers, sidecarContainer(image))
+	ops := prepend(pod.Spec.InitContainers, sidecarContainer(image, sidecarResources(pod.guaranteed())))
 	volumes := pod.Spec.Volumes
 	for _, v := range sidecarVolumes() {
 		ops = append(ops, appendVolume(volumes, v))
@@ -127,7 +157,7 @@ func injectSidecar(pod podView, image string) []jsonpatch.Operation {
 	return ops
 }
 
-func prepend(have []named, c corev1.Container) []jsonpatch.Operation {
+func prepend(have []containerView, c corev1.Container) []jsonpatch.Operation {
 	if len(have) == 0 {
 		return []jsonpatch.Operation{jsonpatch.NewOperation("add", "/spec/initContainers", []corev1.Container{c})}
 	}
