@@ -75,6 +75,11 @@ func ForgetFlows(c Config, stale func(Flow) bool) (n int, err error) {
 		return 0, fmt.Errorf("open conntrack: %w", explain(err))
 	}
 	defer conn.Close()
+	// A dump walks the node's whole hash table, whoever its entries belong to: 17 ms on a node with 262144 buckets. The
+	// count is of this namespace.
+	if stats, err := conn.StatsGlobal(); err == nil && stats.Entries == 0 {
+		return 0, nil
+	}
 	entries, err := conn.Dump(nil)
 	if err != nil {
 		return 0, fmt.Errorf("list conntrack entries: %w", explain(err))

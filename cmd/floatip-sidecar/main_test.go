@@ -35,7 +35,7 @@ func program(args ...string) *exec.Cmd {
 	return cmd
 }
 
-func natFile(t *testing.T) string {
+func natFile(t testing.TB) string {
 	t.Helper()
 	p := floatip.PodNAT{
 		Version: floatip.PodNATVersion, Owner: floatip.Owner{Namespace: "shop", Name: "web"},

@@ -3,11 +3,16 @@ package sidecar
 import (
 	"context"
 	"fmt"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 
 	"floatip.io/floatip/nat/handover"
 )
+
+// settleTime after the last look the memory that it used goes back to the kernel: one sidecar runs beside every VM, and
+// nearly always there is nothing to do.
+const settleTime = time.Second
 
 // Run keeps the rules until ctx is done and then returns nil at once; the rules stay. It fails only if it cannot serve
 // at all; a kernel that refuses and a file that is wrong are reported and tried again.
@@ -35,8 +40,9 @@ func Run(ctx context.Context, config Config) error {
 	served := make(chan error, 1)
 	go func() { served <- serve(ctx, config, server) }()
 
-	timer := time.NewTimer(wait)
+	timer, idle := time.NewTimer(wait), time.NewTimer(settleTime)
 	defer timer.Stop()
+	defer idle.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -47,8 +53,12 @@ func Run(ctx context.Context, config Config) error {
 		case <-rulesChanged:
 		case <-timer.C:
 			w.ensure(ctx)
+		case <-idle.C:
+			debug.FreeOSMemory()
+			continue
 		}
 		timer.Reset(l.look(time.Now()))
+		idle.Reset(settleTime)
 	}
 }
 

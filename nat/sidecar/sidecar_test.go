@@ -33,7 +33,7 @@ type kubelet struct {
 	n   int
 }
 
-func newKubelet(t *testing.T) *kubelet {
+func newKubelet(t testing.TB) *kubelet {
 	t.Helper()
 	k := &kubelet{dir: t.TempDir()}
 	if err := os.Symlink("..data/"+floatip.NATFile, k.path()); err != nil {
@@ -44,7 +44,7 @@ func newKubelet(t *testing.T) *kubelet {
 
 func (k *kubelet) path() string { return filepath.Join(k.dir, floatip.NATFile) }
 
-func (k *kubelet) write(t *testing.T, text string) {
+func (k *kubelet) write(t testing.TB, text string) {
 	t.Helper()
 	k.n++
 	version := fmt.Sprintf("..%d", k.n)
@@ -61,7 +61,7 @@ func (k *kubelet) write(t *testing.T, text string) {
 	}
 }
 
-func (k *kubelet) describe(t *testing.T, p floatip.PodNAT) {
+func (k *kubelet) describe(t testing.TB, p floatip.PodNAT) {
 	t.Helper()
 	text, err := p.Encode()
 	if err != nil {
@@ -100,7 +100,7 @@ type running struct {
 	stop   func()
 }
 
-func start(t *testing.T, c Config) *running {
+func start(t testing.TB, c Config) *running {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "fip") // short enough for a socket's path
 	if err != nil {
@@ -128,7 +128,7 @@ func (r *running) state() (handover.State, error) {
 }
 
 // await waits for a state and returns it.
-func (r *running) await(t *testing.T, what string, ok func(handover.State) bool) handover.State {
+func (r *running) await(t testing.TB, what string, ok func(handover.State) bool) handover.State {
 	t.Helper()
 	var last handover.State
 	lab.Within(t, patience, what, func() bool {
@@ -139,12 +139,12 @@ func (r *running) await(t *testing.T, what string, ok func(handover.State) bool)
 	return last
 }
 
-func (r *running) awaitPhase(t *testing.T, phase handover.Phase) handover.State {
+func (r *running) awaitPhase(t testing.TB, phase handover.Phase) handover.State {
 	t.Helper()
 	return r.await(t, string(phase), func(s handover.State) bool { return s.Phase == phase })
 }
 
-func file(t *testing.T, ns *lab.Namespace) *os.File {
+func file(t testing.TB, ns *lab.Namespace) *os.File {
 	t.Helper()
 	f, err := os.Open(ns.Path())
 	if err != nil {
@@ -436,6 +436,49 @@ func TestAddressForARunningVM(t *testing.T) {
 	}
 }
 
+// A migration target may know nothing of the connections that arrive with the guest. Addresses and ports are the same
+// there, so they are taken up in the middle, whoever speaks first.
+func TestConnectionsAreTakenUpInTheMiddle(t *testing.T) {
+	c, vm, _, _ := world(t, binding("192.168.100.51", floatip.Port{Protocol: "TCP", Number: 2000}), binding("2001:db8:100::51"))
+	connections := map[string]net.Conn{
+		"in":          dial(t, c.Host, vm.Floating4, 2000),
+		"in by IPv6":  dial(t, c.Host, vm.Floating6, 2000),
+		"out":         dial(t, vm.Guest, lab.Host4, 2000),
+		"out by IPv6": dial(t, vm.Guest, lab.Host6, 2000),
+	}
+	n, err := nat.ForgetFlows(nat.Config{NetNS: vm.Pod.FD()}, func(nat.Flow) bool { return true })
+	if err != nil || n < len(connections) {
+		t.Fatalf("forgot %d flows, want at least %d: %v", n, len(connections), err)
+	}
+	for what, conn := range connections {
+		if !lab.Alive(conn, patience) {
+			t.Errorf("connection %s broke", what)
+		}
+	}
+}
+
+// Events can be lost: the poll finds what they would have told.
+func TestPollFindsDrift(t *testing.T) {
+	ns, k := lab.New(t, "pod"), newKubelet(t)
+	p := description(binding("192.168.100.50"))
+	k.describe(t, p)
+	config := Config{NATFile: k.path(), Poll: time.Minute, Kernel: nat.Config{NetNS: ns.FD()}}
+	state := &board{config: config.Kernel}
+	l := &loop{config: config, log: slog.New(slog.DiscardHandler), state: state}
+	l.look(time.Now())
+	ns.NFT(t, "flush ruleset")
+	if wait := l.look(time.Now()); wait != config.Poll {
+		t.Errorf("next look after %s, want %s", wait, config.Poll)
+	}
+	have, err := kernel(t, ns).Read()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := nat.Desired(p).Diff(have); d != "" || state.read().Repairs != 1 {
+		t.Errorf("after one look: %s, %d repairs", d, state.read().Repairs)
+	}
+}
+
 func TestCountersSurviveARewrite(t *testing.T) {
 	c, _, k, r := world(t, binding("192.168.100.51"))
 	dial(t, c.Host, "192.168.100.51", 2000)
@@ -494,4 +537,35 @@ func FuzzReadDescription(f *testing.F) {
 			t.Errorf("accepted %q", raw)
 		}
 	})
+}
+
+// BenchmarkRepair is from "flush ruleset" to rules in place, both families. The agent is told when they stand.
+func BenchmarkRepair(b *testing.B) {
+	ns, k := lab.New(b, "pod"), newKubelet(b)
+	k.describe(b, description(binding("192.168.100.50"), binding("2001:db8:100::50")))
+	r := start(b, Config{NATFile: k.path(), NetNS: file(b, ns)})
+	r.awaitPhase(b, handover.PhaseInstalled)
+	r.stop()
+	state := &board{config: nat.Config{NetNS: ns.FD()}}
+	l := &loop{config: Config{NATFile: k.path(), Kernel: state.config}, log: slog.New(slog.DiscardHandler), state: state}
+	changed := newSignal()
+	if err := watchRules(b.Context(), state.config, changed, func() {}); err != nil {
+		b.Fatal(err)
+	}
+	l.look(time.Now())
+	conn := ns.Conn(b)
+	for b.Loop() {
+		b.StopTimer()
+		l.contest = contest{} // this loop is not to be slowed down
+		for len(changed) > 0 {
+			<-changed
+		}
+		conn.FlushRuleset()
+		b.StartTimer()
+		if err := conn.Flush(); err != nil {
+			b.Fatal(err)
+		}
+		<-changed
+		l.look(time.Now())
+	}
 }
