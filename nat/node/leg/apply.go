@@ -124,8 +124,12 @@ func (a application) add() error {
 	if err := a.node.applyGuard(a.want.guard, a.have.guard, a.report.changed); err != nil {
 		return errors.Join(append(errs, err)...)
 	}
+	changes := len(a.report.Changes)
 	for _, name := range diff(a.want.ports, a.have.ports).Put {
 		errs = append(errs, a.setPort(name))
+	}
+	if len(a.report.Changes) > changes {
+		errs = append(errs, awaitUsable(a.node.netlink, Bridge))
 	}
 	for _, ether := range diff(a.want.fdb, a.have.fdb).Put {
 		errs = append(errs, a.setForwarding(ether))

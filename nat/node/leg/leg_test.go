@@ -135,6 +135,19 @@ func TestFlows(t *testing.T) {
 	}
 }
 
+// TestFirstPacketArrives: a client that comes at the very moment the leg stands waits no second for its SYN to be sent
+// again (RFC 6298 section 2).
+func TestFirstPacketArrives(t *testing.T) {
+	for range 5 {
+		r := newRig(t)
+		r.addPod("a", "100.0.0.5", floating)
+		r.apply()
+		if _, err := r.world.Host.Ask("192.168.100.50:80", 900*time.Millisecond); err != nil {
+			t.Fatalf("the first packet was lost: %v", err)
+		}
+	}
+}
+
 // TestFlows6 is TestFlows in IPv6.
 func TestFlows6(t *testing.T) {
 	r := newRig(t)

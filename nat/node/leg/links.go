@@ -65,7 +65,7 @@ func (a application) setPort(name string) error {
 		}
 	}
 	a.report.changed("port %s", name)
-	return nil
+	return awaitUsable(a.node.netlink, name)
 }
 
 func (n *Node) setPortFlags(index int, p port) error {

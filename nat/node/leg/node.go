@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	vishnetns "github.com/vishvananda/netns"
@@ -84,7 +85,7 @@ func isPair(outer, inner netlink.Link, ether mac) bool {
 
 func (n *Node) addPair(pod string, podNS *os.File) error {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name = PortName(pod)
+	attrs.Name, attrs.Flags = PortName(pod), net.FlagUp // the other end shall have a carrier as soon as it is up
 	ether := podMAC(pod)
 	err := n.netlink.LinkAdd(&netlink.Veth{
 		LinkAttrs: attrs, PeerName: PodLink, PeerHardwareAddr: ether[:], PeerNamespace: netlink.NsFd(int(podNS.Fd())),
@@ -107,6 +108,28 @@ func linkByName(h *netlink.Handle, name string) (netlink.Link, error) {
 		return nil, fmt.Errorf("look for link %s: %w", name, err)
 	}
 	return l, nil
+}
+
+const (
+	// activation bounds the wait for a link to become usable: the kernel gives it its queue on a worker thread
+	// (net/core/link_watch.c), and drops what is sent before. It takes well under a millisecond on an idle machine.
+	activation = 250 * time.Millisecond
+	// activationPoll is the pause between two looks.
+	activationPoll = 100 * time.Microsecond
+)
+
+// awaitUsable waits until the link has its queue, at most for activation. A link that has none by then will get it: the
+// first packets may be lost, and nothing else.
+func awaitUsable(h *netlink.Handle, name string) error {
+	for deadline := time.Now().Add(activation); ; time.Sleep(activationPoll) {
+		link, err := h.LinkByName(name)
+		if err != nil {
+			return fmt.Errorf("wait for %s: %w", name, err)
+		}
+		if link.Attrs().OperState == netlink.OperUp || time.Now().After(deadline) {
+			return nil
+		}
+	}
 }
 
 // Holding is what a node holds already when an agent starts.

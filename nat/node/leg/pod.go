@@ -220,7 +220,7 @@ func (a podApplication) setLink() error {
 		return fmt.Errorf("set %s up: %w", PodLink, err)
 	}
 	a.report.changed("pod link %s", PodLink)
-	return nil
+	return awaitUsable(a.h, PodLink)
 }
 
 func (a podApplication) setNeighbour(gateway netip.Addr) error {

@@ -71,6 +71,8 @@ func NewNamespace(t testing.TB) *Namespace {
 		h.Close()
 		ns.File.Close()
 	})
+	// Addresses are usable at once, so that what a test measures is not duplicate address detection.
+	ns.Sysctl("ipv6/conf/all/accept_dad=0", "ipv6/conf/default/accept_dad=0", "ipv6/conf/default/router_solicitations=0")
 	ns.Up("lo")
 	return ns
 }

@@ -1,11 +1,30 @@
 package nodetest
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
+
+// settle waits until the host address answers. New links lose packets for a moment, bridges above all, and a lost packet
+// costs a second.
+func (n *Namespace) settle(address string) {
+	n.t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
+		c, err := n.Dial(net.JoinHostPort(address, "1"), 50*time.Millisecond)
+		if err == nil {
+			c.Close()
+		}
+		if err == nil || errors.Is(err, unix.ECONNREFUSED) {
+			return
+		}
+	}
+	n.t.Fatalf("%s does not answer", address)
+}
 
 // Serve answers each TCP connection to address inside the namespace with "<who> sees <address of the client>".
 func (n *Namespace) Serve(who, address string) {

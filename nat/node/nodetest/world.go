@@ -76,6 +76,10 @@ func (w *World) AddNode(number string) *Node {
 	w.Cluster.Route(Pool6, "fd20::"+number, "g"+number)
 	n.Sysctl("ipv4/ip_forward=1", "ipv6/conf/all/forwarding=1", "ipv4/conf/all/rp_filter=1",
 		"ipv4/conf/red0/rp_filter=1", "ipv4/conf/green0/rp_filter=1")
+	n.settle(Gateway)
+	n.settle(Gateway6)
+	n.settle(Peer)
+	n.settle(Peer6)
 	return n
 }
 
@@ -100,6 +104,10 @@ func (n *Node) AddPod(name, address string) *Pod {
 	p.Guest.Address("eth0", GuestFixed+"/24", "fd10:0:2::2/120")
 	p.Guest.Route("0.0.0.0/0", "10.0.2.1", "eth0")
 	p.Guest.Route("::/0", "fd10:0:2::1", "eth0")
+	p.Guest.settle("10.0.2.1")
+	p.Guest.settle("fd10:0:2::1")
+	n.settle(address)
+	n.settle(podAddress6(address))
 	return p
 }
 
