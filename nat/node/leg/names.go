@@ -26,6 +26,8 @@ const (
 	// podTable is the pod's routing table for packets that carry Mark, and podRule the preference of the rule.
 	podTable = 77
 	podRule  = 77
+	// podOwnRule is the preference of the rules that lead packets to a floating address to podTable, where its blackhole is.
+	podOwnRule = 78
 
 	// protocol marks our routes and rules among those of others (rtm_protocol). It is in no distribution's
 	// /etc/iproute2/rt_protos.

@@ -36,7 +36,10 @@ type podLink struct {
 // desiredPod says what the pod's namespace shall hold.
 //
 // The blackhole is for the moment in which no DNAT stands: silence. Without it a packet for the address goes back to the
-// node and comes again until its TTL is used up; with the address as a local one, clients would get a reset.
+// node and comes again until its TTL is used up; with the address as a local one, clients would get a reset. It is not in
+// the main table: KubeVirt reads that table before it sets up the pod's network and asks for the link of each route
+// (pkg/network/driver/nmstate/status.go, readRoutes). A blackhole has none, the set-up fails with "invalid argument", and
+// a leg that was plugged before then would keep the VM from starting.
 func desiredPod(p Pod) podState {
 	s := podState{
 		link: podLink{Up: true, MTU: p.MTU},
@@ -54,7 +57,9 @@ func desiredPod(p Pod) podState {
 		s.rules[rule{Priority: podRule, V6: v6, Mark: Mark, Table: podTable}] = struct{}{}
 		everything := netip.PrefixFrom(anyAddress(v6), 0)
 		s.routes[routeKey{podTable, everything}] = route{Kind: unix.RTN_UNICAST, Dev: PodLink, Via: gateway}
-		s.routes[routeKey{unix.RT_TABLE_MAIN, netip.PrefixFrom(a, a.BitLen())}] = route{Kind: unix.RTN_BLACKHOLE}
+		own := netip.PrefixFrom(a, a.BitLen())
+		s.rules[rule{Priority: podOwnRule, V6: v6, To: own, Table: podTable}] = struct{}{}
+		s.routes[routeKey{podTable, own}] = route{Kind: unix.RTN_BLACKHOLE}
 		s.neighbours[gateway] = bridgeMAC
 		s.addPodSysctls(v6)
 	}
@@ -243,7 +248,7 @@ func (a podApplication) remove() error {
 	}
 	for _, k := range diff(a.want.routes, a.have.routes).Remove {
 		errs = append(errs, gone.removed(delRoute(a.h, k, a.have.routes[k]), "pod route %s", k.To))
-		if k.Table == unix.RT_TABLE_MAIN {
+		if a.have.routes[k].Kind == unix.RTN_BLACKHOLE {
 			a.report.Withdrawn = append(a.report.Withdrawn, k.To.Addr())
 		}
 	}
