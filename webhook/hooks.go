@@ -56,6 +56,8 @@ type Events interface {
 const (
 	// EventUnnatable: the network binding of the VM leaves nothing to translate.
 	EventUnnatable = "FloatingIPUnsupportedBinding"
+	// EventForbidden: the namespace's Pod Security level forbids the sidecar.
+	EventForbidden = "FloatingIPForbiddenSidecar"
 )
 
 // Options are what the administrator says.

@@ -42,6 +42,14 @@ func (h *Hooks) createPod(ctx context.Context, req admission.Request) Decision {
 	if len(lines) == 0 {
 		return plainPod(pod, Decision{Action: Ignored, Reason: "the VM has no address"})
 	}
+	labels, err := h.Cluster.NamespaceLabels(ctx, req.Namespace)
+	if err != nil {
+		return refuse(internal(req), fmt.Errorf("labels of namespace %s: %w", req.Namespace, err))
+	}
+	if err := sidecarForbidden(labels); err != nil {
+		// With the sidecar the pod would be refused. The VM's owner was told when the VMI was created.
+		return plainPod(pod, holdingOf(lines).decision(Unnatable, err.Error()))
+	}
 	return h.inject(req, pod, vmi, lines)
 }
 

@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"fmt"
 	"slices"
 
 	"gomodules.xyz/jsonpatch/v2"
@@ -76,6 +77,17 @@ func sidecarResources(guaranteed bool) corev1.ResourceRequirements {
 		corev1.ResourceCPU:    resource.MustParse("5m"),
 		corev1.ResourceMemory: resource.MustParse("16Mi"),
 	}}
+}
+
+// sidecarForbidden says why pods of a namespace with these labels may not have the sidecar, or returns nil: all Pod
+// Security levels but privileged forbid NET_ADMIN (k8s.io/pod-security-admission check_capabilities_baseline.go). A
+// level that the administrator set for the whole cluster is not seen here.
+func sidecarForbidden(namespaceLabels map[string]string) error {
+	switch level := namespaceLabels["pod-security.kubernetes.io/enforce"]; level {
+	case "baseline", "restricted":
+		return fmt.Errorf("the namespace enforces the Pod Security level %s, which forbids the sidecar's capability NET_ADMIN; it must be privileged", level)
+	}
+	return nil
 }
 
 // podField is how the sidecar, which has no API token, knows its own pod.

@@ -71,6 +71,9 @@ func (h *Hooks) reserve(ctx context.Context, req admission.Request, m metadata, 
 	if isDryRun(req) && len(wish.Addresses) == 0 {
 		warnings = append(warnings, fmt.Sprintf("floatip: dry run: %s would be given now, it is not reserved", FormatAddresses(offer.Addresses)))
 	}
+	if err := sidecarForbidden(ask.NamespaceLabels); err != nil {
+		warnings = append(warnings, "floatip: "+err.Error()+"; the VM will start without its floating address")
+	}
 	reason := "next free address"
 	if len(ask.Addresses) > 0 {
 		reason = "requested address"

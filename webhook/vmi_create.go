@@ -40,12 +40,19 @@ func (h *Hooks) createVMI(ctx context.Context, req admission.Request) Decision {
 	if err := volumeNames(vmi.Spec); err != nil {
 		return refuse(invalid(req, field.ErrorList{err}), nil)
 	}
+	labels, err := h.Cluster.NamespaceLabels(ctx, req.Namespace)
+	if err != nil {
+		return refuse(internal(req), fmt.Errorf("labels of namespace %s: %w", req.Namespace, err))
+	}
+	if err := sidecarForbidden(labels); err != nil {
+		return h.unnatable(ctx, req, vmi, owner, have, EventForbidden, err)
+	}
 	g, err := guestOf(vmi.Spec)
 	if err == nil {
 		_, err = podNAT(owner, have.addresses, g, h.Options.ClusterNetworks)
 	}
 	if err != nil {
-		return h.unnatable(ctx, req, vmi, owner, have, err)
+		return h.unnatable(ctx, req, vmi, owner, have, EventUnnatable, err)
 	}
 	d := have.decision(Carried, "address of VM "+owner.String())
 	d.Patches = setAnnotations(vmi.Metadata, map[string]string{
@@ -63,9 +70,11 @@ func uncarried(vmi vmiView, d Decision) Decision {
 	return d
 }
 
-// unnatable serves a VM that holds an address and is connected in a way that floatip cannot translate. The VM starts
-// without the floating address, unless it says that it needs it.
-func (h *Hooks) unnatable(ctx context.Context, req admission.Request, vmi vmiView, owner floatip.Owner, have holding, cause error) Decision {
+// unnatable serves a VM that holds an address which cannot be translated for the cause. The VM starts without it, and its
+// owner is told by an event, unless the VM says that it needs the address.
+func (h *Hooks) unnatable(ctx context.Context, req admission.Request, vmi vmiView, owner floatip.Owner, have holding,
+	event string, cause error,
+) Decision {
 	text := fmt.Sprintf("%s cannot be translated to VM %s: %v", have.address(), owner, cause)
 	required, err := h.requires(ctx, owner)
 	if err != nil {
@@ -76,7 +85,7 @@ func (h *Hooks) unnatable(ctx context.Context, req admission.Request, vmi vmiVie
 		return refuse(invalid(req, field.ErrorList{field.Forbidden(path, text)}), nil)
 	}
 	if !isDryRun(req) {
-		h.Events.Warn(owner, EventUnnatable, text)
+		h.Events.Warn(owner, event, text)
 	}
 	d := have.decision(Unnatable, cause.Error())
 	d.Warnings = []string{"floatip: " + text}

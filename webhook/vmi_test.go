@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	admissionv1 "k8s.io/api/admission/v1"
 
 	"floatip.io/floatip"
 	"floatip.io/floatip/ipam"
@@ -100,6 +101,31 @@ func TestCreateVMIUnnatable(t *testing.T) {
 			strict := worldWithVM(t, map[string]string{floatip.AnnotationRequire: "true"})
 			response = strict.post(PathVMICreate, review{kind: vmiGVK, object: vmi(`{"x":"y"}`, tc.spec)})
 			wantRefused(t, response.Result, http.StatusUnprocessableEntity, tc.text, "spec.domain.devices.interfaces")
+		})
+	}
+}
+
+// A namespace that forbids the sidecar: warned of at VM create, told by an event at start, and the pod is not broken.
+func TestForbiddenSidecar(t *testing.T) {
+	for level, forbidden := range map[string]bool{"": false, "privileged": false, "baseline": true, "restricted": true} {
+		t.Run(level, func(t *testing.T) {
+			w := worldWithVM(t, nil)
+			w.addVMI(masquerade)
+			w.labels["vms"]["pod-security.kubernetes.io/enforce"] = level
+			forVM := w.post(PathVMCreate, review{kind: vmGVK, object: vm("b", nil)})
+			forVMI := w.post(PathVMICreate, review{kind: vmiGVK, object: vmi(`{}`, masquerade)})
+			forPod := w.post(PathPodCreate, review{kind: podGVK, user: kubevirtController, object: launcher(`{}`, podSpec)})
+			for name, response := range map[string]*admissionv1.AdmissionResponse{"VM": forVM, "VMI": forVMI} {
+				if got := len(response.Warnings) == 1 && strings.Contains(response.Warnings[0], "Pod Security level "+level); !response.Allowed || got != forbidden {
+					t.Errorf("%s: allowed %v, warnings %q", name, response.Allowed, response.Warnings)
+				}
+			}
+			if got := len(w.events) == 1 && strings.Contains(w.events[0], EventForbidden); got != forbidden {
+				t.Errorf("events: %q", w.events)
+			}
+			if got := len(forPod.Patch) == 0; !forPod.Allowed || got != forbidden {
+				t.Errorf("pod: allowed %v, patch %s", forPod.Allowed, forPod.Patch)
+			}
 		})
 	}
 }
