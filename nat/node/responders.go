@@ -80,21 +80,14 @@ func (r *responders) start(ctx context.Context, nic string) {
 	})
 }
 
-// set passes IPv4 on: IPv6 addresses are answered for by the kernel's proxy entries.
 func (o *running) set(addresses []netip.Addr) {
 	o.addresses = addresses
-	o.Set(slices.DeleteFunc(slices.Clone(addresses), netip.Addr.Is6))
+	o.Set(addresses)
 }
 
 func (r *responders) announced(nic string, a netip.Addr) bool {
 	one := r.byNIC[nic]
-	if one == nil {
-		return false
-	}
-	if a.Is6() {
-		return slices.Contains(one.addresses, a)
-	}
-	return one.Announced(a)
+	return one != nil && one.Announced(a)
 }
 
 // stop ends all responders and waits for them. The kernel's proxy entries go on.

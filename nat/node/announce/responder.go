@@ -20,7 +20,7 @@ const (
 	reopenMost  = time.Second
 )
 
-// Responder answers for IPv4 addresses on one NIC. Its exported fields are set before Run.
+// Responder answers for addresses on one NIC. Its exported fields are set before Run.
 type Responder struct {
 	// NIC is the name of the provider interface.
 	NIC string
@@ -118,14 +118,14 @@ func (r *Responder) serve(ctx context.Context, f finder) error {
 	if err != nil {
 		return err
 	}
-	s, err := listen(r.NetNS, n)
+	s, err := listen(r.NetNS, r.NIC, n)
 	if err != nil {
 		return err
 	}
 	r.install(s)
 	defer func() {
 		r.install(nil)
-		s.conn.Close()
+		s.close()
 	}()
 	stop := context.AfterFunc(ctx, func() { s.conn.Close() })
 	defer stop()
@@ -188,15 +188,20 @@ func (r *Responder) announceLocked(s *socket, latest time.Time) (first []netip.A
 	now, next := time.Now(), latest
 	for a, h := range r.addresses {
 		if !h.schedule.due().After(now) {
-			if err := s.announce(a); err != nil {
+			switch err := s.announce(a); {
+			case err == nil:
+				r.announced.Add(1)
+				if !h.announced {
+					h.announced = true
+					first = append(first, a)
+				}
+			case a.Is4():
 				return first, fmt.Errorf("announce %s: %w", a, err)
+			default:
+				// A NIC without a link-local address, for instance a new one, is no reason to leave IPv4 unanswered.
+				r.Log.Info("could not announce, trying again", "address", a, "interface", r.NIC, "reason", err)
 			}
-			r.announced.Add(1)
 			h.schedule = h.schedule.next(now)
-			if !h.announced {
-				h.announced = true
-				first = append(first, a)
-			}
 		}
 		if due := h.schedule.due(); due.Before(next) {
 			next = due

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/mdlayher/arp"
+	"github.com/mdlayher/ndp"
 	"github.com/vishvananda/netlink"
 
 	"floatip.io/floatip/nat/node/nodetest"
@@ -59,7 +60,7 @@ func listenIn(t *testing.T, ns *nodetest.Namespace, name string) *socket {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := listen(ns.File, n)
+	s, err := listen(ns.File, name, n)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -218,6 +219,39 @@ func TestRecovers(t *testing.T) {
 	l.hear("announcement with the new address", func(p *arp.Packet) bool {
 		return announcementOf(ours)(p) && p.SenderHardwareAddr.String() == mac.String()
 	})
+}
+
+// TestAnnounces6: hosts learn of an IPv6 address that came, or moved, by an unsolicited advertisement.
+func TestAnnounces6(t *testing.T) {
+	l := newLAN(t, nil)
+	host, err := listenNeighbour(l.world.Host.File, "eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer host.conn.Close()
+	address := netip.MustParseAddr("2001:db8:100::50")
+	l.responder.Set([]netip.Addr{address, ours})
+	l.hear("IPv4 beside it", announcementOf(ours))
+	if err := host.conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		message, _, _, err := host.conn.ReadFrom()
+		if err != nil {
+			t.Fatalf("no advertisement of %s: %v", address, err)
+		}
+		na, ok := message.(*ndp.NeighborAdvertisement)
+		if !ok || na.TargetAddress != address {
+			continue
+		}
+		if len(na.Options) != 1 || !na.Override || na.Solicited {
+			t.Fatalf("have %+v, want an unsolicited one that overrides and says where", na)
+		}
+		if at := na.Options[0].(*ndp.LinkLayerAddress).Addr.String(); at != l.nodeMAC() {
+			t.Errorf("advertised at %s, want %s", at, l.nodeMAC())
+		}
+		return
+	}
 }
 
 // TestConflict: another host claims the address.

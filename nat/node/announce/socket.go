@@ -50,14 +50,17 @@ func (f finder) find(name string) (nic, error) {
 
 // socket sends and receives ARP packets on one NIC.
 type socket struct {
+	name string
+	ns   *os.File
 	nic  nic
 	conn *packet.Conn
+	six  *neighbour // nil until an IPv6 address is announced
 	buf  []byte
 }
 
 // listen opens a socket of the kind whose Ethernet header is the kernel's business: it puts the NIC's address into it.
-func listen(ns *os.File, n nic) (*socket, error) {
-	s := &socket{nic: n, buf: make([]byte, 1500)}
+func listen(ns *os.File, name string, n nic) (*socket, error) {
+	s := &socket{name: name, ns: ns, nic: n, buf: make([]byte, 1500)}
 	err := netns.Do(ns, func() (err error) {
 		s.conn, err = packet.Listen(&net.Interface{Index: n.index}, packet.Datagram, unix.ETH_P_ARP, nil)
 		return err
@@ -114,6 +117,9 @@ func (s *socket) send(p *arp.Packet, to net.HardwareAddr) error {
 }
 
 func (s *socket) announce(address netip.Addr) error {
+	if address.Is6() {
+		return s.announce6(address)
+	}
 	packets, err := announcements(s.mac(), address)
 	if err != nil {
 		return err
@@ -124,6 +130,23 @@ func (s *socket) announce(address netip.Addr) error {
 		}
 	}
 	return nil
+}
+
+func (s *socket) announce6(address netip.Addr) (err error) {
+	if s.six == nil {
+		if s.six, err = listenNeighbour(s.ns, s.name); err != nil {
+			return err
+		}
+	}
+	return s.six.announce(s.mac(), address)
+}
+
+// close closes what is open.
+func (s *socket) close() {
+	s.conn.Close()
+	if s.six != nil {
+		s.six.conn.Close()
+	}
 }
 
 // wake ends a receive that waits.
