@@ -38,8 +38,8 @@ type Namespace struct {
 	file *os.File
 }
 
-// New makes a namespace with its loopback up and without duplicate address detection, so that IPv6 addresses work at
-// once.
+// New makes a namespace with its loopback up, without duplicate address detection, so that IPv6 addresses work at once,
+// and without a limit on the rate of ICMP errors.
 func New(t testing.TB, name string) *Namespace {
 	t.Helper()
 	NeedRoot(t)
@@ -56,7 +56,8 @@ func New(t testing.TB, name string) *Namespace {
 	}
 	t.Cleanup(func() { n.file.Close() })
 	n.Sysctl(t, "net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0",
-		"net.ipv6.conf.all.router_solicitations=0", "net.ipv6.conf.default.router_solicitations=0")
+		"net.ipv6.conf.all.router_solicitations=0", "net.ipv6.conf.default.router_solicitations=0",
+		"net.ipv4.icmp_ratelimit=0", "net.ipv6.icmp.ratelimit=0")
 	n.IP(t, "link set lo up")
 	return n
 }
