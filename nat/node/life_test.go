@@ -66,14 +66,15 @@ func TestRestart(t *testing.T) {
 	b.awaitReport("ready", ready("192.168.100.50"))
 	before := inventory(t, b.node.Namespace, v.Namespace)
 	stream := startEcho(t, v.Guest, b.world.Host, "192.168.100.50:7")
+	end := stream.flow(time.Millisecond)
 	b.stop()
-	stream.pass(20)
 	b.start()
 	b.publish()
 	b.awaitReport("ready again", ready("192.168.100.50"))
-	stream.pass(20)
-	if lost := stream.end(); lost != 0 {
-		t.Errorf("%d of %d packets were lost around the restart", lost, stream.sent)
+	sent, lost := end()
+	t.Logf("%d packets, one in a millisecond, around the restart; %d lost", sent, lost)
+	if lost != 0 || sent < 5 {
+		t.Errorf("%d of %d packets were lost around the restart, want none of at least 5", lost, sent)
 	}
 	if changes := b.agent.changes(); changes != 0 {
 		t.Errorf("the second agent made %d changes to a kernel that held all", changes)
@@ -438,11 +439,39 @@ func (e *echo) pass(packets int) {
 	}
 }
 
-// end returns how many packets did not come back.
-func (e *echo) end() int {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return int(e.sent) - len(e.back)
+// flow sends one packet in each interval, whether the others come back or not, until the function that it returns is
+// called. That one waits for the last packet and says how many were sent and lost.
+func (e *echo) flow(interval time.Duration) (end func() (sent, lost int)) {
+	e.t.Helper()
+	if !e.send(patience) {
+		e.t.Fatal("the first packet did not come back")
+	}
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		ticker := time.NewTicker(interval)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-ticker.C:
+			}
+			e.sent++
+			if _, err := e.conn.Write(binary.BigEndian.AppendUint32(nil, e.sent)); err != nil {
+				e.t.Errorf("packet %d: %v", e.sent, err)
+				return
+			}
+		}
+	}()
+	return func() (sent, lost int) {
+		close(stop)
+		<-done
+		e.send(patience)
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		return int(e.sent), int(e.sent) - len(e.back)
+	}
 }
 
 // dead reports whether packets stop coming back within the time given.
