@@ -217,6 +217,15 @@ func TestExpressions(t *testing.T) {
 			t.Errorf("binding %s does not deny", name)
 		}
 	}
+	for _, h := range hooks(t) {
+		for _, excluded := range h.excludedSpaces {
+			for _, policy := range []string{"virtualmachines.floatip.io", "virtualmachineinstances.floatip.io"} {
+				if !strings.Contains(expressions[policy], "'"+excluded+"'") {
+					t.Errorf("%s trusts the webhook in %s, where %s is not called", policy, excluded, h.name)
+				}
+			}
+		}
+	}
 	controller := kubevirt.ControllerUser(kubevirt.DefaultNamespace)
 	for name, mentions := range map[string][]string{
 		"vm-create.floatip.io":               {floatip.LabelEnabled, floatip.AnnotationAddress, floatip.AnnotationClaim},

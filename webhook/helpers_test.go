@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -116,6 +117,17 @@ func (w *world) VMAnnotations(_ context.Context, owner floatip.Owner) (map[strin
 	return annotations, nil
 }
 
+func (w *world) VMExists(_ context.Context, namespace, name string) (bool, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for key := range w.vms {
+		if strings.HasPrefix(key, namespace+"/"+name+"/") {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
 func (w *world) VMI(_ context.Context, namespace, name string, uid types.UID) (*kubevirt.VirtualMachineInstance, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -157,6 +169,7 @@ func (r review) request() *admissionv1.AdmissionRequest {
 	return &admissionv1.AdmissionRequest{
 		UID:       uuid.NewUUID(),
 		Kind:      metav1.GroupVersionKind{Group: r.kind.Group, Version: r.kind.Version, Kind: r.kind.Kind},
+		Resource:  metav1.GroupVersionResource{Group: r.kind.Group, Version: r.kind.Version, Resource: strings.ToLower(r.kind.Kind) + "s"},
 		Operation: r.operation,
 		Namespace: r.namespace,
 		Name:      r.name,

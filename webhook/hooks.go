@@ -43,6 +43,8 @@ type Cluster interface {
 	NamespaceLabels(ctx context.Context, namespace string) (map[string]string, error)
 	// VMAnnotations returns the annotations of the VirtualMachine with the owner's name and UID.
 	VMAnnotations(ctx context.Context, owner floatip.Owner) (map[string]string, error)
+	// VMExists reports whether a VirtualMachine of that name is stored. Yes is certain, no may be a moment old.
+	VMExists(ctx context.Context, namespace, name string) (bool, error)
 	// VMI returns the VirtualMachineInstance with that name and UID.
 	VMI(ctx context.Context, namespace, name string, uid types.UID) (*kubevirt.VirtualMachineInstance, error)
 }

@@ -46,6 +46,12 @@ func conflict(req admission.Request, path string, err error) *metav1.Status {
 	return status(req, http.StatusConflict, metav1.StatusReasonConflict, path, err)
 }
 
+// alreadyExists is what the API server answers to the creation of an object whose name is taken.
+func alreadyExists(req admission.Request, name string) *metav1.Status {
+	return status(req, http.StatusConflict, metav1.StatusReasonAlreadyExists, "metadata.name",
+		fmt.Errorf("%s.%s %q already exists", req.Resource.Resource, req.Resource.Group, name))
+}
+
 // invalid reports every error in errs, each with its field.
 func invalid(req admission.Request, errs field.ErrorList) *metav1.Status {
 	s := status(req, http.StatusUnprocessableEntity, metav1.StatusReasonInvalid, "", errs.ToAggregate())

@@ -2,6 +2,7 @@ package webhook
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -13,6 +14,9 @@ import (
 // commitVM answers VirtualMachine CREATE, validating. The API server has chosen name and UID by now, so the promise of
 // createVM becomes a line of the ledger that survives a crash, before the answer is given. The API server may call it
 // several times for one create, with other names (generateName): the last one counts.
+//
+// A name that is taken already is refused here, as the API server would a moment later: whoever creates the same VM over
+// and over would otherwise bind an address with each try until the promise ends.
 func (h *Hooks) commitVM(ctx context.Context, req admission.Request) Decision {
 	m, err := decodeMetadata(req.Object.Raw)
 	if err != nil {
@@ -28,6 +32,14 @@ func (h *Hooks) commitVM(ctx context.Context, req admission.Request) Decision {
 	}
 	if isDryRun(req) {
 		return Decision{Action: Kept, Reason: "dry run", Address: address, Claim: claimText}
+	}
+	exists, err := h.Cluster.VMExists(ctx, req.Namespace, m.Name)
+	if err != nil {
+		return refuse(internal(req), fmt.Errorf("look for VM %s/%s: %w", req.Namespace, m.Name, err))
+	}
+	if exists {
+		h.Ledger.Withdraw(claim)
+		return refuse(alreadyExists(req, m.Name), nil)
 	}
 	lines, err := h.Ledger.Commit(ctx, claim, ownerOf(req, m), addresses, causeOf(req))
 	if err != nil {

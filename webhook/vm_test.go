@@ -328,6 +328,21 @@ func TestGenerateName(t *testing.T) {
 	}
 }
 
+// Whoever creates a VM that exists, over and over, binds no address with his tries.
+func TestTakenNameBindsNothing(t *testing.T) {
+	w := worldWithVM(t, nil) // holds .50
+	for i := range 30 {
+		_, refused := w.createVM(vm("a", nil), fmt.Sprintf("uid-try-%d", i))
+		wantRefused(t, refused, http.StatusConflict, `virtualmachines.kubevirt.io "a" already exists`, "metadata.name")
+		if refused.Reason != metav1.StatusReasonAlreadyExists {
+			t.Fatalf("reason %s", refused.Reason)
+		}
+	}
+	if n := len(slices.Collect(w.ledger.All())); n != 1 {
+		t.Errorf("%d lines in the ledger, want that of the VM", n)
+	}
+}
+
 // The process dies between the two phases: the reservation in memory is gone, the address is still free and is given.
 func TestRestartBetweenThePhases(t *testing.T) {
 	pools := []ipam.Pool{testPool(t, "192.168.100.50-192.168.100.59")}

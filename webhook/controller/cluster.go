@@ -93,6 +93,18 @@ func (c Cluster) VMAnnotations(ctx context.Context, owner floatip.Owner) (map[st
 	return object.Annotations, nil
 }
 
+// VMExists reports whether a VirtualMachine of that name is stored. What the cache shows is confirmed by the API server,
+// since the VM may have been deleted a moment ago.
+func (c Cluster) VMExists(ctx context.Context, namespace, name string) (bool, error) {
+	key := types.NamespacedName{Namespace: namespace, Name: name}
+	for _, reader := range []client.Reader{c.Cached, c.Live} {
+		if err := reader.Get(ctx, key, metadataOf(vmKind)); err != nil {
+			return false, client.IgnoreNotFound(err)
+		}
+	}
+	return true, nil
+}
+
 // VMI returns the VirtualMachineInstance with that name and UID, or a not-found error.
 func (c Cluster) VMI(ctx context.Context, namespace, name string, uid types.UID) (*kubevirt.VirtualMachineInstance, error) {
 	vmi := &kubevirt.VirtualMachineInstance{}
