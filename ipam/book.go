@@ -84,6 +84,11 @@ func (b *book) get(a netip.Addr) (Allocation, bool) {
 	return b.records.allocation(id), true
 }
 
+// load enters what the file says, into no list: relist makes the lists when all is there.
+func (b *book) load(line Allocation) {
+	b.records.count(b.records.at(b.records.add(line)), 1)
+}
+
 // put makes line the allocation of its address. The line's texts are kept.
 func (b *book) put(line Allocation) {
 	n, family := numOf(line.Address), FamilyOf(line.Address)

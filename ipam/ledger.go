@@ -2,6 +2,7 @@ package ipam
 
 import (
 	"cmp"
+	"fmt"
 	"iter"
 	"net/netip"
 	"slices"
@@ -63,32 +64,31 @@ type Ledger struct {
 // is left as it is.
 func Open(path string, options Options) (*Ledger, error) {
 	opts := options.withDefaults()
-	s, err := openStore(path, false)
+	l := &Ledger{opts: opts, book: newBook(), offers: newOffers(), disputes: map[netip.Addr][]Claimant{}}
+	found := newContents(l.book.load)
+	s, err := openStore(path, false, found.take)
 	if err != nil {
 		return nil, err
 	}
-	l := &Ledger{opts: opts, store: s, book: newBook(), offers: newOffers(), disputes: map[netip.Addr][]Claimant{}}
-	if err := l.load(); err != nil {
+	if found.err != nil {
 		s.close()
-		return nil, fileError(path, err)
+		return nil, fileError(path, fmt.Errorf("%w: %w", ErrDamaged, found.err))
 	}
+	l.store = s
+	l.begin(found)
 	l.writer = startWriter(l)
 	return l, nil
 }
 
-func (l *Ledger) load() error {
-	contents, err := l.store.load(func(line Allocation) { l.book.put(line) })
-	if err != nil {
-		return err
+// begin makes what the file says the present state.
+func (l *Ledger) begin(found *contents) {
+	l.cursors = found.cursors
+	for _, c := range found.claimants {
+		l.disputes[c.Address] = append(l.disputes[c.Address], c)
 	}
-	l.cursors = contents.cursors
 	l.book.relist()
 	l.latest = l.opts.Now()
 	l.book.clamp(l.latest)
-	for _, c := range contents.claimants {
-		l.disputes[c.Address] = append(l.disputes[c.Address], c)
-	}
-	return nil
 }
 
 // Close writes what is queued and closes the file. Later calls of other methods return ErrClosed. Closing again is fine.

@@ -9,8 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"syscall"
-	"time"
 
 	"go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
@@ -39,45 +39,102 @@ type store struct {
 	first, next uint64
 }
 
-// contents is what load does not hand out one by one.
-type contents struct {
-	cursors   map[string]cursor
-	claimants []Claimant
+// openStore opens the file and calls each with every key and value in it. A missing file is made unless readOnly.
+func openStore(path string, readOnly bool, each func(bucket, key, value []byte) error) (*store, error) {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) && !readOnly {
+		if err := createStore(path); err != nil {
+			return nil, fileError(path, err)
+		}
+	}
+	s := &store{path: path}
+	var file *os.File
+	err := guarded(func() (err error) {
+		s.db, err = bbolt.Open(path, 0o600, boltOptions(readOnly, func(name string, flag int, mode os.FileMode) (*os.File, error) {
+			file, err = openLocked(name, flag, mode)
+			if err == nil {
+				err = inspect(file, each)
+			}
+			return file, err
+		}))
+		if err != nil {
+			return err
+		}
+		return s.begin()
+	})
+	if err == nil {
+		return s, nil
+	}
+	if s.db != nil {
+		s.db.Close()
+	}
+	if file != nil { // the lock ends with the file, also when bbolt gave up without closing it
+		file.Close()
+	}
+	return nil, fileError(path, err)
 }
 
-// openStore opens the file, and makes it with its buckets unless readOnly.
-func openStore(path string, readOnly bool) (*store, error) {
-	if err := inspect(path); err != nil {
-		return nil, fileError(path, err)
+func boltOptions(readOnly bool, open func(string, int, os.FileMode) (*os.File, error)) *bbolt.Options {
+	return &bbolt.Options{
+		ReadOnly:     readOnly,
+		OpenFile:     open,
+		FreelistType: bbolt.FreelistMapType,
+		// The list of free pages is found by walking the tree at the start instead of being written, without a checksum,
+		// in every transaction.
+		NoFreelistSync: true,
+		NoStatistics:   true,
 	}
-	_, missing := os.Stat(path)
-	s := &store{path: path}
-	err := guarded(func() (err error) {
-		// A second process is told at once, not after waiting; 0 would wait for ever (bbolt Options.Timeout).
-		s.db, err = bbolt.Open(path, 0o600, &bbolt.Options{
-			Timeout:      time.Millisecond,
-			ReadOnly:     readOnly,
-			FreelistType: bbolt.FreelistMapType,
-			// The list of free pages is found by walking the tree at the start instead of being written in every
-			// transaction.
-			NoFreelistSync: true,
-			NoStatistics:   true,
-		})
-		if err != nil || readOnly {
-			return err
-		}
-		if err = s.prepare(); err != nil || missing == nil {
-			return err
-		}
-		return syncDirectory(filepath.Dir(path))
-	})
+}
+
+// createStore makes the file with its buckets, under another name first: a process that dies on the way leaves no file
+// that is neither a ledger nor empty.
+func createStore(path string) error {
+	dir := filepath.Dir(path)
+	file, err := os.CreateTemp(dir, filepath.Base(path)+".new-*") // mode 0600
 	if err != nil {
-		if s.db != nil {
-			s.db.Close()
-		}
-		return nil, fileError(path, err)
+		return err
 	}
-	return s, nil
+	defer os.Remove(file.Name())
+	file.Close()
+	db, err := bbolt.Open(file.Name(), 0o600, boltOptions(false, nil))
+	if err != nil {
+		return err
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		for _, name := range buckets {
+			if _, err := tx.CreateBucket(name); err != nil {
+				return err
+			}
+		}
+		return tx.Bucket(bucketLedger).Put(keyFormat, []byte{formatVersion})
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		return err
+	}
+	if err := os.Link(file.Name(), path); err != nil && !errors.Is(err, fs.ErrExist) { // somebody else was faster
+		return err
+	}
+	return syncDirectory(dir)
+}
+
+// openLocked opens the file and takes the lock that bbolt would take (flock(2)), at once or not at all: bbolt would wait,
+// and it reads before anything could be inspected.
+func openLocked(name string, flag int, mode os.FileMode) (*os.File, error) {
+	file, err := os.OpenFile(name, flag, mode)
+	if err != nil {
+		return nil, err
+	}
+	how := syscall.LOCK_EX | syscall.LOCK_NB
+	if flag&(os.O_RDWR|os.O_WRONLY) == 0 {
+		how = syscall.LOCK_SH | syscall.LOCK_NB
+	}
+	if err := syscall.Flock(int(file.Fd()), how); err != nil {
+		file.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, ErrLocked
+		}
+		return nil, fmt.Errorf("lock: %w", err)
+	}
+	return file, nil
 }
 
 // syncDirectory makes the name of a new file durable, which a flush of the file does not (fsync(2)).
@@ -90,20 +147,19 @@ func syncDirectory(path string) error {
 	return dir.Sync()
 }
 
-// prepare makes the buckets of a new file.
-func (s *store) prepare() error {
-	ready := false
-	s.db.View(func(tx *bbolt.Tx) error { ready = tx.Bucket(bucketHistory) != nil; return nil })
-	if ready {
-		return nil
-	}
-	return s.db.Update(func(tx *bbolt.Tx) error {
-		for _, name := range buckets {
-			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
-				return err
-			}
+// begin checks the format and finds the ends of the history.
+func (s *store) begin() error {
+	return s.db.View(func(tx *bbolt.Tx) error {
+		if err := checkFormat(tx); err != nil {
+			return err
 		}
-		return tx.Bucket(bucketLedger).Put(keyFormat, []byte{formatVersion})
+		cursor := tx.Bucket(bucketHistory).Cursor()
+		if k, _ := cursor.First(); k != nil {
+			s.first = number(k)
+			k, _ = cursor.Last()
+			s.next = number(k) + 1
+		}
+		return nil
 	})
 }
 
@@ -127,9 +183,9 @@ func fileError(path string, err error) error {
 		return fmt.Errorf("open ledger %s: %w: %w; the file is left as it is: keep a copy of it, then restore a backup, or move it away and let floatip rebuild it from the FloatingIP objects and the VMs", path, ErrDamaged, err)
 	}
 	switch {
-	case errors.Is(err, berrors.ErrTimeout):
+	case errors.Is(err, ErrLocked):
 		return fmt.Errorf("open ledger %s: %w; one floatip-webhook at a time may use it: stop the other one, or look at a copy of the file", path, ErrLocked)
-	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EFBIG):
+	case noRoom(err):
 		return fmt.Errorf("ledger %s: %w: %w; nothing was changed: make room on its volume and try again", path, ErrDiskFull, err)
 	case errors.Is(err, syscall.EROFS), errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("ledger %s: %w: %w; mount its volume writable for floatip's user (fsGroup)", path, ErrReadOnly, err)
@@ -144,53 +200,14 @@ func fileError(path string, err error) error {
 	return fmt.Errorf("ledger %s: %w", path, err)
 }
 
-// load reads the whole file. It fails on the first thing that does not fit.
-func (s *store) load(each func(Allocation)) (contents, error) {
-	c := contents{cursors: map[string]cursor{}}
-	err := guarded(func() error {
-		return s.db.View(func(tx *bbolt.Tx) error {
-			if err := checkFormat(tx); err != nil {
-				return err
-			}
-			if err := tx.Bucket(bucketAddresses).ForEach(func(k, v []byte) error {
-				line, err := decodeAllocation(k, v)
-				if err == nil {
-					each(line)
-				}
-				return err
-			}); err != nil {
-				return err
-			}
-			return s.loadRest(tx, &c)
-		})
-	})
-	return c, err
-}
-
-func (s *store) loadRest(tx *bbolt.Tx, c *contents) error {
-	err := tx.Bucket(bucketPools).ForEach(func(k, v []byte) error {
-		cursor, err := decodeCursor(k, v)
-		c.cursors[string(k)] = cursor
-		return err
-	})
-	if err != nil {
-		return err
+// noRoom reports whether err means that the file cannot grow. bbolt wraps the error of growing as text (DB.grow).
+func noRoom(err error) bool {
+	for _, errno := range []error{syscall.ENOSPC, syscall.EDQUOT, syscall.EFBIG} {
+		if errors.Is(err, errno) || strings.Contains(err.Error(), errno.Error()) {
+			return true
+		}
 	}
-	err = tx.Bucket(bucketDisputes).ForEach(func(k, v []byte) error {
-		claimant, err := decodeClaimant(k, v)
-		c.claimants = append(c.claimants, claimant)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	cursor := tx.Bucket(bucketHistory).Cursor()
-	if k, _ := cursor.First(); k != nil {
-		s.first = number(k)
-		k, _ = cursor.Last()
-		s.next = number(k) + 1
-	}
-	return nil
+	return false
 }
 
 func checkFormat(tx *bbolt.Tx) error {
@@ -217,23 +234,25 @@ func numberKey(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
 // write makes the batch durable.
 func (s *store) write(b *batch, opts Options) error {
 	next, first := s.next, s.first
-	err := s.db.Update(func(tx *bbolt.Tx) error {
-		if err := writeChanges(tx, b.changes); err != nil {
-			return err
-		}
-		if err := writeCursors(tx, b.cursors); err != nil {
-			return err
-		}
-		if err := writeClaimants(tx, b); err != nil {
-			return err
-		}
-		return s.writeHistory(tx, b, opts)
-	})
+	err := guarded(func() error { return s.db.Update(func(tx *bbolt.Tx) error { return s.writeAll(tx, b, opts) }) })
 	if err != nil {
 		s.next, s.first = next, first
 		return fileError(s.path, err)
 	}
 	return nil
+}
+
+func (s *store) writeAll(tx *bbolt.Tx, b *batch, opts Options) error {
+	if err := writeChanges(tx, b.changes); err != nil {
+		return err
+	}
+	if err := writeCursors(tx, b.cursors); err != nil {
+		return err
+	}
+	if err := writeClaimants(tx, b); err != nil {
+		return err
+	}
+	return s.writeHistory(tx, b, opts)
 }
 
 func writeChanges(tx *bbolt.Tx, changes []change) error {
