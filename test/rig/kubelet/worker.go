@@ -15,7 +15,7 @@ import (
 const refreshInterval = 30 * time.Second
 
 // problemRetry is how soon a step that failed, such as mounting a volume, is tried again.
-const problemRetry = 2 * time.Second
+const problemRetry = time.Second
 
 // forcedGrace is what the containers of a pod get whose object vanished without notice.
 const forcedGrace = time.Second
