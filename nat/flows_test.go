@@ -469,6 +469,30 @@ func learnsMTU(t *testing.T, from *lab.Namespace, to string, want int) {
 	})
 }
 
+// Where the leg is the narrowest link, TCP learns it from the segment size in the handshake and needs no error.
+func TestSegmentSizeFitsTheLeg(t *testing.T) {
+	w, vm := oneVM(t)
+	vm.Pod.IP(t, "link set fip0 mtu 1300")
+	w.Node.IP(t, "link set fip1 mtu 1300")
+	for to, headers := range map[string]int{vm.Floating4: 20 + 20, vm.Floating6: 40 + 20} {
+		conn, err := w.Host.Dial("tcp", to, 22, 0, patience)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		raw, err := conn.(*net.TCPConn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		size := 0
+		control := raw.Control(func(fd uintptr) { size, err = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG) })
+		const timestamps = 12 // the option that both ends use
+		if want := 1300 - headers - timestamps; err != nil || control != nil || size != want {
+			t.Errorf("segment size to %s: want %d, have %d, %v", to, want, size, errors.Join(err, control))
+		}
+	}
+}
+
 func TestFragmentsAreTranslated(t *testing.T) {
 	w, vm := oneVM(t)
 	for _, tc := range []struct {

@@ -88,7 +88,13 @@ func examples() map[string]floatip.PodNAT {
 		Ingress: admitted("192.168.100.0/24 tcp/22", "192.168.100.1-192.168.100.9 icmp", "2001:db8:100::/64 udp/5000-6000"),
 		Egress:  admitted("203.0.113.0/24 any", "2001:db8::/32 icmp"),
 	}
+	custom := with(floatip.Binding{
+		Floating: netip.MustParseAddr("198.51.100.7"), Fixed: netip.MustParseAddr("172.20.5.2"),
+		Gateway: netip.MustParseAddr("172.20.5.1"), GuestNetwork: netip.MustParsePrefix("172.20.5.0/28"),
+	})
+	custom.Interface, custom.ClusterNetworks = "k6t-ovn-udn1", nil
 	return map[string]floatip.PodNAT{
+		"custom": custom,
 		"closed": closed, "walled": walled,
 		"none": with(), "ipv4": with(v4), "ipv6": with(v6), "dual": with(v4, v6), "ports": with(v4ports, v6ports),
 	}

@@ -65,7 +65,8 @@ func register(n uint32) uint32 {
 }
 
 // Directions of a connection (IP_CT_DIR_ORIGINAL, IP_CT_DIR_REPLY). The kernel takes one byte (nft_ct_policy in
-// net/netfilter/nft_ct.c) where the library writes a big-endian uint32: the byte that counts is the first.
+// net/netfilter/nft_ct.c) where the library, up to v0.3.0, writes a big-endian uint32: the byte that counts is the
+// first. Later versions write one byte (https://github.com/google/nftables/pull/317), and reply is 1 again.
 const (
 	original uint32 = 0
 	reply    uint32 = 1 << 24

@@ -64,6 +64,7 @@ func Run(ctx context.Context, config Config) error {
 
 // serve answers the agent. A socket that cannot be made is tried again: NAT goes on without it.
 func serve(ctx context.Context, config Config, server *handover.Server) error {
+	last := ""
 	for attempt := 0; ctx.Err() == nil; attempt++ {
 		l, err := handover.Listen(config.Socket)
 		if err == nil {
@@ -73,7 +74,10 @@ func serve(ctx context.Context, config Config, server *handover.Server) error {
 		if err == nil {
 			break
 		}
-		config.Log.Error("the node agent cannot reach this sidecar", "reason", err)
+		if text := err.Error(); text != last {
+			config.Log.Error("the node agent cannot reach this sidecar", "reason", err)
+			last = text
+		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(doubled(time.Second, attempt, longestBackOff)):
