@@ -1,0 +1,99 @@
+package e2e
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"floatip.io/floatip/test/rig"
+	"floatip.io/floatip/test/story"
+)
+
+// within bounds everything that one test waits for. The longest is a guest's boot, some ten seconds on a busy machine.
+const within = 3 * time.Minute
+
+// TestFloatip runs in order on one rig: a rig costs half a minute, and the first test wants the ledger fresh.
+func TestFloatip(t *testing.T) {
+	s := start(t)
+	for _, test := range []struct {
+		name string
+		run  func(*testing.T, *story.Story)
+	}{
+		{"the story of the demo", tell},
+		{"stop and start keep the address", stopAndStart},
+		{"of two who request one address at the same time, one gets it", concurrentRequests},
+		{"a webhook killed between two creates loses nothing and doubles nothing", killedWebhook},
+		{"without the webhook, others than VMs that ask are not affected", webhookDown},
+		{"what a tenant writes himself is worth nothing", forgedAnnotations},
+		{"a deleted VM gives its address back, and it rests", release},
+	} {
+		if !t.Run(test.name, func(t *testing.T) { test.run(t, s) }) {
+			return // the next ones stand on this one
+		}
+	}
+}
+
+// start starts a rig that ends with the test.
+func start(t *testing.T) *story.Story {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		const reason = "the rig makes network namespaces: run as root"
+		if os.Getenv("FLOATIP_TEST_ROOT") != "" {
+			t.Fatal(reason)
+		}
+		t.Skip(reason)
+	}
+	root, err := filepath.Abs(filepath.Join("..", ".."))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(root)
+	progress := func(line string) { t.Log(line) }
+	ctx, cancel := context.WithTimeout(t.Context(), 2*within)
+	defer cancel()
+	r, err := rig.Start(ctx, rig.Options{Progress: progress})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			dir, err := story.SaveLogs(r)
+			t.Logf("the logs of all components are in %s (%v)", dir, err)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), within)
+		defer cancel()
+		if err := r.Stop(ctx); err != nil {
+			t.Errorf("remove the rig: %v", err)
+		}
+	})
+	s, err := story.New(r, root, progress)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// logger tells the story to the test's log.
+type logger struct{ *testing.T }
+
+func (l logger) Step(ctx context.Context, title string, run func(context.Context) error) error {
+	l.Log(title)
+	return run(ctx)
+}
+
+func (l logger) Show(text string) { l.Log(text) }
+
+func tell(t *testing.T, s *story.Story) {
+	if err := story.Tell(bounded(t), logger{t}, s); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// bounded is the test's context with a deadline.
+func bounded(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), within)
+	t.Cleanup(cancel)
+	return ctx
+}
