@@ -48,7 +48,10 @@ func ParseRange(text string) (Range, error) {
 func parseRange(text string) (Range, netip.Prefix, error) {
 	if strings.Contains(text, "/") {
 		network, err := ParseNetwork(text)
-		return Range{network.Addr(), lastOf(network)}, network, err
+		if err != nil {
+			return Range{}, netip.Prefix{}, err
+		}
+		return Range{network.Addr(), lastOf(network)}, network, nil
 	}
 	from, to, dashed := strings.Cut(text, "-")
 	first, err := ParseAddress(strings.TrimRight(from, " "))

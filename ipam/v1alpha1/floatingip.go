@@ -32,6 +32,8 @@ const (
 	ConditionLegReady = "LegReady"
 	// ConditionAnnounced: the node answers for the address on the provider network.
 	ConditionAnnounced = "Announced"
+	// ConditionGuestUp: the guest has taken its fixed address, as the pod's kernel heard by ARP or neighbour discovery.
+	ConditionGuestUp = "GuestUp"
 	// ConditionReady: all of the above.
 	ConditionReady = "Ready"
 )
@@ -86,7 +88,7 @@ type FloatingIPStatus struct {
 	//
 	// +optional
 	Pod string `json:"pod,omitempty"`
-	// Conditions: NATReady, LegReady, Announced, Ready.
+	// Conditions: NATReady, LegReady, Announced, GuestUp, Ready.
 	//
 	// +optional
 	// +listType=map

@@ -1,0 +1,225 @@
+package ipam
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestParseAddress(t *testing.T) {
+	cases := []struct {
+		text, want string // the address, or
+		refusal    string // part of the error
+	}{
+		{"192.0.2.1", "192.0.2.1", ""},
+		{"2001:DB8::0001", "2001:db8::1", ""},
+		{"2001:0db8:0000:0000:0000:0000:0000:0001", "2001:db8::1", ""},
+		{"2001:db8:0:0:1::1", "2001:db8::1:0:0:1", ""},
+		{"::ffff:192.0.2.1", "192.0.2.1", ""},
+		{"::ffff:c000:201", "192.0.2.1", ""},
+		{"192.0.2.1/24", "", `write "192.0.2.1"`},
+		{"2001:db8::1/64", "", `write "2001:db8::1"`},
+		{" 192.0.2.1", "", `write "192.0.2.1"`},
+		{"192.0.2.1\n", "", `write "192.0.2.1"`},
+		{"192.0.02.1", "", `write "192.0.2.1"`},
+		{"192.000.2.010", "", `write "192.0.2.10"`},
+		{"2001:db8::1%eth0", "", `write "2001:db8::1"`},
+		{"192.0.2", "", "is not an IP address"},
+		{"web-1", "", "is not an IP address"},
+		{"", "", "is not an IP address"},
+		{"192.0.2.1,192.0.2.2", "", "is not an IP address"},
+		{"0.0.0.0", "", "unspecified"},
+		{"0.1.2.3", "", "this network"},
+		{"127.0.0.1", "", "loopback"},
+		{"::1", "", "loopback"},
+		{"169.254.1.1", "", "link-local"},
+		{"fe80::1", "", "link-local"},
+		{"fe80::1%eth0", "", "zone"},
+		{"224.0.0.1", "", "multicast"},
+		{"ff02::1", "", "multicast"},
+		{"255.255.255.255", "", "reserved"},
+	}
+	for _, c := range cases {
+		got, err := ParseAddress(c.text)
+		switch {
+		case c.refusal == "" && (err != nil || got.String() != c.want):
+			t.Errorf("%q: %v, %v, want %s", c.text, got, err, c.want)
+		case c.refusal != "" && (err == nil || !strings.Contains(err.Error(), c.refusal)):
+			t.Errorf("%q: %v, %v, want a refusal with %q", c.text, got, err, c.refusal)
+		}
+	}
+}
+
+func TestParsePool(t *testing.T) {
+	cases := []struct {
+		name  string
+		text  PoolText
+		gives string // the ranges
+		wrong string // the error
+	}{
+		{"network", PoolText{Addresses: []string{"192.0.2.0/29"}}, "192.0.2.1-192.0.2.6", ""},
+		{"point to point", PoolText{Addresses: []string{"192.0.2.0/31"}}, "192.0.2.0-192.0.2.1", ""},
+		{"one address", PoolText{Addresses: []string{"192.0.2.7"}}, "192.0.2.7", ""},
+		{"one address as a network", PoolText{Addresses: []string{"192.0.2.7/32"}}, "192.0.2.7", ""},
+		{"IPv6 network", PoolText{Addresses: []string{"2001:db8::/126"}}, "2001:db8::1-2001:db8::3", ""},
+		{"IPv6 of two", PoolText{Addresses: []string{"2001:db8::/127"}}, "2001:db8::-2001:db8::1", ""},
+		{"ranges that touch", PoolText{Addresses: []string{"192.0.2.1-192.0.2.4", "192.0.2.5 - 192.0.2.9"}}, "192.0.2.1-192.0.2.9", ""},
+		{"ranges that overlap", PoolText{Addresses: []string{"192.0.2.4-192.0.2.9", "192.0.2.1-192.0.2.5"}}, "192.0.2.1-192.0.2.9", ""},
+		{
+			"everything taken out",
+			PoolText{
+				Addresses: []string{"192.0.2.0-192.0.2.255"}, Networks: []string{"192.0.2.0/24"},
+				Gateways: []string{"192.0.2.1"}, Exclude: []string{"192.0.2.8/29", "192.0.2.100-192.0.2.254"},
+			},
+			"192.0.2.2-192.0.2.7 192.0.2.16-192.0.2.99", "",
+		},
+		{"both families", PoolText{Addresses: []string{"2001:db8::1-2001:db8::2", "192.0.2.1"}}, "192.0.2.1 2001:db8::1-2001:db8::2", ""},
+		{"a range over loopback", PoolText{Addresses: []string{"126.255.255.254-128.0.0.1"}}, "126.255.255.254-126.255.255.255 128.0.0.0-128.0.0.1", ""},
+		{"router by its link-local address", PoolText{Addresses: []string{"2001:db8::1"}, Gateways: []string{"fe80::1"}}, "2001:db8::1", ""},
+
+		{"nothing", PoolText{}, "", "addresses: a pool needs at least one"},
+		{"nothing left", PoolText{Addresses: []string{"192.0.2.1"}, Gateways: []string{"192.0.2.1"}}, "", "nothing is left"},
+		{"host bits", PoolText{Addresses: []string{"192.0.2.7/24"}}, "", `addresses[0]: "192.0.2.7/24" has host bits set, write "192.0.2.0/24"`},
+		{"backwards", PoolText{Addresses: []string{"192.0.2.1", "192.0.2.9-192.0.2.3"}}, "", `addresses[1]: the range runs backwards, write "192.0.2.3-192.0.2.9"`},
+		{"two families", PoolText{Addresses: []string{"192.0.2.1-2001:db8::1"}}, "", "two families"},
+		{"mapped network", PoolText{Addresses: []string{"::ffff:192.0.2.0/120"}}, "", "IPv4-mapped"},
+		{"all of IPv4", PoolText{Addresses: []string{"0.0.0.0/0"}}, "", "addresses[0]"},
+		{"loopback", PoolText{Addresses: []string{"127.0.0.0/8"}}, "", "loopback"},
+		{"bad exclude", PoolText{Addresses: []string{"192.0.2.1"}, Exclude: []string{"x"}}, "", "exclude[0]: \"x\" is not an IP address"},
+		{"two gateways", PoolText{Addresses: []string{"192.0.2.1"}, Gateways: []string{"192.0.2.2", "192.0.2.3"}}, "", "gateways[1]: a second IPv4 gateway"},
+		{"two networks", PoolText{Addresses: []string{"192.0.2.1"}, Networks: []string{"192.0.2.0/24", "192.0.2.0/25"}}, "", "networks[1]: a second IPv4 network"},
+		{"several faults", PoolText{Addresses: []string{"a", "b"}, Gateways: []string{"c"}}, "", "addresses[1]: \"b\" is not"},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			p, err := ParsePool(c.text)
+			var texts []string
+			for _, r := range p.Addresses {
+				texts = append(texts, r.String())
+			}
+			if diff := cmp.Diff(c.gives, strings.Join(texts, " ")); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+			if c.wrong == "" && err != nil || c.wrong != "" && (err == nil || !strings.Contains(err.Error(), c.wrong)) {
+				t.Errorf("error %v, want %q", err, c.wrong)
+			}
+			var fields FieldErrors
+			if err != nil && !errors.As(err, &fields) {
+				t.Errorf("%T is no FieldErrors", err)
+			}
+		})
+	}
+}
+
+// Of pools that overlap, the older one has the addresses.
+func TestOverlappingPools(t *testing.T) {
+	older, younger := pool(t, "z-older", "192.0.2.1-192.0.2.10"), pool(t, "a-younger", "192.0.2.6-192.0.2.20")
+	older.Created, younger.Created = time.Unix(1, 0), time.Unix(2, 0)
+	shares := divide([]Pool{younger, older})
+	if diff := cmp.Diff("192.0.2.11-192.0.2.20", shares[0].ranges[0].String()); diff != "" {
+		t.Errorf("the younger pool gives (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff("192.0.2.6-192.0.2.10", shares[0].overlap["z-older"][0].String()); diff != "" {
+		t.Errorf("the overlap (-want +got):\n%s", diff)
+	}
+	if len(shares[1].ranges) != 1 || len(shares[1].overlap) != 0 {
+		t.Errorf("the older pool lost something: %+v", shares[1])
+	}
+}
+
+// What is accepted has one spelling, and is read from it again.
+func FuzzParseAddress(f *testing.F) {
+	for _, text := range []string{"192.0.2.1", "::ffff:1.2.3.4", "2001:DB8::1", "fe80::1%1", "010.1.1.1", "1.2.3.4/8", " 1.2.3.4"} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		a, err := ParseAddress(text)
+		if err != nil {
+			return
+		}
+		if a.Is4In6() || a.Zone() != "" || unusable(a) != "" {
+			t.Errorf("%q: accepted as %s", text, a)
+		}
+		if again, err := ParseAddress(a.String()); err != nil || again != a {
+			t.Errorf("%q: %s reads as %s, %v", text, a, again, err)
+		}
+		if strings.ContainsAny(text, " \t\n/%") {
+			t.Errorf("%q: accepted", text)
+		}
+	})
+}
+
+// A pool hands out only what is written and not excluded, in order and without doubles.
+func FuzzParsePool(f *testing.F) {
+	f.Add("192.0.2.0/24", "192.0.2.7-192.0.2.9", "192.0.2.1")
+	f.Add("2001:db8::/64", "2001:db8::1", "fe80::1")
+	f.Add("10.0.0.1-10.0.0.3", "0.0.0.0/1", "10.0.0.2")
+	f.Fuzz(func(t *testing.T, addresses, exclude, gateway string) {
+		p, err := ParsePool(PoolText{Addresses: []string{addresses}, Exclude: []string{exclude}, Gateways: []string{gateway}})
+		if err != nil {
+			return
+		}
+		given, _ := ParseRange(addresses)
+		without, _ := ParseRange(exclude)
+		var before netip.Addr
+		for _, r := range p.Addresses {
+			if r.Last.Less(r.First) || before.IsValid() && !before.Less(r.First) {
+				t.Errorf("ranges out of order: %v", p.Addresses)
+			}
+			before = r.Last
+			for _, a := range []netip.Addr{r.First, r.Last} {
+				if !given.Contains(a) || without.Contains(a) || a.String() == gateway || unusable(a) != "" {
+					t.Errorf("%s gives %s, excluded %s, gateway %s", addresses, a, exclude, gateway)
+				}
+			}
+		}
+	})
+}
+
+// Decoding accepts what encoding writes and fails on the rest without a panic.
+func FuzzDecode(f *testing.F) {
+	key := appendAddress(nil, netip.MustParseAddr("2001:db8::1"))
+	line := Allocation{Address: netip.MustParseAddr("2001:db8::1"), Pool: "red", Owner: vm("a"), State: Bound, Since: time.Unix(1, 2).UTC()}
+	f.Add(key, encodeAllocation(key, line))
+	f.Add(numberKey(7), encodeEvent(numberKey(7), Event{Action: Freed, Address: line.Address, Time: line.Since}))
+	f.Add([]byte("red"), encodeCursor([]byte("red"), cursor{}))
+	f.Fuzz(func(t *testing.T, key, value []byte) {
+		for _, v := range [][]byte{value, seal(key, append([]byte(nil), value...))} { // also with a good checksum
+			if line, err := decodeAllocation(key, v); err == nil {
+				again, err := decodeAllocation(key, encodeAllocation(key, line))
+				if err != nil || again != line {
+					t.Errorf("%+v became %+v, %v", line, again, err)
+				}
+			}
+			if e, err := decodeEvent(key, v); err == nil {
+				if again, err := decodeEvent(key, encodeEvent(key, e)); err != nil || again != e {
+					t.Errorf("%+v became %+v, %v", e, again, err)
+				}
+			}
+			decodeClaimant(key, v)
+			decodeCursor(key, v)
+			parseOwnerKey(key)
+		}
+	})
+}
+
+// Any bytes as a file: the walk ends, with an error or with keys in order.
+func FuzzTree(f *testing.F) {
+	f.Add([]byte{2, 0, 0, 0, 0, 0, 0, 0, 2, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 'k', 'v'}, uint64(2))
+	f.Fuzz(func(t *testing.T, pages []byte, root uint64) {
+		const size = 64
+		file := append(make([]byte, 2*size), pages...)
+		m := meta{pages: uint64(len(file) / size), pageSize: size, root: root}
+		n := 0
+		walkTree(strings.NewReader(string(file)), m, func(_, _, _ []byte) error {
+			if n++; n > len(file) {
+				t.Fatal("the walk has no end")
+			}
+			return nil
+		})
+	})
+}
