@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"floatip.io/floatip/nat/node/leg"
@@ -60,6 +61,7 @@ type Agent struct {
 	responders *responders
 	refused    map[Refusal]bool // what was logged
 	complaint  string           // what was logged
+	recheck    atomic.Bool
 	health     health
 }
 
@@ -83,6 +85,12 @@ func (a *Agent) Wake() {
 	case a.wake <- struct{}{}:
 	default:
 	}
+}
+
+// Recheck asks for a round that looks into every pod, as the regular ones do.
+func (a *Agent) Recheck() {
+	a.recheck.Store(true)
+	a.Wake()
 }
 
 // Run works until ctx is done, and returns nil then. What it has put into the kernel stays there. It fails with
@@ -160,6 +168,11 @@ func (a *Agent) round(ctx context.Context, v View) (report Report, err error) {
 	began := time.Now()
 	var d Decision
 	defer func() { a.health.round(time.Since(began), d, err) }()
+	if a.recheck.Swap(false) {
+		for _, s := range a.sessions {
+			s.setChecked("", time.Time{})
+		}
+	}
 	nics, err := a.kernel.NICs()
 	if err != nil {
 		return Report{}, err

@@ -219,7 +219,7 @@ func TestSettingsAreRepaired(t *testing.T) {
 	v.Sysctl("ipv4/conf/fip0/rp_filter=1")
 	b.node.Run("ip rule del pref 5001", "ip route flush table 7100", "nft delete table bridge floatip", "bridge fdb flush dev fip-br")
 	v.Run("ip rule del pref 77", "ip route flush table 77", "ip neigh flush nud permanent dev fip0")
-	b.agent.Wake()
+	b.agent.Recheck()
 	var have []string
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline) && !cmp.Equal(want, have); {
 		have = look()

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"time"
 
 	"floatip.io/floatip/nat/handover"
 	"floatip.io/floatip/nat/node/leg"
@@ -27,6 +28,7 @@ type podPlan struct {
 	failed   error // why the leg does not stand
 	answered map[netip.Addr]bool
 	already  map[netip.Addr]bool // answered for before this round
+	guest    map[netip.Addr]bool // the guest has taken the fixed address behind this one
 }
 
 // plan starts sessions for new pods and decides what is answered for: an address whose rules stand in the pod and whose
@@ -47,6 +49,7 @@ func (a *Agent) plan(ctx context.Context, d Decision, holding leg.Holding) plan 
 		pp := &podPlan{
 			grant: g, session: s, plugged: plugged,
 			nics: map[netip.Addr]string{}, answered: map[netip.Addr]bool{}, already: map[netip.Addr]bool{},
+			guest: map[netip.Addr]bool{},
 		}
 		pp.state, pp.err = s.snapshot()
 		for _, address := range g.Addresses {
@@ -57,6 +60,7 @@ func (a *Agent) plan(ctx context.Context, d Decision, holding leg.Holding) plan 
 			}
 			pp.already[address] = plugged && holding.Answers(address)
 			pp.answered[address] = g.Mode == Active && (pp.already[address] || translates(pp.state, address))
+			pp.guest[address] = s.guestAnswers(g.NAT, address)
 		}
 		p.pods = append(p.pods, pp)
 	}
@@ -75,10 +79,15 @@ func networkOf(networks []leg.Network, a netip.Addr) leg.Network {
 func (a *Agent) plug(p *plan) error {
 	var errs []error
 	for _, pp := range p.pods {
+		now, wanted := time.Now(), fmt.Sprint(pp.grant.Addresses, pp.mtu)
+		if pp.plugged && pp.session.isChecked(wanted, now) {
+			continue
+		}
 		err := pp.session.inNamespace(func(ns *os.File) error { return a.plugPod(pp, ns) })
 		switch {
 		case err == nil:
 			pp.plugged = true
+			pp.session.setChecked(wanted, now)
 		case pp.err != nil && errors.Is(err, pp.err):
 			// The sidecar was not reached. A leg that an earlier agent plugged stands all the same.
 			if !pp.plugged {
@@ -168,6 +177,7 @@ func (a *Agent) report(v View, d Decision, p plan, applied error) Report {
 				NATReady:  natCondition(address, pp.state, pp.err),
 				LegReady:  legCondition(failed),
 				Announced: announcedCondition(pp.answered[address] && failed == nil, a.responders.announced(nic, address), nic),
+				GuestUp:   guestCondition(pp.guest[address], pp.grant.NAT, address),
 			}
 		}
 	}

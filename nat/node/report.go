@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"floatip.io/floatip"
 	"floatip.io/floatip/nat/handover"
 )
 
@@ -23,13 +24,13 @@ type Status struct {
 	// Pod is the name of the pod.
 	Pod string
 	// Here: the guest runs on this node, so that the FloatingIP object shall name it.
-	Here                          bool
-	NATReady, LegReady, Announced Condition
+	Here                                   bool
+	NATReady, LegReady, Announced, GuestUp Condition
 }
 
 // Ready says whether packets flow, and if not, what comes first in their way.
 func (s Status) Ready() Condition {
-	for _, c := range []Condition{s.NATReady, s.LegReady, s.Announced} {
+	for _, c := range []Condition{s.NATReady, s.LegReady, s.Announced, s.GuestUp} {
 		if !c.True {
 			return c
 		}
@@ -93,6 +94,24 @@ func announcedCondition(answering, announced bool, nic string) Condition {
 		return Condition{Reason: "NoCarrier", Message: nic + " is down, has no carrier, or was opened a moment ago"}
 	}
 	return Condition{Reason: "NotAnnounced", Message: "the address is not announced before its rules and its leg stand"}
+}
+
+func guestCondition(answers bool, nat floatip.PodNAT, a netip.Addr) Condition {
+	fixed, _ := fixedOf(nat, a)
+	if !answers {
+		return Condition{Reason: "GuestSilent", Message: fmt.Sprintf(
+			"nobody on %s in the pod has taken the fixed address %s: the guest boots, or does not use DHCP", nat.Interface, fixed)}
+	}
+	return Condition{True: true, Reason: "GuestSeen", Message: "the guest has taken its fixed address " + fixed.String()}
+}
+
+// fixedOf returns the fixed address behind a floating one.
+func fixedOf(nat floatip.PodNAT, floating netip.Addr) (netip.Addr, bool) {
+	i := slices.IndexFunc(nat.Bindings, func(b floatip.Binding) bool { return b.Floating == floating })
+	if i < 0 {
+		return netip.Addr{}, false
+	}
+	return nat.Bindings[i].Fixed, true
 }
 
 func sortedAddresses[V any](m map[netip.Addr]V) []netip.Addr {

@@ -35,6 +35,8 @@ type session struct {
 	path   string
 	log    *slog.Logger
 	wake   func()
+	guests *guests
+	ctx    context.Context // until close
 	cancel context.CancelFunc
 	done   chan struct{}
 
@@ -42,12 +44,19 @@ type session struct {
 	netns *os.File   // nil until the sidecar was reached for the first time
 	state handover.State
 	err   error // why there is no connection now
+
+	// checked is when the pod's half of the leg was last compared with leg, and found or made right. The zero Time: never, or not since the sidecar was reached anew.
+	checked time.Time
+	leg     string
 }
 
 // startSession begins to look for the sidecar. wake is called at each change that matters.
 func startSession(ctx context.Context, path string, log *slog.Logger, wake func()) *session {
 	ctx, cancel := context.WithCancel(ctx)
-	s := &session{path: path, log: log, wake: wake, cancel: cancel, done: make(chan struct{}), err: errNotReached}
+	s := &session{
+		path: path, log: log, wake: wake, guests: newGuests(log, wake),
+		ctx: ctx, cancel: cancel, done: make(chan struct{}), err: errNotReached,
+	}
 	go s.run(ctx)
 	return s
 }
@@ -105,7 +114,7 @@ func (s *session) accept(c *handover.Session) error {
 	if s.netns != nil {
 		s.netns.Close()
 	}
-	s.netns, s.state, s.err = os.NewFile(uintptr(fd), "netns"), c.State(), nil
+	s.netns, s.state, s.err, s.checked = os.NewFile(uintptr(fd), "netns"), c.State(), nil, time.Time{}
 	s.mu.Unlock()
 	s.wake()
 	return nil
@@ -161,6 +170,20 @@ func (s *session) inNamespace(f func(ns *os.File) error) error {
 		return s.err
 	}
 	return f(s.netns)
+}
+
+// isChecked reports whether the pod's half of the leg was right a short time ago. Nobody tells the agent what changes in
+// a pod, so looking at all pods whenever one of them moves would only cost time.
+func (s *session) isChecked(leg string, now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.leg == leg && now.Sub(s.checked) < lookAgain
+}
+
+func (s *session) setChecked(leg string, at time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.leg, s.checked = leg, at
 }
 
 // snapshot returns the latest state, and why there is no connection, nil if there is one.

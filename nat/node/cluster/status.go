@@ -156,7 +156,8 @@ func statusOf(f *v1alpha1.FloatingIP, nodeName string, s node.Status, now metav1
 		node.Condition
 	}{
 		{v1alpha1.ConditionNATReady, s.NATReady}, {v1alpha1.ConditionLegReady, s.LegReady},
-		{v1alpha1.ConditionAnnounced, s.Announced}, {v1alpha1.ConditionReady, ready},
+		{v1alpha1.ConditionAnnounced, s.Announced}, {v1alpha1.ConditionGuestUp, s.GuestUp},
+		{v1alpha1.ConditionReady, ready},
 	} {
 		setCondition(&out, f.Generation, c.kind, c.Condition, now)
 	}
@@ -175,7 +176,8 @@ func leftStatus(f *v1alpha1.FloatingIP, nodeName string, now metav1.Time) v1alph
 	}
 	stopped := node.Condition{Reason: "NotRunning", Message: "no pod of the VirtualMachine runs with this address"}
 	for _, kind := range []string{
-		v1alpha1.ConditionNATReady, v1alpha1.ConditionLegReady, v1alpha1.ConditionAnnounced, v1alpha1.ConditionReady,
+		v1alpha1.ConditionNATReady, v1alpha1.ConditionLegReady, v1alpha1.ConditionAnnounced, v1alpha1.ConditionGuestUp,
+		v1alpha1.ConditionReady,
 	} {
 		setCondition(&out, f.Generation, kind, stopped, now)
 	}
