@@ -220,7 +220,7 @@ func TestAgainstAPIServer(t *testing.T) {
 		t.Errorf("have the address %+v", h)
 	}
 	w.report(node.Report{
-		Statuses: map[netip.Addr]node.Status{fifty: {Pod: "launcher-n1", Here: true, NATReady: good, LegReady: good, Announced: good}},
+		Statuses: map[netip.Addr]node.Status{fifty: {Pod: "launcher-n1", Here: true, NATReady: good, LegReady: good, Announced: good, GuestUp: good}},
 		Pools:    map[string]bool{"lan": true},
 	})
 	w.awaitStatus("ready", func(s v1alpha1.FloatingIPStatus) bool {

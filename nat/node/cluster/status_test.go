@@ -27,13 +27,14 @@ func TestStatus(t *testing.T) {
 	foreign := condition("ConflictFree", metav1.ConditionTrue, "Probed", "nobody else answers", then)
 	f := floatingIP(func(f *v1alpha1.FloatingIP) { f.Status.Conditions = []metav1.Condition{foreign} })
 	waiting := node.Condition{Reason: "WaitingForSidecar", Message: "not yet"}
-	got := statusOf(f, "n1", node.Status{Pod: "p", Here: true, NATReady: waiting, LegReady: good, Announced: good}, now)
+	got := statusOf(f, "n1", node.Status{Pod: "p", Here: true, NATReady: waiting, LegReady: good, Announced: good, GuestUp: good}, now)
 	want := v1alpha1.FloatingIPStatus{
 		Phase: v1alpha1.PhaseBound, Node: "n1", Pod: "p", Conditions: []metav1.Condition{
 			foreign,
 			condition("NATReady", metav1.ConditionFalse, "WaitingForSidecar", "not yet", now),
 			condition("LegReady", metav1.ConditionTrue, "Fine", "fine", now),
 			condition("Announced", metav1.ConditionTrue, "Fine", "fine", now),
+			condition("GuestUp", metav1.ConditionTrue, "Fine", "fine", now),
 			condition("Ready", metav1.ConditionFalse, "WaitingForSidecar", "not yet", now),
 		},
 	}
@@ -41,12 +42,12 @@ func TestStatus(t *testing.T) {
 		t.Errorf("status (-want +got):\n%s", diff)
 	}
 	f.Status = got
-	got = statusOf(f, "n1", node.Status{Pod: "p", Here: true, NATReady: good, LegReady: good, Announced: good}, now)
+	got = statusOf(f, "n1", node.Status{Pod: "p", Here: true, NATReady: good, LegReady: good, Announced: good, GuestUp: good}, now)
 	if got.Phase != v1alpha1.PhaseReady {
 		t.Errorf("phase is %s although all is fine, want Ready", got.Phase)
 	}
 	f.Status = got
-	if again := statusOf(f, "n1", node.Status{Pod: "p", Here: true, NATReady: good, LegReady: good, Announced: good}, then); !sameStatus(got, again) {
+	if again := statusOf(f, "n1", node.Status{Pod: "p", Here: true, NATReady: good, LegReady: good, Announced: good, GuestUp: good}, then); !sameStatus(got, again) {
 		t.Errorf("the same status twice is a change: %s", cmp.Diff(got, again))
 	}
 }
@@ -54,7 +55,7 @@ func TestStatus(t *testing.T) {
 // TestLeft: another node may have taken over by the time this one says that it is done.
 func TestLeft(t *testing.T) {
 	f := floatingIP(nil)
-	f.Status = statusOf(f, "n1", node.Status{Pod: "p", Here: true, NATReady: good, LegReady: good, Announced: good}, then)
+	f.Status = statusOf(f, "n1", node.Status{Pod: "p", Here: true, NATReady: good, LegReady: good, Announced: good, GuestUp: good}, then)
 	got := leftStatus(f, "n1", now)
 	if got.Phase != v1alpha1.PhaseBound || got.Node != "" || got.Pod != "" {
 		t.Errorf("have phase %s, node %q, pod %q; want Bound and neither", got.Phase, got.Node, got.Pod)

@@ -1,0 +1,130 @@
+package leg
+
+import (
+	"errors"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"floatip.io/floatip/nat/node/nodetest"
+)
+
+// TestTwoNetworks: a second NIC with a network and a router of its own. Each address leaves by its own.
+func TestTwoNetworks(t *testing.T) {
+	r := newRig(t)
+	other := nodetest.NewNamespace(t)
+	r.node.Cable("blue0", other, "eth0")
+	r.node.Address("blue0", "198.51.100.10/24")
+	other.Address("eth0", "198.51.100.1/24")
+	other.Address("lo", "203.0.113.77/32")
+	other.Serve("other", "203.0.113.77:80")
+	r.world.Host.Serve("beyond", nodetest.Beyond+":80")
+	r.config.Networks = append(r.config.Networks, Network{
+		Prefix: netip.MustParsePrefix("198.51.100.0/24"), Gateway: netip.MustParseAddr("198.51.100.1"), Interface: "blue0", MTU: 1500,
+	})
+	a := r.addPod("a", "100.0.0.5", floating)
+	b := r.addPod("b", "100.0.0.6", netip.MustParseAddr("198.51.100.50"))
+	r.apply()
+	for _, flow := range []struct {
+		from        *nodetest.Namespace
+		to, answers string
+	}{
+		{a.Guest, nodetest.Beyond + ":80", "beyond sees 192.168.100.50"},
+		{b.Guest, "203.0.113.77:80", "other sees 198.51.100.50"},
+		{other, "198.51.100.50:80", "b sees 198.51.100.1"},
+		{a.Guest, "198.51.100.50:80", "b sees 192.168.100.50"},
+	} {
+		if said, err := flow.from.Ask(flow.to, patience); err != nil || said != flow.answers {
+			t.Errorf("ask %s: have %q, %v; want %q", flow.to, said, err, flow.answers)
+		}
+	}
+	// The network that stays keeps its table when the other one goes: no packet may fall between two tables.
+	r.config.Legs = r.config.Legs[1:]
+	report, err := r.kernel.Apply(r.config)
+	if err != nil || len(report.Withdrawn) != 1 {
+		t.Fatalf("withdrawn %v, %v; want %s", report.Withdrawn, err, floating)
+	}
+	if said, err := b.Guest.Ask("203.0.113.77:80", patience); err != nil || said != "other sees 198.51.100.50" {
+		t.Errorf("after the other network went: %q, %v", said, err)
+	}
+	if again := r.apply(); len(again) != 0 {
+		t.Errorf("the network that stayed was changed: %q", again)
+	}
+}
+
+// TestStaged: a leg that waits for a guest takes what the LAN sends to it, and nothing else; nobody is told of it.
+func TestStaged(t *testing.T) {
+	r := newRig(t)
+	r.addPod("a", "100.0.0.5", floating)
+	r.config.Legs[0].Staged = true
+	r.apply()
+	h, err := r.kernel.Holding()
+	if err != nil || len(h.Answered) != 0 {
+		t.Fatalf("the kernel answers for %v, %v; want nothing", h.Answered, err)
+	}
+	// A LAN host that knows better, as one that heard the announcement of the guest's arrival a moment too early.
+	r.world.Host.Route("192.168.100.50/32", "192.168.100.10", "eth0")
+	if said, err := r.world.Host.Ask("192.168.100.50:80", patience); err != nil || said != "a sees "+nodetest.Gateway {
+		t.Errorf("from the LAN: have %q, %v; want an answer", said, err)
+	}
+	if said, err := r.node.Ask("192.168.100.50:80", 200*time.Millisecond); err == nil {
+		t.Errorf("from the node: have %q, want silence: the guest is elsewhere", said)
+	}
+	r.config.Legs[0].Staged = false
+	r.apply()
+	if said, err := r.node.Ask("192.168.100.50:80", patience); err != nil || said != "a sees "+nodetest.NodeAddress {
+		t.Errorf("from the node, after the guest came: have %q, %v", said, err)
+	}
+}
+
+// TestAssignBack: networks keep their tables, new ones get the first that is free.
+func TestAssignBack(t *testing.T) {
+	network := func(p string) Network { return Network{Prefix: netip.MustParsePrefix(p)} }
+	have := map[netip.Prefix]int{netip.MustParsePrefix("10.2.0.0/24"): tableBack, netip.MustParsePrefix("10.3.0.0/24"): tableMore}
+	got, err := assignBack([]Network{network("10.1.0.0/24"), network("10.2.0.0/24"), network("2001:db8::/64")}, have)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[netip.Prefix]int{
+		netip.MustParsePrefix("10.1.0.0/24"): tableMore, netip.MustParsePrefix("10.2.0.0/24"): tableBack,
+		netip.MustParsePrefix("2001:db8::/64"): tableBack,
+	}
+	if diff := cmp.Diff(want, got, compareNet); diff != "" {
+		t.Errorf("tables (-want +got):\n%s", diff)
+	}
+	var many []Network
+	for i := range 92 {
+		many = append(many, Network{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i), 0}), 24)})
+	}
+	if _, err := assignBack(many[:91], nil); err != nil {
+		t.Errorf("91 networks: %v", err)
+	}
+	if _, err := assignBack(many, nil); !errors.Is(err, ErrTooManyNetworks) {
+		t.Errorf("92 networks: have %v, want ErrTooManyNetworks", err)
+	}
+}
+
+// TestValidate: what Apply could not work with is refused before anything is touched.
+func TestValidate(t *testing.T) {
+	ok := Config{Networks: []Network{redLAN}, Legs: []Leg{{Pod: "a", Addresses: []netip.Addr{floating}}}}
+	if err := ok.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	for name, bend := range map[string]func(*Config){
+		"two pods hold one address":  func(c *Config) { c.Legs = append(c.Legs, Leg{Pod: "b", Addresses: []netip.Addr{floating}}) },
+		"a pod has two legs":         func(c *Config) { c.Legs = append(c.Legs, Leg{Pod: "a"}) },
+		"an address without network": func(c *Config) { c.Networks = nil },
+		"two networks overlap": func(c *Config) {
+			c.Networks = append(c.Networks, Network{Prefix: netip.MustParsePrefix("192.168.0.0/16"), Interface: "x"})
+		},
+		"a network without interface": func(c *Config) { c.Networks = []Network{{Prefix: redLAN.Prefix}} },
+	} {
+		c := Config{Networks: []Network{redLAN}, Legs: []Leg{ok.Legs[0]}}
+		bend(&c)
+		if err := c.Validate(); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+}
