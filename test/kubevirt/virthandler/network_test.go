@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -51,36 +52,42 @@ func needRoot(t *testing.T) {
 // pod is a namespace with an eth0, as a CNI leaves it, and the namespace of its node.
 type pod struct {
 	pod, node virthandler.Namespace
-	address   netip.Addr
 }
 
-func newPod(t *testing.T, addresses ...string) pod {
+// newPod makes a pod whose link, usually eth0, has the given addresses. Both namespaces go away with the test.
+func newPod(t *testing.T, link string, addresses ...string) pod {
 	t.Helper()
-	name := fmt.Sprintf("vh%d-%d", os.Getpid(), time.Now().UnixNano()%100000)
+	name := fmt.Sprintf("vh%d-%d", os.Getpid(), pods.Add(1))
 	for _, side := range []string{"pod", "node"} {
 		run(t, "ip", "netns", "add", name+side)
 		t.Cleanup(func() { run(t, "ip", "netns", "del", name+side) })
 		run(t, "ip", "-n", name+side, "link", "set", "lo", "up")
 	}
-	run(t, "ip", "-n", name+"node", "link", "add", "veth0", "type", "veth", "peer", "name", "eth0", "netns", name+"pod")
+	run(t, "ip", "-n", name+"node", "link", "add", "veth0", "type", "veth", "peer", "name", link, "netns", name+"pod")
 	run(t, "ip", "-n", name+"node", "link", "set", "veth0", "up")
-	run(t, "ip", "-n", name+"pod", "link", "set", "eth0", "up")
+	run(t, "ip", "-n", name+"pod", "link", "set", link, "up")
 	for _, address := range addresses {
 		prefix := netip.MustParsePrefix(address)
-		gateway := prefix.Masked().Addr().Next()
-		args := []string{"-n", name + "node", "addr", "add", fmt.Sprintf("%s/%d", gateway, prefix.Bits()), "dev", "veth0"}
-		podArgs := []string{"-n", name + "pod", "addr", "add", address, "dev", "eth0"}
-		if gateway.Is6() {
-			args, podArgs = append(args, "nodad"), append(podArgs, "nodad")
-		}
-		run(t, "ip", args...)
-		run(t, "ip", podArgs...)
-		run(t, "ip", "-n", name+"pod", "route", "add", "default", "via", gateway.String())
+		gateway := netip.PrefixFrom(prefix.Masked().Addr().Next(), prefix.Bits())
+		run(t, "ip", addAddress(name+"node", gateway.String(), "veth0")...)
+		run(t, "ip", addAddress(name+"pod", address, link)...)
+		run(t, "ip", "-n", name+"pod", "route", "add", "default", "via", gateway.Addr().String())
 	}
 	const folder = "/run/netns/"
-	return pod{virthandler.Namespace(folder + name + "pod"), virthandler.Namespace(folder + name + "node"),
-		netip.MustParsePrefix(addresses[0]).Addr()}
+	return pod{virthandler.Namespace(folder + name + "pod"), virthandler.Namespace(folder + name + "node")}
 }
+
+// addAddress skips duplicate address detection: an IPv6 address would wait a second for it.
+func addAddress(namespace, address, link string) []string {
+	args := []string{"-n", namespace, "addr", "add", address, "dev", link}
+	if strings.Contains(address, ":") {
+		args = append(args, "nodad")
+	}
+	return args
+}
+
+// pods counts the pods of this process, for their names.
+var pods atomic.Int64
 
 func run(t *testing.T, name string, args ...string) string {
 	t.Helper()
@@ -99,15 +106,14 @@ func tools(t *testing.T) {
 	t.Setenv("PATH", folder+":"+os.Getenv("PATH"))
 }
 
+// mainModule is floatip's own, seen from this package.
+const mainModule = "../../.."
+
 // guestImage makes the rig's guest, which the main module knows how to.
 func guestImage(t *testing.T) (kernel, initrd string) {
 	t.Helper()
-	root, err := filepath.Abs("../../..")
-	if err != nil {
-		t.Fatal(err)
-	}
 	cmd := exec.Command("go", "run", "./test/rig/cmd/guest-image")
-	cmd.Dir, cmd.Stderr = root, os.Stderr
+	cmd.Dir, cmd.Stderr = mainModule, os.Stderr
 	output, err := cmd.Output()
 	if err != nil {
 		t.Fatalf("guest image: %v", err)
@@ -142,7 +148,7 @@ func TestGuestBehindMasquerade(t *testing.T) {
 	kernel, initrd := guestImage(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
-	p := newPod(t, "100.0.1.2/24", "fd00:100::2/64")
+	p := newPod(t, "eth0", "100.0.1.2/24", "fd00:100::2/64")
 	vmi := instance("testvm")
 	runDir := shortDir(t)
 	network := virthandler.NewNetwork(runDir)
