@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/nftables/expr"
 	"github.com/mdlayher/netlink"
 	"github.com/mdlayher/netlink/nltest"
 	"golang.org/x/sys/unix"
@@ -154,7 +155,7 @@ func FuzzParseRule(f *testing.F) {
 	for _, table := range Desired(examples()["walled"]) {
 		for _, c := range table.Chains {
 			for _, r := range c.Rules {
-				f.Add([]byte(r.canonical))
+				f.Add(message(f, c.Name, r))
 			}
 		}
 	}
@@ -162,6 +163,51 @@ func FuzzParseRule(f *testing.F) {
 	f.Fuzz(func(_ *testing.T, raw []byte) {
 		parseRule(raw)
 	})
+}
+
+// message is what the kernel sends for a rule.
+func message(t testing.TB, chain string, r Rule) []byte {
+	t.Helper()
+	list := []netlink.Attribute{}
+	for _, e := range r.exprs {
+		raw, err := expr.Marshal(unix.NFPROTO_IPV4, e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, netlink.Attribute{Type: unix.NFTA_LIST_ELEM, Data: raw})
+	}
+	expressions, err := netlink.MarshalAttributes(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	attributes, err := netlink.MarshalAttributes([]netlink.Attribute{
+		{Type: unix.NFTA_RULE_CHAIN, Data: []byte(chain + "\x00")}, {Type: unix.NFTA_RULE_EXPRESSIONS, Data: expressions},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append([]byte{unix.NFPROTO_IPV4, 0, 0, 0}, attributes...)
+}
+
+// No two rules of a plan look the same to a comparison, and a rule that is cut short is refused or another one.
+func TestRulesAreTold(t *testing.T) {
+	for name, p := range examples() {
+		for _, table := range Desired(p) {
+			for _, c := range table.Chains {
+				seen := map[string]bool{}
+				for _, r := range c.Rules {
+					chain, parsed, err := parseRule(message(t, c.Name, r))
+					if err != nil || chain != c.Name || parsed.canonical != r.canonical {
+						t.Errorf("%s %s: have %q in %q, %v", name, r.Text, parsed.canonical, chain, err)
+					}
+					if seen[r.canonical] {
+						t.Errorf("%s: %s has a twin", name, r.Text)
+					}
+					seen[r.canonical] = true
+				}
+			}
+		}
+	}
 }
 
 // FuzzText: every description that is accepted has a plan.

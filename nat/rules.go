@@ -169,12 +169,15 @@ func (b binding) mss() Rule {
 // source are never forwarded (RFC 4291 section 2.5.6).
 var linkLocal = netip.MustParsePrefix("fe80::/10")
 
-// guard is the last word: nothing leaves by the leg under another name.
+// guard is the last word: nothing leaves by the leg under another name. Under no name at all the pod's kernel asks whether
+// its link-local address is free (RFC 4862 section 5.4.2); nobody needs to hear that, and it is no sign of an attack.
 func (b binding) guard() (rules []Rule) {
 	leg := oifname(equal(link(LegInterface)))
 	if b.Floating.Is6() {
 		rules = append(rules, rule(fmt.Sprintf("oifname %q ip6 saddr %s meta l4proto ipv6-icmp accept", LegInterface, linkLocal),
-			leg, b.sourceIn(linkLocal), l4proto(equal([]byte{unix.IPPROTO_ICMPV6})), verdict(expr.VerdictAccept)))
+			leg, b.sourceIn(linkLocal), l4proto(equal([]byte{unix.IPPROTO_ICMPV6})), verdict(expr.VerdictAccept)),
+			rule(fmt.Sprintf("oifname %q ip6 saddr :: drop", LegInterface),
+				leg, b.source(equal(netip.IPv6Unspecified().AsSlice())), verdict(expr.VerdictDrop)))
 	}
 	return append(rules,
 		rule(fmt.Sprintf("oifname %q %s saddr != %s counter name %q drop", LegInterface, b.ip, b.Floating, b.counter(counterGuarded)),

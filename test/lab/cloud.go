@@ -40,6 +40,9 @@ func NewCloud(t testing.TB) *Cloud {
 	c.lan(t)
 	c.node(t)
 	c.attachPod(t, c.Peer, "peer", Peer4, Peer6)
+	for _, ns := range []*Namespace{c.Host, c.Outside, c.Gateway, c.Peer} {
+		ns.Settle(t)
+	}
 	return c
 }
 
@@ -148,6 +151,8 @@ func (c *Cloud) AddVM(t testing.TB, n int, ports ...Port) *VM {
 	vm.Pod.IP(t, "link set tap0 master k6t-eth0")
 	vm.Guest.IP(t, "addr add "+Guest4+"/24 dev eth0", "route add default via "+Router4,
 		"-6 addr add "+Guest6+"/120 dev eth0 nodad", "-6 route add default via "+Router6)
+	vm.Pod.Settle(t)
+	vm.Guest.Settle(t)
 	return vm
 }
 
@@ -180,6 +185,8 @@ func (vm *VM) PlugLeg(t testing.TB) {
 			f.option+"neigh add proxy "+f.floating+" dev eth1")
 	}
 	vm.podSide(t)
+	pod.Settle(t)
+	node.Settle(t)
 }
 
 func (vm *VM) podSide(t testing.TB) {

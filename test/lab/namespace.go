@@ -9,10 +9,13 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -170,6 +173,22 @@ func (n *Namespace) Conn(t testing.TB) *nftables.Conn {
 	}
 	t.Cleanup(func() { conn.CloseLasting() })
 	return conn
+}
+
+// Settle waits until all links of the namespace are in operation. A link that is up already drops what is sent until the
+// kernel's link watch has come round, up to a second later (net/core/link_watch.c).
+func (n *Namespace) Settle(t testing.TB) {
+	t.Helper()
+	Within(t, 10*time.Second, "the links of namespace "+n.name+" are in operation", func() bool {
+		var links []netlink.Link
+		err := n.Do(func() (err error) {
+			links, err = netlink.LinkList()
+			return err
+		})
+		return err == nil && !slices.ContainsFunc(links, func(l netlink.Link) bool {
+			return l.Attrs().Name != "lo" && l.Attrs().OperState != netlink.OperUp
+		})
+	})
 }
 
 // Connect makes a veth pair between two namespaces. Both ends are up.
