@@ -224,7 +224,7 @@ func TestAgainstAPIServer(t *testing.T) {
 		Pools:    map[string]bool{"lan": true},
 	})
 	w.awaitStatus("ready", func(s v1alpha1.FloatingIPStatus) bool {
-		return s.Phase == v1alpha1.PhaseReady && s.Node == "n1" && s.Pod == "launcher-n1" && len(s.Conditions) == 4
+		return s.Phase == v1alpha1.PhaseReady && s.Node == "n1" && s.Pod == "launcher-n1" && len(s.Conditions) == 5
 	})
 	w.awaitLabel(thisNode, "pool.floatip.io/lan", "true")
 

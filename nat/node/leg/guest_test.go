@@ -33,7 +33,7 @@ func TestGuestAnswers(t *testing.T) {
 	guest.Address("eth0", "10.0.2.2/24", "fd10:0:2::2/120")
 	for _, fixed := range []netip.Addr{fixed, fixed6} {
 		// The kernel repeats a question after a second (neigh/default/retrans_time_ms).
-		for begun := time.Now(); !look(fixed); time.Sleep(10 * time.Millisecond) {
+		for begun := time.Now(); !look(fixed); <-time.After(10 * time.Millisecond) {
 			if time.Since(begun) > 10*time.Second {
 				t.Fatalf("the guest is not seen under %s", fixed)
 			}
