@@ -66,9 +66,13 @@ func (w *writer) do(ctx context.Context, apply func(b *batch) error) error {
 	return w.submit(ctx, w.queue, apply)
 }
 
-// between runs f when no transaction is under way: memory and file say the same.
+// between runs f when no transaction is under way: memory and file say the same. Once begun it is waited for, so that the
+// caller can give back what f took.
 func (w *writer) between(ctx context.Context, f func() error) error {
-	return w.submit(ctx, w.pauses, func(*batch) error { return f() })
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return w.submit(context.WithoutCancel(ctx), w.pauses, func(*batch) error { return f() })
 }
 
 func (w *writer) submit(ctx context.Context, queue chan<- *operation, apply func(b *batch) error) error {
