@@ -36,7 +36,8 @@ type Flow struct {
 func Stale(before []netip.Addr, now floatip.PodNAT) func(Flow) bool {
 	return func(f Flow) bool {
 		for _, floating := range before {
-			if f.of(floating) && !slices.ContainsFunc(now.Bindings, func(b floatip.Binding) bool { return b.Floating == floating }) {
+			stays := func(b floatip.Binding) bool { return b.Floating == floating }
+			if f.of(floating) && !slices.ContainsFunc(now.Bindings, stays) {
 				return true
 			}
 		}

@@ -13,7 +13,9 @@ import (
 func (b binding) chains() []Chain {
 	base := func(name string, kind nftables.ChainType, hook *nftables.ChainHook, priority nftables.ChainPriority,
 		rules ...Rule) Chain {
-		return Chain{Name: name, Type: kind, Hook: *hook, Priority: priority, Policy: nftables.ChainPolicyAccept, Rules: rules}
+		return Chain{
+			Name: name, Type: kind, Hook: *hook, Priority: priority, Policy: nftables.ChainPolicyAccept, Rules: rules,
+		}
 	}
 	return []Chain{
 		{Name: chainLeg, Rules: b.leg()},
@@ -45,7 +47,8 @@ func (b binding) leg() []Rule {
 			ctSource(original, notEqual(b.Fixed.AsSlice())), ctSource(original, notEqual(b.Gateway.AsSlice())),
 			setMark(LegMark), verdict(expr.VerdictReturn)),
 		// Later packets of connections that the guest opened under the floating address.
-		rule(fmt.Sprintf("ct reply %s daddr %s ct original %s daddr != %s %s return", b.ip, b.Floating, b.ip, b.Floating, marked),
+		rule(fmt.Sprintf("ct reply %s daddr %s ct original %s daddr != %s %s return",
+			b.ip, b.Floating, b.ip, b.Floating, marked),
 			ctDestination(reply, equal(floating)), ctDestination(original, notEqual(floating)),
 			setMark(LegMark), verdict(expr.VerdictReturn)),
 		// The first packet of a connection that leaves the cluster. Connections to services and those that were opened
@@ -169,18 +172,21 @@ func (b binding) mss() Rule {
 // source are never forwarded (RFC 4291 section 2.5.6).
 var linkLocal = netip.MustParsePrefix("fe80::/10")
 
-// guard is the last word: nothing leaves by the leg under another name. Under no name at all the pod's kernel asks whether
-// its link-local address is free (RFC 4862 section 5.4.2); nobody needs to hear that, and it is no sign of an attack.
+// guard is the last word: nothing leaves by the leg under another name. Under no name at all the pod's kernel asks
+// whether its link-local address is free (RFC 4862 section 5.4.2); nobody needs to hear that, and it is no sign of an
+// attack.
 func (b binding) guard() (rules []Rule) {
 	leg := oifname(equal(link(LegInterface)))
 	if b.Floating.Is6() {
-		rules = append(rules, rule(fmt.Sprintf("oifname %q ip6 saddr %s meta l4proto ipv6-icmp accept", LegInterface, linkLocal),
-			leg, b.sourceIn(linkLocal), l4proto(equal([]byte{unix.IPPROTO_ICMPV6})), verdict(expr.VerdictAccept)),
+		rules = append(rules,
+			rule(fmt.Sprintf("oifname %q ip6 saddr %s meta l4proto ipv6-icmp accept", LegInterface, linkLocal),
+				leg, b.sourceIn(linkLocal), l4proto(equal([]byte{unix.IPPROTO_ICMPV6})), verdict(expr.VerdictAccept)),
 			rule(fmt.Sprintf("oifname %q ip6 saddr :: drop", LegInterface),
 				leg, b.source(equal(netip.IPv6Unspecified().AsSlice())), verdict(expr.VerdictDrop)))
 	}
 	return append(rules,
-		rule(fmt.Sprintf("oifname %q %s saddr != %s counter name %q drop", LegInterface, b.ip, b.Floating, b.counter(counterGuarded)),
+		rule(fmt.Sprintf("oifname %q %s saddr != %s counter name %q drop",
+			LegInterface, b.ip, b.Floating, b.counter(counterGuarded)),
 			leg, b.source(notEqual(b.Floating.AsSlice())), count(b.counter(counterGuarded)), verdict(expr.VerdictDrop)),
 		rule(fmt.Sprintf("oifname %q counter name %q", LegInterface, b.counter(counterOut)),
 			leg, count(b.counter(counterOut))))

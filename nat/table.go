@@ -29,9 +29,9 @@ type Set struct {
 	Elements []Element
 }
 
-// Element is one key of a set as the kernel holds it, in network byte order. An interval of a plain type is two elements:
-// its first key, and the first key after it with End set. An interval of a concatenated type is one element with the
-// last value of each field in Last.
+// Element is one key of a set as the kernel holds it, in network byte order. An interval of a plain type is two
+// elements: its first key, and the first key after it with End set. An interval of a concatenated type is one element
+// with the last value of each field in Last.
 type Element struct {
 	Key  string // bytes
 	End  bool

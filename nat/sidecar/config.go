@@ -1,5 +1,5 @@
-// Package sidecar is the loop that runs in the virt-launcher pod: it keeps the rules of package nat in the kernel for as
-// long as the pod lives, follows the description of its addresses, and answers the node agent on a socket.
+// Package sidecar is the loop that runs in the virt-launcher pod: it keeps the rules of package nat in the kernel for
+// as long as the pod lives, follows the description of its addresses, and answers the node agent on a socket.
 //
 // It needs nothing from KubeVirt, neither at its start nor later: the rules stand before the guest starts, and on a
 // migration target before the guest resumes. When it ends the rules stay.

@@ -56,7 +56,8 @@ func watchFile(ctx context.Context, path string, changed signal, ended func()) e
 // watchRules raises changed whenever anybody changes nftables in the namespace, until ctx is done or the
 // watch breaks off; then it calls ended. What changed is not looked at: the loop reads everything and compares.
 func watchRules(ctx context.Context, c nat.Config, changed signal, ended func()) error {
-	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: c.NetNS, Groups: 1 << (unix.NFNLGRP_NFTABLES - 1)})
+	const groups = 1 << (unix.NFNLGRP_NFTABLES - 1)
+	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: c.NetNS, Groups: groups})
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,206 @@
+package nat
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"floatip.io/floatip/test/lab"
+)
+
+// Even if the pod's routing sends everything by the leg, and the guest makes sources up, only the floating address
+// leaves.
+func TestGuardUnderAttack(t *testing.T) {
+	w, vm := oneVM(t)
+	vm.Pod.IP(t, "rule add pref 76 to 203.0.113.0/24 lookup 77", "-6 rule add pref 76 to 2001:db8:f::/64 lookup 77")
+	vm.Pod.Sysctl(t, "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.k6t-eth0.rp_filter=0")
+	vm.Guest.IP(t, "addr add 10.0.2.77/24 dev eth0", "addr add 192.0.2.66/32 dev eth0",
+		"-6 addr add fd10:0:2::77/120 dev eth0 nodad", "-6 addr add 2001:db8:bad::66/128 dev eth0 nodad")
+	w.Node.NFT(t, fmt.Sprintf(`
+table netdev watch {
+	chain in { type filter hook ingress device "fip1" priority 0;
+		ip saddr %s accept
+		ip6 saddr { %s, fe80::/10 } accept
+		ip saddr 0.0.0.0/0 counter name leaked
+		ip6 saddr ::/0 counter name leaked
+	}
+	counter leaked { }
+}`, vm.Floating4, vm.Floating6))
+	for source, to := range map[string]string{
+		"10.0.2.77": lab.Outside4, "192.0.2.66": lab.Outside4, "fd10:0:2::77": lab.Outside6, "2001:db8:bad::66": lab.Outside6,
+	} {
+		if err := vm.Guest.Do(func() error { return sendFrom(source, to) }); err != nil {
+			t.Fatalf("%s: %v", source, err)
+		}
+	}
+	for _, to := range []string{lab.Outside4, lab.Outside6} { // the pod's own address by the wrong way
+		if seen, err := vm.Pod.Ask("udp", to, 80, 0, silence); err == nil {
+			t.Errorf("the pod called %s as %s by the leg", to, seen)
+		}
+	}
+	kernel := openKernel(t, vm.Pod)
+	guarded := func() (n uint64) {
+		counters, err := kernel.Counters()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range counters {
+			n += c.Guarded.Packets
+		}
+		return n
+	}
+	eventually(t, "the guard drops 6 packets", func() bool { return guarded() >= 6 })
+	out := w.Node.Run(t, "", "nft", "list", "counter", "netdev", "watch", "leaked")
+	if !strings.Contains(out, "packets 0 bytes 0") {
+		t.Errorf("a foreign source left by the leg: %s", out)
+	}
+	if _, err := w.Host.Ask("tcp", vm.Floating4, 22, 0, patience); err != nil {
+		t.Errorf("the floating address itself: %v", err)
+	}
+}
+
+func sendFrom(source, to string) error {
+	conn, err := net.DialUDP("udp", &net.UDPAddr{IP: net.ParseIP(source)}, &net.UDPAddr{IP: net.ParseIP(to), Port: 80})
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	_, err = conn.Write([]byte("spoofed"))
+	return err
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.After(5 * time.Second)
+	again := time.NewTicker(2 * time.Millisecond)
+	defer again.Stop()
+	for !ok() {
+		select {
+		case <-deadline:
+			t.Fatalf("not within 5 s: %s", what)
+		case <-again.C:
+		}
+	}
+}
+
+// Errors pass the translation in both directions: a closed port is refused to whoever called it.
+func TestICMPErrorsReachTheCaller(t *testing.T) {
+	w, vm := oneVM(t)
+	for _, tc := range []struct {
+		from *lab.Namespace
+		to   string
+	}{
+		{w.Host, vm.Floating4}, {w.Host, vm.Floating6}, {vm.Guest, lab.Outside4}, {vm.Guest, lab.Outside6},
+		{vm.Guest, vm.Floating4},
+	} {
+		eventually(t, "a closed port of "+tc.to+" is refused", func() bool { // a datagram may be lost
+			_, err := tc.from.Ask("udp", tc.to, 9999, 0, silence)
+			return errors.Is(err, unix.ECONNREFUSED)
+		})
+	}
+}
+
+// Path MTU discovery works through the translation: towards a narrow link behind the gateway, and towards a guest whose
+// own link is narrower than the leg; the latter error is made by the pod itself.
+func TestPathMTU(t *testing.T) {
+	w, vm := oneVM(t)
+	w.Gateway.IP(t, "link set wan mtu 1400")
+	w.Outside.IP(t, "link set eth0 mtu 1400")
+	for _, to := range []string{lab.Outside4, lab.Outside6} {
+		learnsMTU(t, vm.Guest, to, 1400)
+	}
+	vm.Pod.IP(t, "link set tap0 mtu 1340", "link set k6t-eth0 mtu 1340")
+	for _, to := range []string{vm.Floating4, vm.Floating6} {
+		learnsMTU(t, w.Host, to, 1340)
+		learnsMTU(t, w.Outside, to, 1340)
+	}
+}
+
+// learnsMTU sends datagrams that must not be fragmented until the kernel knows the path's MTU.
+func learnsMTU(t *testing.T, from *lab.Namespace, to string, want int) {
+	t.Helper()
+	conn, err := from.Dial("udp", to, 80, 0, patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	level, discover, mtu := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_MTU
+	if strings.Contains(to, ":") {
+		level, discover, mtu = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_MTU
+	}
+	raw, err := conn.(*net.UDPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	control := func(f func(fd int) error) {
+		if e := raw.Control(func(fd uintptr) { err = f(int(fd)) }); e != nil || err != nil {
+			t.Fatal(errors.Join(e, err))
+		}
+	}
+	control(func(fd int) error { return unix.SetsockoptInt(fd, level, discover, unix.IP_PMTUDISC_DO) })
+	have := 0
+	eventually(t, fmt.Sprintf("path MTU to %s is %d", to, want), func() bool {
+		control(func(fd int) (err error) { have, err = unix.GetsockoptInt(fd, level, mtu); return err })
+		if have != want {
+			conn.Write(make([]byte, have-48)) // EMSGSIZE is what we are here for
+		}
+		return have == want
+	})
+}
+
+// Where the leg is the narrowest link, TCP learns it from the segment size in the handshake and needs no error.
+func TestSegmentSizeFitsTheLeg(t *testing.T) {
+	w, vm := oneVM(t)
+	vm.Pod.IP(t, "link set fip0 mtu 1300")
+	w.Node.IP(t, "link set fip1 mtu 1300")
+	for to, headers := range map[string]int{vm.Floating4: 20 + 20, vm.Floating6: 40 + 20} {
+		conn, err := w.Host.Dial("tcp", to, 22, 0, patience)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		raw, err := conn.(*net.TCPConn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		size := 0
+		control := raw.Control(func(fd uintptr) { size, err = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG) })
+		const timestamps = 12 // the option that both ends use
+		if want := 1300 - headers - timestamps; err != nil || control != nil || size != want {
+			t.Errorf("segment size to %s: want %d, have %d, %v", to, want, size, errors.Join(err, control))
+		}
+	}
+}
+
+func TestFragmentsAreTranslated(t *testing.T) {
+	w, vm := oneVM(t)
+	for _, tc := range []struct {
+		from *lab.Namespace
+		to   string
+		seen string
+	}{
+		{w.Host, vm.Floating4, lab.Host4}, {w.Host, vm.Floating6, lab.Host6},
+		{vm.Guest, lab.Outside4, vm.Floating4}, {vm.Guest, lab.Outside6, vm.Floating6},
+	} {
+		conn, err := tc.from.Dial("udp", tc.to, 80, 0, patience)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.SetDeadline(time.Now().Add(patience))
+		buf := make([]byte, 128)
+		_, err = conn.Write(make([]byte, 4000))
+		n := 0
+		if err == nil {
+			n, err = conn.Read(buf)
+		}
+		conn.Close()
+		if err != nil || !strings.Contains(string(buf[:n]), tc.seen) {
+			t.Errorf("4000 bytes to %s: want an answer to %s, have %q, %v", tc.to, tc.seen, buf[:n], err)
+		}
+	}
+}
