@@ -33,9 +33,11 @@ rig_commands := kubelet-standin pause
 rig-binaries: $(kubernetes_stamp) $(kubevirt_stamp) $(rig_commands:%=$(RIG_BIN)/%)
 rig-binaries: $(kubevirt_commands:%=$(RIG_BIN)/%) ## build the control plane that the rig runs; minutes at first, then kept
 
-# build_one DIRECTORY FLAGS NAME PACKAGE, as a shell command. CGO is off: no program depends on the C library. What was
-# there is removed first: it may be a link into KUBEBUILDER_ASSETS.
-build_one = echo "  building $3 ($4)" && (cd $1 && rm -f $(RIG_BIN)/$3 && CGO_ENABLED=0 go build $2 -o $(RIG_BIN)/$3 $4)
+# build_one DIRECTORY FLAGS NAME PACKAGE, as a shell command. CGO is off: no program depends on the C library. The new
+# program takes the place of the old one by a rename: a rig that runs keeps its own, and what was there may be a link into
+# KUBEBUILDER_ASSETS.
+build_one = echo "  building $3 ($4)" && (cd $1 && CGO_ENABLED=0 go build $2 -o $(RIG_BIN)/.$3.new $4 && \
+	mv -f $(RIG_BIN)/.$3.new $(RIG_BIN)/$3)
 package_of = $(if $(filter etcd,$1),$(etcd_package),k8s.io/kubernetes/cmd/$1)
 asset = $(KUBEBUILDER_ASSETS)/$1
 has_asset = $(and $(KUBEBUILDER_ASSETS),$(wildcard $(asset)))
@@ -64,6 +66,6 @@ $(kubevirt_stamp): | $(kubernetes_stamp)
 $(kubevirt_commands:%=$(RIG_BIN)/%): $(RIG_BIN)/%: $(kubevirt_stamp) $(shell find test/kubevirt -name '*.go')
 	@$(call build_one,test/kubevirt,$(kubevirt_flags),$*,./cmd/$*)
 
-$(rig_commands:%=$(RIG_BIN)/%): $(RIG_BIN)/%: go.mod $(shell find test/rig -name '*.go')
+$(rig_commands:%=$(RIG_BIN)/%): $(RIG_BIN)/%: go.mod $(shell find test/rig -name '*.go' -not -name '*_test.go')
 	@mkdir -p $(RIG_BIN)
 	@$(call build_one,.,-trimpath -buildvcs=false -ldflags '-s -w',$*,./test/rig/cmd/$*)

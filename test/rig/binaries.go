@@ -35,7 +35,8 @@ func findBinaries() (binaries, error) {
 	b := binaries{dir: filepath.Join(root, "bin", "rig"), product: filepath.Join(root, "bin")}
 	var missing []string
 	for _, path := range []string{
-		b.kubelet(), b.pause(), b.handler(), b.virtChroot(), b.kubectl(), b.path("floatip-webhook"), b.path("floatip-sidecar"), b.path("floatip-agent"),
+		b.kubelet(), b.pause(), b.handler(), b.virtChroot(), b.kubectl(),
+		b.path("floatip-webhook"), b.path("floatip-sidecar"), b.path("floatip-agent"),
 	} {
 		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 			missing = append(missing, path)

@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"floatip.io/floatip/test/rig/guest"
+	"floatip.io/floatip/test/rig/kubelet"
 	"floatip.io/floatip/test/rig/lan"
 	"floatip.io/floatip/test/rig/process"
 )
@@ -176,7 +177,8 @@ func webPodIsServed(ctx context.Context, t *testing.T, r *Rig, client kubernetes
 		t.Fatal(err)
 	}
 	await(ctx, t, "the pod's address in an EndpointSlice", func() error {
-		slices, err := client.DiscoveryV1().EndpointSlices("demo").List(ctx, metav1.ListOptions{LabelSelector: "kubernetes.io/service-name=web"})
+		ofService := metav1.ListOptions{LabelSelector: "kubernetes.io/service-name=web"}
+		slices, err := client.DiscoveryV1().EndpointSlices("demo").List(ctx, ofService)
 		if err != nil || len(slices.Items) == 0 || len(slices.Items[0].Endpoints) == 0 {
 			return errors.Join(err, errors.New("there is none"))
 		}
@@ -185,7 +187,8 @@ func webPodIsServed(ctx context.Context, t *testing.T, r *Rig, client kubernetes
 		}
 		return nil
 	})
-	note := filepath.Join(nodeDir(r.Dir, pod.Spec.NodeName), "kubelet", "pods", string(pod.UID), "volumes", "kubernetes.io~downward-api", "notes", "note")
+	podDir := kubelet.PodDir(nodeDir(r.Dir, pod.Spec.NodeName), pod.UID)
+	note := filepath.Join(podDir, "volumes", "kubernetes.io~downward-api", "notes", "note")
 	kubectl(ctx, t, r, "", "--namespace=demo", "annotate", "--overwrite", "pod/web", "note=second")
 	await(ctx, t, "the changed annotation in the volume", func() error {
 		raw, err := os.ReadFile(note)
@@ -203,8 +206,8 @@ func nothingLeft(t *testing.T, r *Rig) {
 	if _, err := os.Stat(r.Dir); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("folder of the stopped rig: %v, want it gone", err)
 	}
-	for _, pattern := range []string{"/run/netns/" + r.LAN.Prefix + "*", "/sys/fs/cgroup/" + r.LAN.Prefix + "*", "/sys/fs/cgroup/*/" + r.LAN.Prefix + "*"} {
-		if found, err := filepath.Glob(pattern); err != nil || len(found) > 0 {
+	for _, folder := range []string{"/run/netns/", "/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
+		if found, err := filepath.Glob(folder + r.LAN.Prefix + "*"); err != nil || len(found) > 0 {
 			t.Errorf("left of the stopped rig: %v (%v)", found, err)
 		}
 	}
@@ -262,7 +265,8 @@ func TestSweep(t *testing.T) {
 		return err == nil
 	}
 	if exists(crashed) || !exists(kept) || !exists(used) {
-		t.Errorf("after a sweep: crashed %t, kept %t, used %t exist; want false, true, true", exists(crashed), exists(kept), exists(used))
+		t.Errorf("after a sweep: crashed %t, kept %t, used %t exist; want false, true, true",
+			exists(crashed), exists(kept), exists(used))
 	}
 	if err := sweep(t.Context(), nil, ours); err != nil {
 		t.Fatal(err)
@@ -283,7 +287,8 @@ func kubectl(ctx context.Context, t *testing.T, r *Rig, stdin string, args ...st
 
 func await(ctx context.Context, t *testing.T, what string, holds func() error) {
 	t.Helper()
-	if err := process.Wait(ctx, func(line string) { t.Log(line) }, what, func(context.Context) error { return holds() }); err != nil {
+	say := func(line string) { t.Log(line) }
+	if err := process.Wait(ctx, say, what, func(context.Context) error { return holds() }); err != nil {
 		t.Fatal(err)
 	}
 }

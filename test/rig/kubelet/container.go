@@ -48,7 +48,9 @@ func (w *worker) startContainer(ctx context.Context, pod *corev1.Pod, name strin
 }
 
 // launch runs the container. A failure comes with kubelet's word for it.
-func (w *worker) launch(ctx context.Context, pod *corev1.Pod, c *corev1.Container, image Image) (reason string, exit <-chan int, err error) {
+func (w *worker) launch(
+	ctx context.Context, pod *corev1.Pod, c *corev1.Container, image Image,
+) (reason string, exit <-chan int, err error) {
 	env, err := w.k.environment(ctx, pod, c, image)
 	if err != nil {
 		return reasonConfig, nil, err
@@ -102,7 +104,8 @@ const (
 // terminationMessage is what the container wrote for the purpose or, if it wants so and failed, the end of its log.
 func (w *worker) terminationMessage(pod *corev1.Pod, c *corev1.Container, code int) string {
 	text, err := os.ReadFile(filepath.Join(w.k.paths.bundle(pod.UID, c.Name), terminationLog))
-	if err == nil && len(text) > 0 || code == 0 || c.TerminationMessagePolicy != corev1.TerminationMessageFallbackToLogsOnError {
+	fallBack := code != 0 && c.TerminationMessagePolicy == corev1.TerminationMessageFallbackToLogsOnError
+	if err == nil && len(text) > 0 || !fallBack {
 		return tail(text)
 	}
 	text, err = os.ReadFile(w.k.paths.log(pod.UID, c.Name))
@@ -158,7 +161,8 @@ func (w *worker) unprobe(name string) {
 // probed notes what a probe has settled.
 func (w *worker) probed(ctx context.Context, pod *corev1.Pod, name string, kind probeKind, passed bool, detail error) {
 	if !passed {
-		w.report(pod, corev1.EventTypeWarning, "Unhealthy", fmt.Sprintf("%s probe of container %s failed: %v", kind, name, detail))
+		text := fmt.Sprintf("%s probe of container %s failed: %v", kind, name, detail)
+		w.report(pod, corev1.EventTypeWarning, "Unhealthy", text)
 	}
 	w.mu.Lock()
 	status := w.containers[name]

@@ -38,7 +38,9 @@ func (e *environment) list() []string {
 
 // environment resolves what a container of the pod finds in its environment: the image's, where the API server is, and
 // the Pod object's own.
-func (k *Kubelet) environment(ctx context.Context, pod *corev1.Pod, c *corev1.Container, image Image) (*environment, error) {
+func (k *Kubelet) environment(
+	ctx context.Context, pod *corev1.Pod, c *corev1.Container, image Image,
+) (*environment, error) {
 	env := &environment{values: map[string]string{}}
 	for _, assignment := range append([]string{defaultPath, "HOSTNAME=" + hostname(pod)}, image.Env...) {
 		name, value, _ := strings.Cut(assignment, "=")
@@ -92,7 +94,9 @@ func (k *Kubelet) envFrom(ctx context.Context, namespace string, from corev1.Env
 }
 
 // envValue returns the value of one source; found is false where an optional source is missing.
-func (k *Kubelet) envValue(ctx context.Context, pod *corev1.Pod, container string, from *corev1.EnvVarSource) (value string, found bool, err error) {
+func (k *Kubelet) envValue(
+	ctx context.Context, pod *corev1.Pod, container string, from *corev1.EnvVarSource,
+) (value string, found bool, err error) {
 	var files map[string][]byte
 	var key string
 	var optional *bool

@@ -11,7 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// podField returns the value of a fieldRef of the downward API. A missing label or annotation is empty, as with kubelet.
+// podField returns the value of a fieldRef of the downward API. A missing label or annotation is empty.
 func podField(pod *corev1.Pod, path string) (string, error) {
 	if key, ok := subscript(path, "metadata.annotations"); ok {
 		return pod.Annotations[key], nil

@@ -37,8 +37,9 @@ var nodeCapacity = corev1.ResourceList{
 	"devices.kubevirt.io/vhost-net": resource.MustParse("110"),
 }
 
-// kubevirtLabels are what virt-handler's node labeller writes (pkg/virt-handler/node-labeller), as far as virt-controller
-// asks for them: a virt-launcher pod for schedulable, and a migration target also for the machine type and the CPU model.
+// kubevirtLabels are what virt-handler's node labeller writes (KubeVirt pkg/virt-handler/node-labeller), as far as
+// virt-controller asks for them: a virt-launcher pod for schedulable, a migration target also for the machine type and
+// the CPU model.
 var kubevirtLabels = map[string]string{
 	"kubevirt.io/schedulable":                        "true",
 	"machine-type.node.kubevirt.io/q35":              "true",
@@ -75,7 +76,9 @@ func (k *Kubelet) registerOnce(ctx context.Context) error {
 	wanted := k.nodeObject()
 	node, err := nodes.Create(ctx, wanted, metav1.CreateOptions{})
 	if apierrors.IsAlreadyExists(err) {
-		patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": wanted.Labels, "annotations": wanted.Annotations}})
+		patch, err := json.Marshal(map[string]any{
+			"metadata": map[string]any{"labels": wanted.Labels, "annotations": wanted.Annotations},
+		})
 		if err != nil {
 			return err
 		}

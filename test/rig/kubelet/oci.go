@@ -157,10 +157,12 @@ func kernelMounts(privileged bool) []specs.Mount {
 		access = "rw"
 	}
 	dev := []specs.Mount{
-		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
+		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs",
+			Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
 		{Destination: "/dev/pts", Type: "devpts", Source: "devpts",
 			Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
-		{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=65536k"}},
+		{Destination: "/dev/shm", Type: "tmpfs", Source: "shm",
+			Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=65536k"}},
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 	}
 	if privileged {
@@ -169,7 +171,8 @@ func kernelMounts(privileged bool) []specs.Mount {
 	proc := specs.Mount{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}}
 	sys := []specs.Mount{
 		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", access}},
-		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", access}},
+		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup",
+			Options: []string{"nosuid", "noexec", "nodev", "relatime", access}},
 	}
 	return slices.Concat([]specs.Mount{proc}, dev, sys)
 }
@@ -188,7 +191,8 @@ func volumeMounts(in containerInput) ([]specs.Mount, error) {
 		if m.SubPath != "" && !filepath.IsLocal(m.SubPath) {
 			return nil, fmt.Errorf("mount %s: sub-path %q leaves the volume", m.MountPath, m.SubPath)
 		}
-		mounts = append(mounts, bind(filepath.Join(source, m.SubPath), filepath.Clean("/"+m.MountPath), m.ReadOnly, m.MountPropagation))
+		source, target := filepath.Join(source, m.SubPath), filepath.Clean("/"+m.MountPath)
+		mounts = append(mounts, bind(source, target, m.ReadOnly, m.MountPropagation))
 	}
 	slices.SortStableFunc(mounts, func(a, b specs.Mount) int {
 		return strings.Count(a.Destination, "/") - strings.Count(b.Destination, "/")

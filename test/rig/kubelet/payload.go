@@ -16,16 +16,20 @@ import (
 const defaultMode = 0o644
 
 // volumeFiles returns kubelet's name for the kind of a volume that holds data of the API, and its files.
-func (k *Kubelet) volumeFiles(ctx context.Context, pod *corev1.Pod, v *corev1.Volume) (plugin string, files map[string]file, err error) {
+func (k *Kubelet) volumeFiles(
+	ctx context.Context, pod *corev1.Pod, v *corev1.Volume,
+) (plugin string, files map[string]file, err error) {
 	switch {
 	case v.DownwardAPI != nil:
 		files, err = downwardFiles(pod, v.DownwardAPI.Items, v.DownwardAPI.DefaultMode)
 		plugin = "downward-api"
 	case v.ConfigMap != nil:
-		files, err = k.configMapFiles(ctx, pod, v.ConfigMap.Name, v.ConfigMap.Items, v.ConfigMap.DefaultMode, v.ConfigMap.Optional)
+		s := v.ConfigMap
+		files, err = k.configMapFiles(ctx, pod, s.Name, s.Items, s.DefaultMode, s.Optional)
 		plugin = "configmap"
 	case v.Secret != nil:
-		files, err = k.secretFiles(ctx, pod, v.Secret.SecretName, v.Secret.Items, v.Secret.DefaultMode, v.Secret.Optional)
+		s := v.Secret
+		files, err = k.secretFiles(ctx, pod, s.SecretName, s.Items, s.DefaultMode, s.Optional)
 		plugin = "secret"
 	case v.Projected != nil:
 		files, err = k.projectedFiles(ctx, pod, v)
@@ -70,7 +74,9 @@ func fileMode(own, common *int32) fs.FileMode {
 	return fs.FileMode(deref(own, deref(common, defaultMode)))
 }
 
-func (k *Kubelet) configMapFiles(ctx context.Context, pod *corev1.Pod, name string, items []corev1.KeyToPath, mode *int32, optional *bool) (map[string]file, error) {
+func (k *Kubelet) configMapFiles(
+	ctx context.Context, pod *corev1.Pod, name string, items []corev1.KeyToPath, mode *int32, optional *bool,
+) (map[string]file, error) {
 	data, err := k.configMap(ctx, pod.Namespace, name)
 	if err := ignoreMissing(err, optional); err != nil {
 		return nil, err
@@ -78,7 +84,9 @@ func (k *Kubelet) configMapFiles(ctx context.Context, pod *corev1.Pod, name stri
 	return selectKeys(data, items, mode, deref(optional, false))
 }
 
-func (k *Kubelet) secretFiles(ctx context.Context, pod *corev1.Pod, name string, items []corev1.KeyToPath, mode *int32, optional *bool) (map[string]file, error) {
+func (k *Kubelet) secretFiles(
+	ctx context.Context, pod *corev1.Pod, name string, items []corev1.KeyToPath, mode *int32, optional *bool,
+) (map[string]file, error) {
 	data, err := k.secret(ctx, pod.Namespace, name)
 	if err := ignoreMissing(err, optional); err != nil {
 		return nil, err
@@ -116,9 +124,11 @@ func (k *Kubelet) projectedFiles(ctx context.Context, pod *corev1.Pod, v *corev1
 		case source.ServiceAccountToken != nil:
 			files, err = k.tokenFile(ctx, pod, v.Name, source.ServiceAccountToken)
 		case source.ConfigMap != nil:
-			files, err = k.configMapFiles(ctx, pod, source.ConfigMap.Name, source.ConfigMap.Items, mode, source.ConfigMap.Optional)
+			s := source.ConfigMap
+			files, err = k.configMapFiles(ctx, pod, s.Name, s.Items, mode, s.Optional)
 		case source.Secret != nil:
-			files, err = k.secretFiles(ctx, pod, source.Secret.Name, source.Secret.Items, mode, source.Secret.Optional)
+			s := source.Secret
+			files, err = k.secretFiles(ctx, pod, s.Name, s.Items, mode, s.Optional)
 		case source.DownwardAPI != nil:
 			files, err = downwardFiles(pod, source.DownwardAPI.Items, mode)
 		default:
@@ -142,7 +152,9 @@ type issuedToken struct {
 
 // tokenFile returns the service account token for a volume: the one it has, or a new one after four fifths of its
 // life, as kubelet does (k8s.io/kubernetes pkg/kubelet/token).
-func (k *Kubelet) tokenFile(ctx context.Context, pod *corev1.Pod, volume string, source *corev1.ServiceAccountTokenProjection) (map[string]file, error) {
+func (k *Kubelet) tokenFile(
+	ctx context.Context, pod *corev1.Pod, volume string, source *corev1.ServiceAccountTokenProjection,
+) (map[string]file, error) {
 	key := string(pod.UID) + "/" + volume + "/" + source.Path
 	k.tokensMu.Lock()
 	defer k.tokensMu.Unlock()
@@ -152,7 +164,9 @@ func (k *Kubelet) tokenFile(ctx context.Context, pod *corev1.Pod, volume string,
 	seconds := deref(source.ExpirationSeconds, int64(time.Hour/time.Second))
 	request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{
 		ExpirationSeconds: &seconds,
-		BoundObjectRef:    &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Pod", Name: pod.Name, UID: pod.UID},
+		BoundObjectRef: &authenticationv1.BoundObjectReference{
+			APIVersion: "v1", Kind: "Pod", Name: pod.Name, UID: pod.UID,
+		},
 	}}
 	if source.Audience != "" {
 		request.Spec.Audiences = []string{source.Audience}

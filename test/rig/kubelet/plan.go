@@ -107,7 +107,9 @@ func (next *steps) startUnlessRunning(name string, s statuses, now time.Time) {
 func over(pod *corev1.Pod, s statuses) bool {
 	for i := range pod.Spec.InitContainers {
 		c := &pod.Spec.InitContainers[i]
-		if end := s.ended(c.Name); !isSidecar(c) && end != nil && end.ExitCode != 0 && pod.Spec.RestartPolicy == corev1.RestartPolicyNever {
+		end := s.ended(c.Name)
+		failed := !isSidecar(c) && end != nil && end.ExitCode != 0
+		if failed && pod.Spec.RestartPolicy == corev1.RestartPolicyNever {
 			return true
 		}
 	}
@@ -169,5 +171,7 @@ func isSidecar(c *corev1.Container) bool {
 
 // isPlainInit reports whether the container is an init container that has to end before the others start.
 func isPlainInit(pod *corev1.Pod, name string) bool {
-	return slices.ContainsFunc(pod.Spec.InitContainers, func(c corev1.Container) bool { return c.Name == name && !isSidecar(&c) })
+	return slices.ContainsFunc(pod.Spec.InitContainers, func(c corev1.Container) bool {
+		return c.Name == name && !isSidecar(&c)
+	})
 }

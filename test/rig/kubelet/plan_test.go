@@ -20,9 +20,32 @@ func runs(started bool) corev1.ContainerStatus {
 }
 
 func ended(code int32, restarts int32) corev1.ContainerStatus {
-	return corev1.ContainerStatus{RestartCount: restarts, State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{
+	end := &corev1.ContainerStateTerminated{
 		ExitCode: code, StartedAt: metav1.NewTime(begin), FinishedAt: metav1.NewTime(begin),
-	}}}
+	}
+	return corev1.ContainerStatus{RestartCount: restarts, State: corev1.ContainerState{Terminated: end}}
+}
+
+// allRun is a samplePod that is well.
+func allRun() statuses {
+	return statuses{
+		"nat": runs(true), "init": ended(0, 0), "console": runs(true), "compute": runs(true), "disk": runs(true),
+	}
+}
+
+// allEnded is a samplePod that has done its work.
+func allEnded() statuses {
+	all := statuses{}
+	for name := range allRun() {
+		all[name] = ended(0, 0)
+	}
+	return all
+}
+
+// with changes one container.
+func (s statuses) with(name string, status corev1.ContainerStatus) statuses {
+	s[name] = status
+	return s
 }
 
 // samplePod has a sidecar, an init container, a second sidecar, and two main containers.
@@ -49,34 +72,36 @@ func TestPlanSteps(t *testing.T) {
 		{"the next waits for a sidecar's startup", never, statuses{"nat": runs(false)}, steps{}},
 		{"and goes on after it", never, statuses{"nat": runs(true)}, steps{Start: []string{"init"}}},
 		{"an init container has to end", never, statuses{"nat": runs(true), "init": runs(true)}, steps{}},
-		{"and then the next one starts", never, statuses{"nat": runs(true), "init": ended(0, 0)}, steps{Start: []string{"console"}}},
+		{"and then the next one starts", never, statuses{"nat": runs(true), "init": ended(0, 0)},
+			steps{Start: []string{"console"}}},
 		{"main containers start together", never,
 			statuses{"nat": runs(true), "init": ended(0, 0), "console": runs(true)}, steps{Start: []string{"compute", "disk"}}},
 		{"all is well", never,
-			statuses{"nat": runs(true), "init": ended(0, 0), "console": runs(true), "compute": runs(true), "disk": runs(true)}, steps{}},
+			allRun(), steps{}},
 		{"a crashed sidecar restarts beside the main containers", never,
-			statuses{"nat": ended(1, 0), "init": ended(0, 0), "console": runs(true), "compute": runs(true), "disk": runs(true)},
+			allRun().with("nat", ended(1, 0)),
 			steps{Start: []string{"nat"}}},
 		{"a sidecar that crashed again backs off", never,
-			statuses{"nat": ended(1, 1), "init": ended(0, 0), "console": runs(true), "compute": runs(true), "disk": runs(true)},
+			allRun().with("nat", ended(1, 1)),
 			steps{Retry: begin.Add(firstBackOff)}},
 		{"a main container that ended is left alone with policy Never", never,
-			statuses{"nat": runs(true), "init": ended(0, 0), "console": runs(true), "compute": ended(1, 0), "disk": runs(true)}, steps{}},
+			allRun().with("compute", ended(1, 0)), steps{}},
 		{"and restarted with policy Always", always,
-			statuses{"nat": runs(true), "init": ended(0, 0), "console": runs(true), "compute": ended(0, 0), "disk": runs(true)},
+			allRun().with("compute", ended(0, 0)),
 			steps{Start: []string{"compute"}}},
 		{"sidecars end after the main containers, the last first", never,
-			statuses{"nat": runs(true), "init": ended(0, 0), "console": runs(true), "compute": ended(0, 0), "disk": ended(0, 0)},
+			allRun().with("compute", ended(0, 0)).with("disk", ended(0, 0)),
 			steps{Signal: []string{"console"}}},
 		{"then the first", never,
-			statuses{"nat": runs(true), "init": ended(0, 0), "console": ended(0, 0), "compute": ended(0, 0), "disk": ended(0, 0)},
+			allRun().with("console", ended(0, 0)).with("compute", ended(0, 0)).with("disk", ended(0, 0)),
 			steps{Signal: []string{"nat"}}},
 		{"then the pod is done", never,
-			statuses{"nat": ended(0, 0), "init": ended(0, 0), "console": ended(0, 0), "compute": ended(0, 0), "disk": ended(0, 0)},
+			allEnded(),
 			steps{Done: true}},
 		{"a failed init container ends a pod with policy Never", never, statuses{"nat": runs(true), "init": ended(1, 0)},
 			steps{Signal: []string{"nat"}}},
-		{"and is repeated otherwise", always, statuses{"nat": runs(true), "init": ended(1, 0)}, steps{Start: []string{"init"}}},
+		{"and is repeated otherwise", always, statuses{"nat": runs(true), "init": ended(1, 0)},
+			steps{Start: []string{"init"}}},
 	} {
 		if diff := cmp.Diff(c.want, planSteps(samplePod(c.policy), c.have, begin)); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", c.name, diff)
@@ -116,15 +141,15 @@ func TestPhase(t *testing.T) {
 		{"one main container is missing",
 			statuses{"nat": runs(true), "init": ended(0, 0), "console": runs(true), "compute": runs(true)}, corev1.PodPending},
 		{"all run",
-			statuses{"nat": runs(true), "init": ended(0, 0), "console": runs(true), "compute": runs(true), "disk": runs(true)}, corev1.PodRunning},
+			allRun(), corev1.PodRunning},
 		{"the main containers ended but a sidecar runs",
-			statuses{"nat": runs(true), "init": ended(0, 0), "console": ended(0, 0), "compute": ended(0, 0), "disk": ended(0, 0)}, corev1.PodRunning},
+			allRun().with("console", ended(0, 0)).with("compute", ended(0, 0)).with("disk", ended(0, 0)), corev1.PodRunning},
 		{"all ended well",
-			statuses{"nat": ended(0, 0), "init": ended(0, 0), "console": ended(0, 0), "compute": ended(0, 0), "disk": ended(0, 0)}, corev1.PodSucceeded},
+			allEnded(), corev1.PodSucceeded},
 		{"a sidecar's code does not count",
-			statuses{"nat": ended(137, 0), "init": ended(0, 0), "console": ended(0, 0), "compute": ended(0, 0), "disk": ended(0, 0)}, corev1.PodSucceeded},
+			allEnded().with("nat", ended(137, 0)), corev1.PodSucceeded},
 		{"a main container failed",
-			statuses{"nat": ended(0, 0), "init": ended(0, 0), "console": ended(0, 0), "compute": ended(1, 0), "disk": ended(0, 0)}, corev1.PodFailed},
+			allEnded().with("compute", ended(1, 0)), corev1.PodFailed},
 		{"an init container failed", statuses{"nat": ended(0, 0), "init": ended(1, 0)}, corev1.PodFailed},
 	} {
 		if got := phase(samplePod(corev1.RestartPolicyNever), c.have); got != c.want {
@@ -136,7 +161,7 @@ func TestPhase(t *testing.T) {
 // A readiness gate that somebody else sets holds back Ready, not ContainersReady, and its condition is kept.
 func TestReadinessGate(t *testing.T) {
 	const unpaused corev1.PodConditionType = "kubevirt.io/virtual-machine-unpaused"
-	all := statuses{"nat": runs(true), "init": ended(0, 0), "console": runs(true), "compute": runs(true), "disk": runs(true)}
+	all := allRun()
 	pod := samplePod(corev1.RestartPolicyNever)
 	pod.Spec.ReadinessGates = []corev1.PodReadinessGate{{ConditionType: unpaused}}
 	pod.Status.PodIP = "100.0.1.2"
@@ -148,7 +173,8 @@ func TestReadinessGate(t *testing.T) {
 	if diff := cmp.Diff(want, conditions(pod)); diff != "" {
 		t.Errorf("conditions before the gate opens (-want +got):\n%s", diff)
 	}
-	pod.Status.Conditions = append(pod.Status.Conditions, corev1.PodCondition{Type: unpaused, Status: corev1.ConditionTrue})
+	open := corev1.PodCondition{Type: unpaused, Status: corev1.ConditionTrue}
+	pod.Status.Conditions = append(pod.Status.Conditions, open)
 	want[corev1.PodReady], want[unpaused] = corev1.ConditionTrue, corev1.ConditionTrue
 	pod.Status = podStatus(pod, all, metav1.NewTime(begin.Add(time.Second)))
 	if diff := cmp.Diff(want, conditions(pod)); diff != "" {

@@ -75,7 +75,9 @@ func (p prober) run(ctx context.Context, c *corev1.Container) {
 }
 
 // loop runs one probe until a settled result for which enough returns true.
-func (p prober) loop(ctx context.Context, c *corev1.Container, probe *corev1.Probe, kind probeKind, enough func(passed bool) bool) {
+func (p prober) loop(
+	ctx context.Context, c *corev1.Container, probe *corev1.Probe, kind probeKind, enough func(passed bool) bool,
+) {
 	var results tally
 	period := time.Duration(orDefault(probe.PeriodSeconds, 10)) * time.Second
 	timer := time.NewTimer(time.Duration(probe.InitialDelaySeconds) * time.Second)

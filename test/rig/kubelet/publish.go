@@ -56,7 +56,8 @@ func (w *worker) publish(ctx context.Context, pod *corev1.Pod) {
 		w.k.log.Error("cannot encode the pod's status", "pod", pod.Name, "error", err)
 		return
 	}
-	_, err = w.k.client.CoreV1().Pods(pod.Namespace).Patch(ctx, pod.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
+	pods := w.k.client.CoreV1().Pods(pod.Namespace)
+	_, err = pods.Patch(ctx, pod.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
 	if err != nil && !apierrors.IsNotFound(err) {
 		w.k.log.Warn("cannot write the pod's status, trying again", "pod", pod.Name, "error", err)
 		time.AfterFunc(problemRetry, w.look)

@@ -85,12 +85,14 @@ func TestCommandLine(t *testing.T) {
 		want  string
 	}{
 		{"the image's", real, corev1.Container{}, "/floatip-agent --default"},
-		{"arguments replace the image's", real, corev1.Container{Args: []string{"--node=$(NODE)"}}, "/floatip-agent --node=node-1"},
+		{"arguments replace the image's", real, corev1.Container{Args: []string{"--node=$(NODE)"}},
+			"/floatip-agent --node=node-1"},
 		{"a command replaces both", real, corev1.Container{Command: []string{"/other"}}, "/other"},
 		{"a stand-in ignores them", standIn, corev1.Container{Name: "disk", Command: []string{"/other"}}, "/pause"},
 		{"a stand-in of an init container ends", standIn, corev1.Container{Name: "init"}, "/pause --once"},
 		{"a stand-in of a sidecar does not", standIn, corev1.Container{Name: "console"}, "/pause"},
-		{"compute heeds its guest", standIn, corev1.Container{Name: "compute", VolumeMounts: sockets}, "/pause --hold=/var/run/kubevirt/sockets/guest"},
+		{"compute heeds its guest", standIn, corev1.Container{Name: "compute", VolumeMounts: sockets},
+			"/pause --hold=/var/run/kubevirt/sockets/guest"},
 	} {
 		args := argsOf(containerInput{pod: pod, container: &c.c, image: c.image, env: env})
 		if got := strings.Join(args, " "); got != c.want {
@@ -100,7 +102,9 @@ func TestCommandLine(t *testing.T) {
 }
 
 func TestResources(t *testing.T) {
-	list := corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("250m"), corev1.ResourceMemory: resource.MustParse("32Mi")}
+	list := corev1.ResourceList{
+		corev1.ResourceCPU: resource.MustParse("250m"), corev1.ResourceMemory: resource.MustParse("32Mi"),
+	}
 	got := resourcesOf(corev1.ResourceRequirements{Requests: list, Limits: list})
 	want := &specs.LinuxResources{
 		CPU:     &specs.LinuxCPU{Shares: new(uint64(256)), Quota: new(int64(25_000)), Period: new(uint64(100_000))},
@@ -114,10 +118,12 @@ func TestResources(t *testing.T) {
 
 // Outer mounts come before inner ones, whatever their order in the Pod object; a sub-path stays in its volume.
 func TestVolumeMounts(t *testing.T) {
-	in := containerInput{volumes: map[string]string{"a": "/host/a", "b": "/host/b"}, container: &corev1.Container{VolumeMounts: []corev1.VolumeMount{
+	fromHost := corev1.MountPropagationHostToContainer
+	in := containerInput{volumes: map[string]string{"a": "/host/a", "b": "/host/b"}, container: &corev1.Container{}}
+	in.container.VolumeMounts = []corev1.VolumeMount{
 		{Name: "b", MountPath: "/var/run/inner", ReadOnly: true},
-		{Name: "a", MountPath: "/var", SubPath: "sub", MountPropagation: new(corev1.MountPropagationHostToContainer)},
-	}}}
+		{Name: "a", MountPath: "/var", SubPath: "sub", MountPropagation: &fromHost},
+	}
 	got, err := volumeMounts(in)
 	want := []specs.Mount{
 		{Destination: "/var", Type: "bind", Source: "/host/a/sub", Options: []string{"rbind", "rslave", "rw"}},
@@ -146,8 +152,11 @@ func TestExpand(t *testing.T) {
 
 func TestPodField(t *testing.T) {
 	pod := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Name: "launcher", Labels: map[string]string{"b": "2", "a": "1\n"}, Annotations: map[string]string{"floatip.io/nat": "{}"}},
-		Status:     corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: "100.0.1.2"}, {IP: "fd00::2"}}},
+		ObjectMeta: metav1.ObjectMeta{
+			Name: "launcher", Labels: map[string]string{"b": "2", "a": "1\n"},
+			Annotations: map[string]string{"floatip.io/nat": "{}"},
+		},
+		Status: corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: "100.0.1.2"}, {IP: "fd00::2"}}},
 	}
 	for path, want := range map[string]string{
 		"metadata.name": "launcher", "metadata.annotations['floatip.io/nat']": "{}", "metadata.annotations['none']": "",

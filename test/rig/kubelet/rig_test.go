@@ -96,8 +96,10 @@ func startNode(t *testing.T, objects ...runtime.Object) *node {
 	n := &node{T: t, client: client, lan: network, dir: filepath.Join(dir, "node-1")}
 	n.kubelet, err = New(Config{
 		Node: "node-1", LAN: network, Dir: n.dir, Client: client,
-		Images: Images{inspectImage: {Files: map[string]string{"/inspect": filepath.Join(bin, "inspect")}, Entrypoint: []string{"/inspect"}}},
-		Pause:  filepath.Join(bin, "pause"), Log: slog.New(slog.NewTextHandler(log, nil)),
+		Images: Images{inspectImage: {
+			Files: map[string]string{"/inspect": filepath.Join(bin, "inspect")}, Entrypoint: []string{"/inspect"},
+		}},
+		Pause: filepath.Join(bin, "pause"), Log: slog.New(slog.NewTextHandler(log, nil)),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -139,12 +141,14 @@ func (b *lockedBuffer) String() string {
 	return b.buffer.String()
 }
 
+// patience bounds the wait for a condition; on an idle machine all of them hold within two seconds.
+const patience = time.Minute
+
 // until waits for a condition.
 func (n *node) until(what string, holds func() bool) {
 	n.Helper()
-	if err := wait.PollUntilContextTimeout(n.Context(), 20*time.Millisecond, 30*time.Second, true, func(context.Context) (bool, error) {
-		return holds(), nil
-	}); err != nil {
+	look := func(context.Context) (bool, error) { return holds(), nil }
+	if err := wait.PollUntilContextTimeout(n.Context(), 20*time.Millisecond, patience, true, look); err != nil {
 		n.Fatalf("waiting until %s: %v\npods: %s", what, err, n.pods())
 	}
 }
@@ -163,8 +167,10 @@ func (n *node) create(name string, spec corev1.PodSpec, annotations map[string]s
 	n.Helper()
 	spec.NodeName = "node-1"
 	pod := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "default", UID: types.UID("uid-of-" + name), Annotations: annotations},
-		Spec:       spec,
+		ObjectMeta: metav1.ObjectMeta{
+			Name: name, Namespace: "default", UID: types.UID("uid-of-" + name), Annotations: annotations,
+		},
+		Spec: spec,
 	}
 	stored, err := n.client.CoreV1().Pods("default").Create(n.Context(), pod, metav1.CreateOptions{})
 	if err != nil {

@@ -14,7 +14,9 @@ import (
 
 // sidecar is a native sidecar with what the webhook gives to floatip's.
 func sidecar(name string, args ...string) corev1.Container {
-	quantities := corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("500m"), corev1.ResourceMemory: resource.MustParse("32Mi")}
+	quantities := corev1.ResourceList{
+		corev1.ResourceCPU: resource.MustParse("500m"), corev1.ResourceMemory: resource.MustParse("32Mi"),
+	}
 	return corev1.Container{
 		Name: name, Image: inspectImage, Args: args,
 		RestartPolicy: new(corev1.ContainerRestartPolicyAlways),
@@ -76,7 +78,8 @@ func TestSidecarRunsAsThePodSays(t *testing.T) {
 		GID: 107, Groups: []int{107},
 		Files: map[string]string{
 			"/etc/floatip/nat.json": "first",
-			"/etc/hosts":            "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n100.0.1.2\tlauncher\n",
+			"/etc/hosts": "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n" +
+				"::1\tlocalhost ip6-localhost ip6-loopback\n100.0.1.2\tlauncher\n",
 		},
 		Hostname: "launcher", Interfaces: []string{"lo", "eth0"},
 		RootError: "open /written: read-only file system", Unshare: "operation not permitted",
@@ -99,14 +102,19 @@ func TestSidecarRunsAsThePodSays(t *testing.T) {
 	if limit != "33554432" {
 		t.Errorf("memory limit of the sidecar: %s bytes, want 32 MiB", limit)
 	}
-	n.until("the pod is ready", func() bool { return conditions(n.pod("launcher"))[corev1.PodReady] == corev1.ConditionTrue })
+	n.until("the pod is ready", func() bool {
+		return conditions(n.pod("launcher"))[corev1.PodReady] == corev1.ConditionTrue
+	})
 }
 
 // readCgroup returns the memory limit of a container, by cgroup v1 or v2.
 func readCgroup(t *testing.T, n *node, pod *corev1.Pod, container string) string {
 	t.Helper()
 	name := n.lan.Prefix + "-" + containerID(pod, container)
-	for _, path := range []string{"/sys/fs/cgroup/memory/" + name + "/memory.limit_in_bytes", "/sys/fs/cgroup/" + name + "/memory.max"} {
+	for _, path := range []string{
+		"/sys/fs/cgroup/memory/" + name + "/memory.limit_in_bytes",
+		"/sys/fs/cgroup/" + name + "/memory.max",
+	} {
 		if raw, err := os.ReadFile(path); err == nil {
 			return strings.TrimSpace(string(raw))
 		}
@@ -118,7 +126,8 @@ func readCgroup(t *testing.T, n *node, pod *corev1.Pod, container string) string
 // A changed annotation reaches the running container's file, by the link that readers watch.
 func TestDownwardAPIFollowsAnnotations(t *testing.T) {
 	n := startNode(t)
-	pod := n.create("launcher", launcherPod(corev1.Container{Name: "compute", Image: "quay.io/kubevirt/virt-launcher:v1.8.4"}),
+	compute := corev1.Container{Name: "compute", Image: "quay.io/kubevirt/virt-launcher:v1.8.4"}
+	pod := n.create("launcher", launcherPod(compute),
 		map[string]string{"floatip.io/nat": "first"})
 	volume := n.kubelet.paths.volume(pod.UID, "downward-api", "nat")
 	holds := func(text string) func() bool {
@@ -200,12 +209,15 @@ func TestPodSucceeds(t *testing.T) {
 // A container that fails is restarted, and says so.
 func TestRestart(t *testing.T) {
 	n := startNode(t)
-	spec := launcherPod(corev1.Container{Name: "work", Image: inspectImage, Args: []string{"--exit=3"}, TerminationMessagePath: "/dev/termination-log"})
+	spec := launcherPod(corev1.Container{Name: "work", Image: inspectImage, Args: []string{"--exit=3"}})
 	spec.RestartPolicy = corev1.RestartPolicyAlways
 	n.create("failing", spec, nil)
 	n.until("it has been restarted and backs off", func() bool {
 		list := n.pod("failing").Status.ContainerStatuses
-		return len(list) == 1 && list[0].RestartCount == 1 && list[0].State.Waiting != nil && list[0].State.Waiting.Reason == reasonBackOff
+		if len(list) != 1 || list[0].RestartCount != 1 || list[0].State.Waiting == nil {
+			return false
+		}
+		return list[0].State.Waiting.Reason == reasonBackOff
 	})
 	end := n.pod("failing").Status.ContainerStatuses[0].LastTerminationState.Terminated
 	if end == nil || end.ExitCode != 3 || end.Message != "asked to" {
@@ -215,21 +227,27 @@ func TestRestart(t *testing.T) {
 
 // What the API server holds arrives in files with the owner and mode that kubelet gives them.
 func TestVolumes(t *testing.T) {
+	named := func(name string) metav1.ObjectMeta { return metav1.ObjectMeta{Namespace: "default", Name: name} }
+	ledger := &corev1.HostPathVolumeSource{Path: "/var/lib/ledger"}
 	n := startNode(t,
-		&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "settings"}, Data: map[string]string{"a": "1"}},
-		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "certificate"}, Data: map[string][]byte{"tls.crt": []byte("pem")}},
+		&corev1.ConfigMap{ObjectMeta: named("settings"), Data: map[string]string{"a": "1"}},
+		&corev1.Secret{ObjectMeta: named("certificate"), Data: map[string][]byte{"tls.crt": []byte("pem")}},
 		&corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "ledger"}, Spec: corev1.PersistentVolumeSpec{
-			PersistentVolumeSource: corev1.PersistentVolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/var/lib/ledger"}},
+			PersistentVolumeSource: corev1.PersistentVolumeSource{HostPath: ledger},
 		}},
-		&corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "ledger"},
-			Spec: corev1.PersistentVolumeClaimSpec{VolumeName: "ledger"}, Status: corev1.PersistentVolumeClaimStatus{Phase: corev1.ClaimBound}},
+		&corev1.PersistentVolumeClaim{
+			ObjectMeta: named("ledger"), Spec: corev1.PersistentVolumeClaimSpec{VolumeName: "ledger"},
+			Status: corev1.PersistentVolumeClaimStatus{Phase: corev1.ClaimBound},
+		},
 	)
 	mode := int32(0o400)
 	work := corev1.Container{
 		Name: "work", Image: inspectImage,
 		Args: []string{"--read=/config/a,/secret/tls.crt,/var/run/secrets/kubernetes.io/serviceaccount/token,/ledger/entries"},
 		VolumeMounts: []corev1.VolumeMount{
-			{Name: "config", MountPath: "/config"}, {Name: "secret", MountPath: "/secret", ReadOnly: true}, {Name: "ledger", MountPath: "/ledger"},
+			{Name: "config", MountPath: "/config"},
+			{Name: "secret", MountPath: "/secret", ReadOnly: true},
+			{Name: "ledger", MountPath: "/ledger"},
 			{Name: "token", MountPath: "/var/run/secrets/kubernetes.io/serviceaccount", ReadOnly: true},
 		},
 		SecurityContext: &corev1.SecurityContext{RunAsUser: new(int64(65532))},
@@ -244,12 +262,20 @@ func TestVolumes(t *testing.T) {
 		ServiceAccountName: "webhook", RestartPolicy: corev1.RestartPolicyAlways, Containers: []corev1.Container{work},
 		SecurityContext: &corev1.PodSecurityContext{FSGroup: new(int64(65532))},
 		Volumes: []corev1.Volume{
-			{Name: "config", VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: corev1.LocalObjectReference{Name: "settings"}}}},
-			{Name: "secret", VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "certificate", DefaultMode: &mode}}},
-			{Name: "ledger", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "ledger"}}},
-			{Name: "token", VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{
-				{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{Path: "token"}},
-			}}}},
+			{Name: "config", VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{
+				LocalObjectReference: corev1.LocalObjectReference{Name: "settings"},
+			}}},
+			{Name: "secret", VolumeSource: corev1.VolumeSource{
+				Secret: &corev1.SecretVolumeSource{SecretName: "certificate", DefaultMode: &mode},
+			}},
+			{Name: "ledger", VolumeSource: corev1.VolumeSource{
+				PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "ledger"},
+			}},
+			{Name: "token", VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{
+				Sources: []corev1.VolumeProjection{
+					{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{Path: "token"}},
+				},
+			}}},
 		},
 	}, nil)
 	got := n.inspect(pod, "work")
@@ -269,7 +295,9 @@ func TestComputeEndsWithItsGuest(t *testing.T) {
 		Name: "compute", Image: "quay.io/kubevirt/virt-launcher:v1.8.4",
 		VolumeMounts: []corev1.VolumeMount{{Name: "sockets", MountPath: "/var/run/kubevirt/sockets"}},
 	})
-	spec.Volumes = append(spec.Volumes, corev1.Volume{Name: "sockets", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}})
+	spec.Volumes = append(spec.Volumes, corev1.Volume{
+		Name: "sockets", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}},
+	})
 	pod := n.create("launcher", spec, nil)
 	n.until("the pod runs", func() bool { return n.pod("launcher").Status.Phase == corev1.PodRunning })
 	guest := filepath.Join(n.kubelet.paths.volume(pod.UID, "empty-dir", "sockets"), GuestFile)

@@ -80,7 +80,8 @@ func pinNamespaces(ctx context.Context, s sandbox, name string) error {
 }
 
 func writeEtc(s sandbox, name string) error {
-	hosts := fmt.Sprintf("# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n%s\t%s\n", s.Addresses[0], name)
+	hosts := fmt.Sprintf("# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n"+
+		"::1\tlocalhost ip6-localhost ip6-loopback\n%s\t%s\n", s.Addresses[0], name)
 	return errors.Join(
 		os.WriteFile(filepath.Join(s.Etc, "hosts"), []byte(hosts), 0o644),
 		os.WriteFile(filepath.Join(s.Etc, "hostname"), []byte(name+"\n"), 0o644),

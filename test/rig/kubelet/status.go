@@ -89,15 +89,15 @@ func phase(pod *corev1.Pod, s statuses) corev1.PodPhase {
 	switch {
 	case over(pod, s) && noneRuns(pod, s):
 		return outcome(pod, s)
-	case initialized(pod, s) && slices.ContainsFunc(pod.Spec.Containers, func(c corev1.Container) bool { _, ran := s[c.Name]; return ran }):
-		for _, c := range pod.Spec.Containers {
-			if st := s[c.Name]; st.State.Running == nil && st.State.Terminated == nil && st.LastTerminationState.Terminated == nil {
-				return corev1.PodPending
-			}
-		}
+	case initialized(pod, s) && allRan(pod, s):
 		return corev1.PodRunning
 	}
 	return corev1.PodPending
+}
+
+// allRan reports whether every main container has started at least once.
+func allRan(pod *corev1.Pod, s statuses) bool {
+	return !slices.ContainsFunc(pod.Spec.Containers, func(c corev1.Container) bool { _, ran := s[c.Name]; return !ran })
 }
 
 func outcome(pod *corev1.Pod, s statuses) corev1.PodPhase {

@@ -107,7 +107,7 @@ func (k *Kubelet) claimedHostPath(ctx context.Context, namespace, claim string) 
 		return "", err
 	}
 	if pv.Spec.HostPath == nil {
-		return "", fmt.Errorf("claim %s/%s: volume %s is no hostPath, the only kind that the rig has", namespace, claim, pv.Name)
+		return "", fmt.Errorf("claim %s/%s: volume %s is no hostPath, which is all that the rig has", namespace, claim, pv.Name)
 	}
 	path := k.paths.host(pv.Spec.HostPath.Path)
 	return path, os.MkdirAll(path, 0o755)

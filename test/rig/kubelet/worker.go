@@ -171,7 +171,9 @@ func (w *worker) prepare(ctx context.Context, pod *corev1.Pod) error {
 }
 
 // terminate ends the pod's containers in order, then the rest of the pod, and at last its object.
-func (w *worker) terminate(ctx context.Context, pod *corev1.Pod, gone bool, containers statuses) (again time.Time, over bool) {
+func (w *worker) terminate(
+	ctx context.Context, pod *corev1.Pod, gone bool, containers statuses,
+) (again time.Time, over bool) {
 	grace := gracePeriod(pod.DeletionGracePeriodSeconds)
 	if gone && pod.DeletionTimestamp == nil {
 		grace = forcedGrace

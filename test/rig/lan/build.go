@@ -19,6 +19,9 @@ const (
 	outsideBridge = "outside"
 )
 
+// gatewayOnGreen is the host part of the gateway's address on the green network: the lowest ones are the nodes'.
+const gatewayOnGreen = 254
+
 // routerSettings make a machine forward, with strict reverse-path filtering on every interface (ip-sysctl of the
 // kernel), the hardest case for a data path with two NICs.
 var routerSettings = [][2]string{
@@ -93,7 +96,7 @@ func (l *LAN) buildNode(n Node) error {
 				return err
 			}
 		}
-		return addRoutes(h, via{allOf(Green), at(Green, 254)}, via{allOf(Green6), at(Green6, 254)})
+		return addRoutes(h, via{allOf(Green), at(Green, gatewayOnGreen)}, via{allOf(Green6), at(Green6, gatewayOnGreen)})
 	})
 	if err != nil {
 		return err
@@ -103,10 +106,17 @@ func (l *LAN) buildNode(n Node) error {
 }
 
 func (l *LAN) buildGateway() error {
+	leg := func(bridge, name string, host int, networks ...netip.Prefix) port {
+		p := port{bridge: bridge, host: l.Gateway.Namespace, name: name}
+		for _, network := range networks {
+			p.addresses = append(p.addresses, in(at(network, host), network))
+		}
+		return p
+	}
 	return l.addMachine(l.Gateway, slices.Concat(hostSettings, routerSettings),
-		port{greenBridge, l.Gateway.Namespace, "green", []netip.Prefix{in(at(Green, 254), Green), in(at(Green6, 254), Green6)}},
-		port{redBridge, l.Gateway.Namespace, "red", []netip.Prefix{in(at(Provider, 1), Provider), in(at(Provider6, 1), Provider6)}},
-		port{outsideBridge, l.Gateway.Namespace, "outside", []netip.Prefix{in(at(Outside, 1), Outside), in(at(Outside6, 1), Outside6)}},
+		leg(greenBridge, "green", gatewayOnGreen, Green, Green6),
+		leg(redBridge, "red", 1, Provider, Provider6),
+		leg(outsideBridge, "outside", 1, Outside, Outside6),
 	)
 }
 

@@ -66,7 +66,8 @@ func TestMachinesReachEachOther(t *testing.T) {
 	host := func(name string, h Host) end { return end{name, h.Namespace, h.Address, h.Address6} }
 	node1, node2 := host("node-1", l.Nodes[0].Host), host("node-2", l.Nodes[1].Host)
 	node2Red := end{"node-2 on red", "", l.Nodes[1].Provider, l.Nodes[1].Provider6}
-	gateway, provider, outside := host("gateway", l.Gateway), host("provider host", l.ProviderHost), host("outside host", l.OutsideHost)
+	gateway, provider := host("gateway", l.Gateway), host("provider host", l.ProviderHost)
+	outside := host("outside host", l.OutsideHost)
 
 	for _, flow := range []struct {
 		from, to end
@@ -131,7 +132,8 @@ func TestForeignAddressesAreDroppedBothWays(t *testing.T) {
 		t.Errorf("drops before anything foreign was sent (-want +got):\n%s", diff)
 	}
 
-	if pings(t, p.Namespace, node.Address, "-I", foreign.String()) || pings(t, p.Namespace, node.Address6, "-I", foreign6.String()) {
+	if pings(t, p.Namespace, node.Address, "-I", foreign.String()) ||
+		pings(t, p.Namespace, node.Address6, "-I", foreign6.String()) {
 		t.Error("the node answered a packet of the pod with a foreign source")
 	}
 	if diff := cmp.Diff(Drops{FromPod: 2}, drops()); diff != "" {
@@ -244,7 +246,8 @@ func TestAddressPlan(t *testing.T) {
 		PodNetwork:  netip.MustParsePrefix("100.0.3.0/24"),
 		PodNetwork6: netip.MustParsePrefix("fd00:100::3:0/112"),
 	}
-	if diff := cmp.Diff(want, n, cmp.Comparer(equalAddr), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
+	equalPrefix := func(a, b netip.Prefix) bool { return a == b }
+	if diff := cmp.Diff(want, n, cmp.Comparer(equalAddr), cmp.Comparer(equalPrefix)); diff != "" {
 		t.Errorf("node 3 (-want +got):\n%s", diff)
 	}
 }

@@ -190,7 +190,8 @@ func (l *LAN) plugPod(n Node, p Pod) error {
 func plugNodeEnd(h *netlink.Handle, n Node, p Pod, podFd int) error {
 	attrs := named(p.Link)
 	attrs.HardwareAddr = gatewayMAC
-	if err := h.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsFd(podFd)}); err != nil {
+	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsFd(podFd)}
+	if err := h.LinkAdd(veth); err != nil {
 		return fmt.Errorf("add veth %s: %w", p.Link, err)
 	}
 	if err := setUp(h, p.Link, hostPrefix(podGateway), hostPrefix(podGateway6)); err != nil {

@@ -79,7 +79,8 @@ func (l *LAN) Drops(p Pod) (Drops, error) {
 	if err != nil {
 		return Drops{}, err
 	}
-	out, err := Exec(context.Background(), node.Namespace, "nft", "-j", "list", "counters", "table", "netdev", filterTable(p.Link))
+	out, err := Exec(context.Background(), node.Namespace,
+		"nft", "-j", "list", "counters", "table", "netdev", filterTable(p.Link))
 	if err != nil {
 		return Drops{}, err
 	}

@@ -53,7 +53,10 @@ func main() {
 }
 
 func inspect(files []string) report {
-	r := report{Args: os.Args, UID: os.Getuid(), GID: os.Getgid(), Env: map[string]string{}, Status: map[string]string{}, Files: map[string]string{}}
+	r := report{
+		Args: os.Args, UID: os.Getuid(), GID: os.Getgid(),
+		Env: map[string]string{}, Status: map[string]string{}, Files: map[string]string{},
+	}
 	r.Groups, _ = os.Getgroups()
 	for _, assignment := range os.Environ() {
 		key, value, _ := strings.Cut(assignment, "=")
