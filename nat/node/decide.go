@@ -49,12 +49,13 @@ type Decision struct {
 	Carries map[string]error
 }
 
-// Decide says which pods of the view get which addresses on the node named self, whose interfaces are nics. Nothing that
-// a pod says about itself is believed: an address is granted if its FloatingIP object names the VirtualMachine that
-// controls the VirtualMachineInstance that controls the pod, by UID.
+// Decide says which pods of the view get which addresses on the node named self, whose interfaces are nics. Nothing
+// that a pod says about itself is believed: an address is granted if its FloatingIP object names the VirtualMachine
+// that controls the VirtualMachineInstance that controls the pod, by UID.
 //
-// inUse are the networks that the node has rules for. A NIC that is gone for a moment, because it is put into a bridge or
-// renamed, or because its driver is reset, is no reason to withdraw addresses: their network stays until it is found anew.
+// inUse are the networks that the node has rules for. A NIC that is gone for a moment, because it is put into a bridge
+// or renamed, or because its driver is reset, is no reason to withdraw addresses: their network stays until it is found
+// anew.
 func Decide(v View, self string, nics []leg.NIC, inUse []leg.Network) Decision {
 	d := Decision{Carries: map[string]error{}}
 	for name, p := range v.Pools {
@@ -210,8 +211,8 @@ func checkAddress(a netip.Addr, held Held, exists bool, claimed floatip.Owner, m
 	return nil
 }
 
-// modeOf says whether the guest of m is in p on the node self, or may come. KubeVirt keeps the marks of a migration on a
-// pod for its whole life, so what the machine says comes first.
+// modeOf says whether the guest of m is in p on the node self, or may come. KubeVirt keeps the marks of a migration on
+// a pod for its whole life, so what the machine says comes first.
 func modeOf(p Pod, m Machine, self string) (Mode, bool) {
 	switch {
 	case m.Node == self:

@@ -162,8 +162,8 @@ func withNode(h Held, name string) Held {
 	return h
 }
 
-// TestNICChanges: the provider NIC goes down, is put into a bridge together with its address, as some CNIs do, and comes
-// out again. Nothing is withdrawn meanwhile, and packets flow as soon as the LAN can be reached.
+// TestNICChanges: the provider NIC goes down, is put into a bridge together with its address, as some CNIs do, and
+// comes out again. Nothing is withdrawn meanwhile, and packets flow as soon as the LAN can be reached.
 func TestNICChanges(t *testing.T) {
 	b := newBench(t)
 	v := b.addVM(1, "192.168.100.50")

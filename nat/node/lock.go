@@ -14,7 +14,8 @@ import (
 // ErrSecondAgent: another agent works on this node.
 var ErrSecondAgent = errors.New("another floatip-agent works on this node")
 
-// lockName is an abstract socket: it belongs to the network namespace, needs no file and goes with the process (unix(7)).
+// lockName is an abstract socket: it belongs to the network namespace, needs no file and goes with the process
+// (unix(7)).
 const lockName = "@floatip-agent"
 
 // takeLock makes sure that no second agent works in the namespace: both would undo what the other does.

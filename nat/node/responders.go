@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"time"
 
 	"floatip.io/floatip/nat/node/announce"
 )
@@ -68,9 +69,7 @@ func (r *responders) start(ctx context.Context, nic string) {
 			r.log.Info("announced", "address", a, "interface", nic)
 			r.wake()
 		},
-		Conflict: func(c announce.Conflict) {
-			r.log.Warn("somebody else claims the address", "address", c.Address, "interface", c.NIC, "mac", c.MAC.String())
-		},
+		Conflict: conflictLog(r.log),
 	}}
 	r.byNIC[nic] = one
 	r.group.Go(func() {
@@ -78,6 +77,20 @@ func (r *responders) start(ctx context.Context, nic string) {
 			r.log.Error("no ARP on this interface", "interface", nic, "error", err)
 		}
 	})
+}
+
+// conflictEvery is DEFEND_INTERVAL of RFC 5227 section 1.1: who claims an address all the time shall not fill the log.
+const conflictEvery = 10 * time.Second
+
+// conflictLog returns a function for one goroutine.
+func conflictLog(log *slog.Logger) func(announce.Conflict) {
+	last := map[netip.Addr]time.Time{}
+	return func(c announce.Conflict) {
+		if now := time.Now(); now.Sub(last[c.Address]) >= conflictEvery {
+			last[c.Address] = now
+			log.Warn("somebody else claims the address", "address", c.Address, "interface", c.NIC, "mac", c.MAC.String())
+		}
+	}
 }
 
 func (o *running) set(addresses []netip.Addr) {

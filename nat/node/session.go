@@ -25,7 +25,8 @@ const (
 	dialMost  = 2 * time.Second
 )
 
-// socketPath returns where the kubelet keeps the sidecar's socket (kubelet pkg/volume/emptydir: "kubernetes.io~empty-dir").
+// socketPath returns where the kubelet keeps the sidecar's socket (kubelet pkg/volume/emptydir:
+// "kubernetes.io~empty-dir").
 func socketPath(kubelet, pod string) string {
 	return filepath.Join(kubelet, "pods", pod, "volumes", "kubernetes.io~empty-dir", floatip.SocketVolume, floatip.SocketFile)
 }
@@ -45,7 +46,8 @@ type session struct {
 	state handover.State
 	err   error // why there is no connection now
 
-	// checked is when the pod's half of the leg was last compared with leg, and found or made right. The zero Time: never, or not since the sidecar was reached anew.
+	// checked is when the pod's half of the leg was last compared with leg, and found or made right. The zero Time:
+	// never, or not since the sidecar was reached anew.
 	checked time.Time
 	leg     string
 }
@@ -104,7 +106,8 @@ func (s *session) connect(ctx context.Context) (reached bool, err error) {
 	}
 }
 
-// accept takes the namespace. It is kept when the connection ends: a sidecar that restarts is no reason to lose the pod.
+// accept takes the namespace. It is kept when the connection ends: a sidecar that restarts is no reason to lose the
+// pod.
 func (s *session) accept(c *handover.Session) error {
 	fd, err := unix.FcntlInt(c.NetNS().Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
@@ -135,8 +138,8 @@ func sameRules(a, b handover.State) bool {
 	return a.Phase == b.Phase && a.Problem == b.Problem && slices.Equal(a.Bindings, b.Bindings)
 }
 
-// lost keeps the reason, and makes it known when there was a connection before, or when it is the first that is not just
-// "not yet there". The attempts that follow fail for much the same reason.
+// lost keeps the reason, and makes it known when there was a connection before, or when it is the first that is not
+// just "not yet there". The attempts that follow fail for much the same reason.
 func (s *session) lost(err error) {
 	s.mu.Lock()
 	was := s.err
@@ -172,8 +175,8 @@ func (s *session) inNamespace(f func(ns *os.File) error) error {
 	return f(s.netns)
 }
 
-// isChecked reports whether the pod's half of the leg was right a short time ago. Nobody tells the agent what changes in
-// a pod, so looking at all pods whenever one of them moves would only cost time.
+// isChecked reports whether the pod's half of the leg was right a short time ago. Nobody tells the agent what changes
+// in a pod, so looking at all pods whenever one of them moves would only cost time.
 func (s *session) isChecked(leg string, now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

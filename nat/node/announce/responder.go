@@ -12,7 +12,8 @@ import (
 )
 
 const (
-	// lookEvery is how often the NIC is compared with the one that the socket was opened on, while nothing else happens.
+	// lookEvery is how often the NIC is compared with the one that the socket was opened on, while nothing else
+	// happens.
 	lookEvery = 2 * time.Second
 
 	// reopenFirst and reopenMost bound the pause before a failed socket is opened again.

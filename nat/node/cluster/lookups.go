@@ -42,8 +42,8 @@ func newLookups(client rest.Interface, wake func()) *lookups {
 	return &lookups{client: client, wake: wake, poke: make(chan struct{}, 1), results: map[string]lookup{}}
 }
 
-// answers returns what is known about the wanted machines by UID: nil where nothing is known yet, the zero Machine where
-// it does not exist. It does not wait; wake is called when an answer changed.
+// answers returns what is known about the wanted machines by UID: nil where nothing is known yet, the zero Machine
+// where it does not exist. It does not wait; wake is called when an answer changed.
 func (l *lookups) answers(wanted map[string]wantedMachine) map[string]*node.Machine {
 	l.mu.Lock()
 	defer l.mu.Unlock()

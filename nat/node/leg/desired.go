@@ -47,7 +47,8 @@ func desired(c Config, sur surroundings) (state, error) {
 	return s, nil
 }
 
-// addNetwork makes the rules, the way back and the settings of the NIC. Nothing in it grows with the number of addresses.
+// addNetwork makes the rules, the way back and the settings of the NIC. Nothing in it grows with the number of
+// addresses.
 func (s *state) addNetwork(n Network, back int, cluster []netip.Prefix, sur surroundings) {
 	v6 := n.Prefix.Addr().Is6()
 	s.rules[rule{Priority: ruleStaged, V6: v6, In: n.Interface, To: n.Prefix, Table: tableStaged}] = struct{}{}

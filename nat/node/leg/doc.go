@@ -8,14 +8,14 @@
 //
 // The number of rules depends on the number of provider networks alone; addresses are entries of a trie (routes) and of
 // hashes (neighbours, forwarding entries, the guard's sets). The main table and the CNI's tables are not touched, and
-// packets carry no mark on the node. The ports of fip-br are isolated, learn nothing and flood nothing, and the guard (an
-// nftables table of the bridge family) lets no port send with another source than its own addresses.
+// packets carry no mark on the node. The ports of fip-br are isolated, learn nothing and flood nothing, and the guard
+// (an nftables table of the bridge family) lets no port send with another source than its own addresses.
 //
-// Desired state is a value that a pure function makes from a Config; the kernel is read into the same type; what differs
-// is changed. Nothing is remembered between calls, so a restart is no event.
+// Desired state is a value that a pure function makes from a Config; the kernel is read into the same type; what
+// differs is changed. Nothing is remembered between calls, so a restart is no event.
 //
-// Some settings of the provider NIC stay after the last address left (forwarding, proxy_delay, proxy_ndp): somebody else
-// may rely on them by then.
+// Some settings of the provider NIC stay after the last address left (forwarding, proxy_delay, proxy_ndp): somebody
+// else may rely on them by then.
 //
 // The package answers no ARP (see package announce), knows no Kubernetes, and writes none of the pod's nftables rules.
 package leg

@@ -161,7 +161,8 @@ func (r rule) netlink() *netlink.Rule {
 	return nr
 }
 
-// removed reports a removal. That something is gone already is fine: the kernel removes much by itself when a link goes.
+// removed reports a removal. That something is gone already is fine: the kernel removes much by itself when a link
+// goes.
 func (a application) removed(err error, format string, args ...any) error {
 	what := fmt.Sprintf(format, args...)
 	switch {

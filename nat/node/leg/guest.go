@@ -19,8 +19,8 @@ const resolved = netlink.NUD_REACHABLE | netlink.NUD_STALE | netlink.NUD_DELAY |
 const useNeighbour = 0x01
 
 // GuestAnswers reports whether the guest behind the bridge of a pod has taken its fixed address: whether the pod's
-// kernel has heard of it by ARP or neighbour discovery. If not, the kernel is made to ask, and a later call may find the
-// answer. A bridge that does not exist yet is no error: KubeVirt makes it when the pod runs.
+// kernel has heard of it by ARP or neighbour discovery. If not, the kernel is made to ask, and a later call may find
+// the answer. A bridge that does not exist yet is no error: KubeVirt makes it when the pod runs.
 func GuestAnswers(ns *os.File, bridge string, fixed netip.Addr) (bool, error) {
 	h, err := handleAt(ns)
 	if err != nil {

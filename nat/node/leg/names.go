@@ -26,7 +26,8 @@ const (
 	// podTable is the pod's routing table for packets that carry Mark, and podRule the preference of the rule.
 	podTable = 77
 	podRule  = 77
-	// podOwnRule is the preference of the rules that lead packets to a floating address to podTable, where its blackhole is.
+	// podOwnRule is the preference of the rules that lead packets to a floating address to podTable, where its
+	// blackhole is.
 	podOwnRule = 78
 
 	// protocol marks our routes and rules among those of others (rtm_protocol). It is in no distribution's
@@ -72,7 +73,8 @@ func PortName(pod string) string {
 	return portPrefix + hex.EncodeToString(sum[:])[:portDigits]
 }
 
-// podMAC returns the Ethernet address of the pod's end: locally administered, and the same after a restart of the agent.
+// podMAC returns the Ethernet address of the pod's end: locally administered, and the same after a restart of the
+// agent.
 func podMAC(pod string) mac {
 	sum := sha256.Sum256([]byte(pod))
 	return mac{0x02, 0xf1, sum[28], sum[29], sum[30], sum[31] | 0x02} // never bridgeMAC

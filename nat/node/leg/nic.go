@@ -27,8 +27,8 @@ type NIC struct {
 type Provider struct {
 	// Address must lie in the network.
 	Address netip.Addr
-	// Networks and Gateways are what the administrator says about it, of both families. Without a network the one of the
-	// NIC counts.
+	// Networks and Gateways are what the administrator says about it, of both families. Without a network the one of
+	// the NIC counts.
 	Networks []netip.Prefix
 	Gateways []netip.Addr
 	// Interface is the name of the NIC, or "" for the one that is on the network.
@@ -102,8 +102,8 @@ func (n *Node) addOnLink(nics map[int]*NIC) error {
 }
 
 // Find returns the network that p describes and the NIC that leads to it. A NIC that was put into a bridge leads to it
-// by the bridge, and one that is down will come up. Its error is ErrNoNIC, with what is missing, or names the NICs among
-// which it cannot choose.
+// by the bridge, and one that is down will come up. Its error is ErrNoNIC, with what is missing, or names the NICs
+// among which it cannot choose.
 func Find(nics []NIC, p Provider) (Network, error) {
 	n := Network{}
 	for _, prefix := range p.Networks {

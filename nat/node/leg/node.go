@@ -41,8 +41,8 @@ func handleAt(ns *os.File) (*netlink.Handle, error) {
 	return netlink.NewHandleAt(vishnetns.NsHandle(int(ns.Fd())), unix.NETLINK_ROUTE, unix.NETLINK_NETFILTER)
 }
 
-// Plug makes sure that the veth pair of the pod exists, with its other end in the pod's namespace. It reports whether it
-// had to make one. What an earlier pod or a crash left under the same name is replaced.
+// Plug makes sure that the veth pair of the pod exists, with its other end in the pod's namespace. It reports whether
+// it had to make one. What an earlier pod or a crash left under the same name is replaced.
 func (n *Node) Plug(pod string, podNS *os.File) (bool, error) {
 	inside, err := handleAt(podNS)
 	if err != nil {

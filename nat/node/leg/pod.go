@@ -35,11 +35,11 @@ type podLink struct {
 
 // desiredPod says what the pod's namespace shall hold.
 //
-// The blackhole is for the moment in which no DNAT stands: silence. Without it a packet for the address goes back to the
-// node and comes again until its TTL is used up; with the address as a local one, clients would get a reset. It is not in
-// the main table: KubeVirt reads that table before it sets up the pod's network and asks for the link of each route
-// (pkg/network/driver/nmstate/status.go, readRoutes). A blackhole has none, the set-up fails with "invalid argument", and
-// a leg that was plugged before then would keep the VM from starting.
+// The blackhole is for the moment in which no DNAT stands: silence. Without it a packet for the address goes back to
+// the node and comes again until its TTL is used up; with the address as a local one, clients would get a reset. It is
+// not in the main table: KubeVirt reads that table before it sets up the pod's network and asks for the link of each
+// route (pkg/network/driver/nmstate/status.go, readRoutes). A blackhole has none, the set-up fails with "invalid
+// argument", and a leg that was plugged before then would keep the VM from starting.
 func desiredPod(p Pod) podState {
 	s := podState{
 		link: podLink{Up: true, MTU: p.MTU},
@@ -119,8 +119,8 @@ func ApplyPod(ns *os.File, sysctlDir string, p Pod) (Report, error) {
 	return r, errors.Join(a.add(), a.remove())
 }
 
-// ClearPod removes what ApplyPod has put into the namespace, after the leg was unplugged: the addresses' blackholes, the
-// rules, and what connection tracking knows about the addresses.
+// ClearPod removes what ApplyPod has put into the namespace, after the leg was unplugged: the addresses' blackholes,
+// the rules, and what connection tracking knows about the addresses.
 func ClearPod(ns *os.File) (Report, error) {
 	var r Report
 	h, err := handleAt(ns)

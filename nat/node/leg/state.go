@@ -75,8 +75,8 @@ type proxy struct {
 	Address netip.Addr
 }
 
-// change is one difference between two maps. Remove holds keys that only the old one has; Put holds keys that are new or
-// have another value. Both are sorted, so that logs and failures are stable.
+// change is one difference between two maps. Remove holds keys that only the old one has; Put holds keys that are new
+// or have another value. Both are sorted, so that logs and failures are stable.
 type change[K comparable] struct{ Put, Remove []K }
 
 func diff[K comparable, V comparable](want, have map[K]V) change[K] {

@@ -15,8 +15,8 @@ import (
 // DefaultSysctls is where the kernel shows the network's settings, those of the namespace of the thread that looks.
 const DefaultSysctls = "/proc/sys/net"
 
-// FindSysctls returns a directory in which the settings can be written. Container runtimes make /proc/sys read-only in a
-// container that is not privileged (OCI runtime specification, linux.readonlyPaths). CAP_SYS_ADMIN, which entering
+// FindSysctls returns a directory in which the settings can be written. Container runtimes make /proc/sys read-only in
+// a container that is not privileged (OCI runtime specification, linux.readonlyPaths). CAP_SYS_ADMIN, which entering
 // another namespace takes anyway, allows an own instance of procfs; it is attached nowhere and goes with the process.
 func FindSysctls() (string, error) {
 	var fs unix.Statfs_t

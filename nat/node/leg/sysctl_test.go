@@ -11,8 +11,8 @@ import (
 	"floatip.io/floatip/nat/node/nodetest"
 )
 
-// TestSysctlsInContainer: where /proc/sys is read-only, as container runtimes make it, settings of a pod's namespace are
-// written all the same.
+// TestSysctlsInContainer: where /proc/sys is read-only, as container runtimes make it, settings of a pod's namespace
+// are written all the same.
 func TestSysctlsInContainer(t *testing.T) {
 	pod := nodetest.NewNamespace(t)
 	result := make(chan error, 1)

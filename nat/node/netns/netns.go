@@ -26,8 +26,8 @@ func Do(ns *os.File, f func() error) error {
 	return <-done
 }
 
-// inside moves its thread, and gives the thread back only if the way home worked: a locked thread ends together with its
-// goroutine (runtime.LockOSThread), so a lost one serves nobody else.
+// inside moves its thread, and gives the thread back only if the way home worked: a locked thread ends together with
+// its goroutine (runtime.LockOSThread), so a lost one serves nobody else.
 func inside(ns *os.File, f func() error) error {
 	runtime.LockOSThread()
 	home, err := os.Open("/proc/thread-self/ns/net")

@@ -23,9 +23,10 @@ func (n *Namespace) Inventory() []string {
 	} {
 		n.Do(func() error {
 			cmd := strings.Fields(args)
-			out, err := exec.Command(cmd[0], cmd[1:]...).CombinedOutput()
+			// Standard error is left alone: ip complains there about peers in namespaces that have no number here.
+			out, err := exec.Command(cmd[0], cmd[1:]...).Output()
 			if err != nil {
-				return fmt.Errorf("%s: %w: %s", args, err, out)
+				return fmt.Errorf("%s: %w", args, err)
 			}
 			for line := range strings.Lines(string(out)) {
 				if line = strings.Join(strings.Fields(line), " "); !ofWorld(line) {

@@ -13,7 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Probe sends an ARP probe (RFC 5227 section 2.1.1) on the link and returns the Ethernet address of the one who answers.
+// Probe sends an ARP probe (RFC 5227 section 2.1.1) on the link and returns the Ethernet address of the one who
+// answers.
 func (n *Namespace) Probe(link string, a netip.Addr, wait time.Duration) (string, error) {
 	own := n.Get(link).Attrs()
 	var c *packet.Conn

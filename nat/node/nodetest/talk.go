@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// settle waits until the host address answers. New links lose packets for a moment, bridges above all, and a lost packet
-// costs a second.
+// settle waits until the host address answers. New links lose packets for a moment, bridges above all, and a lost
+// packet costs a second.
 func (n *Namespace) settle(address string) {
 	n.t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {

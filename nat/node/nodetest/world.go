@@ -58,8 +58,8 @@ func NewWorld(t testing.TB) *World {
 	return w
 }
 
-// AddNode connects a node with its red NIC to the LAN and with its green one to the cluster. Both filter by reverse path
-// strictly. number is the last byte of the node's addresses.
+// AddNode connects a node with its red NIC to the LAN and with its green one to the cluster. Both filter by reverse
+// path strictly. number is the last byte of the node's addresses.
 func (w *World) AddNode(number string) *Node {
 	w.t.Helper()
 	n := &Node{Namespace: NewNamespace(w.t), world: w}
