@@ -35,7 +35,7 @@ type state struct {
 	revision int
 	domain   *api.Domain
 	changed  chan struct{} // closed and replaced at each change
-	// ending is why qemu said that it is about to end.
+	// ending is why qemu is about to end, or has ended; empty as long as nobody said so.
 	ending api.StateChangeReason
 }
 
@@ -91,13 +91,9 @@ func (s *state) observe(e event) {
 	case "STOP":
 		s.lifecycle(api.Paused, s.pauseReason())
 	case "SHUTDOWN":
-		s.mu.Lock()
-		s.ending = endingReason(e.Data.Reason)
-		s.mu.Unlock()
+		s.setEnding(endingReason(e.Data.Reason))
 	case "GUEST_PANICKED":
-		s.mu.Lock()
-		s.ending = api.ReasonPanicked
-		s.mu.Unlock()
+		s.setEnding(api.ReasonPanicked)
 	case "MIGRATION":
 		s.observeMigration(e.Data.Status)
 	}
@@ -134,10 +130,14 @@ func (s *state) ended() {
 	s.lifecycle(api.Shutoff, reason)
 }
 
+// setEnding notes why qemu is about to end. The first reason counts: after an order to quit, qemu tells of a quit,
+// whatever it was for.
 func (s *state) setEnding(reason api.StateChangeReason) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.ending = reason
+	if s.ending == "" {
+		s.ending = reason
+	}
 }
 
 // observeMigration keeps KubeVirt's record of a migration (api.MigrationMetadata), on both of its sides.
