@@ -182,14 +182,16 @@ func validUID(uid string) bool {
 func checkMachine(p Pod, m Machine, known bool) error {
 	switch {
 	case !known:
-		return fmt.Errorf("the VirtualMachineInstance %s (UID %s) that shall control the pod does not exist", p.Machine.Name, p.Machine.UID)
+		return fmt.Errorf("the VirtualMachineInstance %s (UID %s) that shall control the pod does not exist", p.Machine.Name,
+			p.Machine.UID)
 	case m.Namespace != p.Namespace || m.Name != p.Machine.Name:
 		return fmt.Errorf("UID %s belongs to the VirtualMachineInstance %s/%s, not to %s/%s", m.UID, m.Namespace, m.Name,
 			p.Namespace, p.Machine.Name)
 	case m.VM == "":
 		return fmt.Errorf("no VirtualMachine controls the VirtualMachineInstance %s", m.Name)
 	case len(m.Pods) > 0 && !slices.Contains(m.Pods, p.UID):
-		return fmt.Errorf("KubeVirt made other pods for the VirtualMachineInstance %s, not this one (status.activePods)", m.Name)
+		return fmt.Errorf("KubeVirt made other pods for the VirtualMachineInstance %s, not this one (status.activePods)",
+			m.Name)
 	}
 	return nil
 }

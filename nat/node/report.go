@@ -64,7 +64,9 @@ func natCondition(a netip.Addr, state handover.State, err error) Condition {
 	switch {
 	case err != nil && translates(state, a):
 		// The rules are the kernel's; they outlive a sidecar that restarts.
-		return Condition{True: true, Reason: "SidecarUnreachable", Message: "the rules stood when the sidecar was last heard: " + err.Error()}
+		return Condition{
+			True: true, Reason: "SidecarUnreachable", Message: "the rules stood when the sidecar was last heard: " + err.Error(),
+		}
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, errNotReached):
 		return Condition{Reason: "WaitingForSidecar", Message: "the pod's sidecar has not opened its socket yet"}
 	case err != nil:

@@ -68,12 +68,14 @@ func New(config *rest.Config, nodeName string, wake func(), log *slog.Logger) (*
 	return c, nil
 }
 
-func newClient(config *rest.Config, scheme *runtime.Scheme, path string, version schema.GroupVersion) (rest.Interface, error) {
+func newClient(config *rest.Config, scheme *runtime.Scheme, path string, version schema.GroupVersion) (rest.Interface,
+	error) {
 	own := rest.CopyConfig(config)
 	own.APIPath, own.GroupVersion = path, &version
 	own.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
 	if version.Group == "" {
-		own.ContentType, own.AcceptContentTypes = runtime.ContentTypeProtobuf, runtime.ContentTypeProtobuf+","+runtime.ContentTypeJSON
+		own.ContentType = runtime.ContentTypeProtobuf
+		own.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
 	}
 	return rest.RESTClientFor(own)
 }
@@ -91,7 +93,8 @@ func (c *Cluster) watchAll() {
 	c.pools = c.watch(c.floatip, "floatingippools", &v1alpha1.FloatingIPPool{}, all)
 }
 
-func (c *Cluster) watch(client rest.Interface, resource string, object runtime.Object, narrow func(*metav1.ListOptions)) informer {
+func (c *Cluster) watch(client rest.Interface, resource string, object runtime.Object,
+	narrow func(*metav1.ListOptions)) informer {
 	store, controller := cache.NewInformerWithOptions(cache.InformerOptions{
 		ListerWatcher: cache.NewFilteredListWatchFromClient(client, resource, metav1.NamespaceAll, narrow),
 		ObjectType:    object,

@@ -127,7 +127,9 @@ func strip(object any) (any, error) {
 	case *corev1.Pod:
 		return stripPod(o), nil
 	case *corev1.Node:
-		return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion, Labels: o.Labels}}, nil
+		return &corev1.Node{ObjectMeta: metav1.ObjectMeta{
+			Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion, Labels: o.Labels,
+		}}, nil
 	case metav1.Object:
 		o.SetManagedFields(nil)
 		return o, nil

@@ -121,7 +121,8 @@ func (c *Cluster) writeStatus(ctx context.Context, a netip.Addr, written map[str
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	err = c.floatip.Patch(types.MergePatchType).Resource("floatingips").Name(f.Name).SubResource("status").Body(patch).Do(ctx).Error()
+	err = c.floatip.Patch(types.MergePatchType).Resource("floatingips").Name(f.Name).SubResource("status").
+		Body(patch).Do(ctx).Error()
 	switch {
 	case apierrors.IsConflict(err), apierrors.IsNotFound(err):
 		return nil // the watch brings the newer object, and with it another report

@@ -47,7 +47,8 @@ func (c Config) Validate() error {
 	var errs []error
 	for i, n := range c.Networks {
 		if !n.Prefix.IsValid() || n.Prefix != n.Prefix.Masked() || n.Interface == "" {
-			errs = append(errs, fmt.Errorf("provider network %q on interface %q: not a network and a NIC", n.Prefix, n.Interface))
+			errs = append(errs, fmt.Errorf("provider network %q on interface %q: not a network and a NIC", n.Prefix,
+				n.Interface))
 		}
 		for _, o := range c.Networks[:i] {
 			if o.Prefix.Overlaps(n.Prefix) {

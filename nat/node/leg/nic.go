@@ -119,7 +119,8 @@ func Find(nics []NIC, p Provider) (Network, error) {
 		n.Prefix = longest(nic, p.Address)
 	}
 	if !n.Prefix.IsValid() {
-		return Network{}, fmt.Errorf("%w: %s has no address near %s, and the pool names no network", ErrNoNIC, nic.Name, p.Address)
+		return Network{}, fmt.Errorf("%w: %s has no address near %s, and the pool names no network", ErrNoNIC, nic.Name,
+			p.Address)
 	}
 	n.Interface, n.MTU = nic.Name, nic.MTU
 	for _, g := range p.Gateways {

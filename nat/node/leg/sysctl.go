@@ -28,7 +28,8 @@ func FindSysctls() (string, error) {
 	}
 	fd, err := detachedProc()
 	if err != nil {
-		return "", fmt.Errorf("%s is read-only, and an own procfs is refused (is CAP_SYS_ADMIN missing?): %w", DefaultSysctls, err)
+		return "", fmt.Errorf("%s is read-only, and an own procfs is refused (is CAP_SYS_ADMIN missing?): %w",
+			DefaultSysctls, err)
 	}
 	return fmt.Sprintf("/proc/self/fd/%d/sys/net", fd), nil
 }
@@ -43,7 +44,8 @@ func detachedProc() (int, error) {
 	if err := unix.FsconfigCreate(context); err != nil {
 		return -1, fmt.Errorf("fsconfig: %w", err)
 	}
-	fd, err := unix.Fsmount(context, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+	fd, err := unix.Fsmount(context, unix.FSMOUNT_CLOEXEC,
+		unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
 	if err != nil {
 		return -1, fmt.Errorf("fsmount: %w", err)
 	}
