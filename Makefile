@@ -6,7 +6,6 @@ SHELL := /bin/bash
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 BINARIES := floatip-webhook floatip-sidecar floatip-agent
 BIN := $(CURDIR)/bin
-# What other packages of the tree do not need: the rig's modules have go.mod files of their own.
 GOFLAGS_STATIC := -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
 include test/rig.mk
@@ -30,7 +29,7 @@ test: packages lint build rig-binaries ## every test: lint, unit, bbolt, admissi
 	@test/run-tests rig
 
 .PHONY: test-unit
-test-unit: packages ## the tests that need no control plane (root, for network namespaces)
+test-unit: packages build rig-binaries ## the tests without a rig: unit, bbolt, wire, namespaces (root)
 	@test/run-tests unit
 
 .PHONY: test-rig
@@ -44,10 +43,11 @@ demo: packages build rig-binaries ## vm.yaml from kubectl apply to an answer on 
 
 .PHONY: demo-down
 demo-down: ## remove what demo KEEP=1 left up
-	@go run ./test/demo --down
+	@go build -o $(BIN)/rig/demo ./test/demo
+	@$(BIN)/rig/demo --down
 
 .PHONY: bench
-bench: packages build ## benchmarks; figures are ratios beside a limit measured in the same run
+bench: packages build rig-binaries ## benchmarks; figures are ratios beside a limit measured in the same run
 	@test/run-tests bench
 
 .PHONY: lint

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/go-logr/logr"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -17,6 +18,7 @@ import (
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	kubevirtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"floatip.io/floatip"
 	"floatip.io/floatip/ipam/v1alpha1"
@@ -35,6 +37,7 @@ type Story struct {
 
 // New begins a story on a running rig. Root is the folder of the repository, whose manifests get applied.
 func New(r *rig.Rig, root string, progress process.Progress) (*Story, error) {
+	log.SetLogger(logr.Discard()) // controller-runtime complains with a stack trace where nobody sets one
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{
 		clientgoscheme.AddToScheme, kubevirtv1.AddToScheme, v1alpha1.AddToScheme,
