@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -255,14 +256,16 @@ func (s *store) writeAll(tx *bbolt.Tx, b *batch, opts Options) error {
 	return s.writeHistory(tx, b, opts)
 }
 
+// writeChanges writes what became of each address. Keys are written in their order: neighbours share pages, and bbolt
+// inserts at the end of a page instead of in the middle.
 func writeChanges(tx *bbolt.Tx, changes []change) error {
-	addresses, owners := tx.Bucket(bucketAddresses), tx.Bucket(bucketOwners)
-	for _, c := range changes {
+	net := netChanges(changes)
+	addresses := tx.Bucket(bucketAddresses)
+	var gone, come [][]byte
+	for _, c := range net {
 		key := appendAddress(nil, c.address)
 		if c.before.State != 0 && (c.after.State == 0 || c.before.Owner != c.after.Owner) {
-			if err := owners.Delete(ownerKey(nil, c.before.Owner, c.address)); err != nil {
-				return err
-			}
+			gone = append(gone, ownerKey(nil, c.before.Owner, c.address))
 		}
 		if c.after.State == 0 {
 			if err := addresses.Delete(key); err != nil {
@@ -274,9 +277,39 @@ func writeChanges(tx *bbolt.Tx, changes []change) error {
 			return err
 		}
 		if c.before.State == 0 || c.before.Owner != c.after.Owner {
-			if err := owners.Put(ownerKey(nil, c.after.Owner, c.address), nil); err != nil {
-				return err
-			}
+			come = append(come, ownerKey(nil, c.after.Owner, c.address))
+		}
+	}
+	return writeOwners(tx, gone, come)
+}
+
+// netChanges joins the changes of one address into one, and sorts them by address.
+func netChanges(changes []change) []change {
+	net := slices.Clone(changes)
+	slices.SortStableFunc(net, func(a, b change) int { return a.address.Compare(b.address) })
+	joined := net[:0]
+	for _, c := range net {
+		if n := len(joined); n > 0 && joined[n-1].address == c.address {
+			joined[n-1].after = c.after
+			continue
+		}
+		joined = append(joined, c)
+	}
+	return joined
+}
+
+func writeOwners(tx *bbolt.Tx, gone, come [][]byte) error {
+	owners := tx.Bucket(bucketOwners)
+	slices.SortFunc(gone, bytes.Compare)
+	for _, key := range gone {
+		if err := owners.Delete(key); err != nil {
+			return err
+		}
+	}
+	slices.SortFunc(come, bytes.Compare)
+	for _, key := range come {
+		if err := owners.Put(key, nil); err != nil {
+			return err
 		}
 	}
 	return nil
