@@ -74,14 +74,14 @@ func TestTLSOptions(t *testing.T) {
 	for _, tc := range []struct {
 		name     string
 		clientCA string
-		client   tls.Config
+		client   *tls.Config
 		admitted bool
 	}{
-		{"TLS 1.3", "", tls.Config{}, true},
-		{"TLS 1.2", "", tls.Config{MaxVersion: tls.VersionTLS12}, false},
-		{"client certificate of the authority", clientCA, tls.Config{Certificates: []tls.Certificate{known}}, true},
-		{"client certificate of a stranger", clientCA, tls.Config{Certificates: []tls.Certificate{stranger}}, false},
-		{"no client certificate", clientCA, tls.Config{}, false},
+		{"TLS 1.3", "", &tls.Config{}, true},
+		{"TLS 1.2", "", &tls.Config{MaxVersion: tls.VersionTLS12}, false},
+		{"client certificate of the authority", clientCA, &tls.Config{Certificates: []tls.Certificate{known}}, true},
+		{"client certificate of a stranger", clientCA, &tls.Config{Certificates: []tls.Certificate{stranger}}, false},
+		{"no client certificate", clientCA, &tls.Config{}, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			options, err := tlsOptions(source, tc.clientCA)
@@ -89,7 +89,7 @@ func TestTLSOptions(t *testing.T) {
 				t.Fatal(err)
 			}
 			tc.client.RootCAs, tc.client.ServerName = roots, "webhook"
-			if err := handshake(t, options, &tc.client); (err == nil) != tc.admitted {
+			if err := handshake(t, options, tc.client); (err == nil) != tc.admitted {
 				t.Errorf("admitted: %v, want %v", err, tc.admitted)
 			}
 		})
