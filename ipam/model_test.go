@@ -48,6 +48,7 @@ type modelOffer struct {
 	claim     floatip.Claim
 	owner     floatip.Owner // without UID
 	addresses []netip.Addr
+	pools     []string
 	expires   time.Time
 }
 
@@ -198,12 +199,19 @@ func (m *model) setPools() {
 	m.rehome()
 }
 
-// rehome gives lines to the pool that has their address now.
+// rehome gives lines and offers to the pool that has their address now.
 func (m *model) rehome() {
 	for a, line := range m.lines {
 		if p := m.poolOf(a); p != nil {
 			line.Pool = p.Name
 			m.lines[a] = line
+		}
+	}
+	for _, f := range m.offers {
+		for i, a := range f.addresses {
+			if p := m.poolOf(a); p != nil {
+				f.pools[i] = p.Name
+			}
 		}
 	}
 }
@@ -263,7 +271,7 @@ func (m *model) reserve() {
 	offer, err := m.ledger.Reserve(m.t.Context(), r)
 	m.judge(r, offer, err)
 	if err == nil {
-		f := modelOffer{r.Claim, floatip.Owner{Namespace: r.Namespace, Name: r.Name}, offer.Addresses, m.clock.now().Add(45 * time.Second)}
+		f := modelOffer{r.Claim, floatip.Owner{Namespace: r.Namespace, Name: r.Name}, offer.Addresses, offer.Pools, m.clock.now().Add(45 * time.Second)}
 		m.offers[r.Claim] = f
 		m.spent = append(m.spent, f)
 	}
@@ -321,8 +329,8 @@ func (m *model) limited(p *Pool, namespace string) bool {
 		}
 	}
 	for _, f := range m.offers {
-		for _, a := range f.addresses {
-			if at := m.poolOf(a); at != nil && at.Name == p.Name && f.owner.Namespace == namespace {
+		for _, pool := range f.pools {
+			if pool == p.Name && f.owner.Namespace == namespace {
 				n++
 			}
 		}

@@ -36,6 +36,10 @@ const (
 	ConditionGuestUp = "GuestUp"
 	// ConditionReady: all of the above.
 	ConditionReady = "Ready"
+	// ConditionFirewallReady: the description of the pod's firewall says all that NetworkPolicies, allow list and pool
+	// say. When it is False, something of them could not be translated and admits nothing; the message says what. Set by
+	// the webhook, and no part of ConditionReady.
+	ConditionFirewallReady = "FirewallReady"
 )
 
 // FloatingIP is one address that is held. Its name is the address (see Name). Only floatip writes it; the data path
@@ -88,7 +92,7 @@ type FloatingIPStatus struct {
 	//
 	// +optional
 	Pod string `json:"pod,omitempty"`
-	// Conditions: NATReady, LegReady, Announced, GuestUp, Ready.
+	// Conditions: NATReady, LegReady, Announced, GuestUp, Ready, FirewallReady.
 	//
 	// +optional
 	// +listType=map

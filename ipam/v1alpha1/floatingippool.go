@@ -20,6 +20,18 @@ const (
 	DeliveryKubeOVN Delivery = "KubeOVN"
 )
 
+// FirewallDefault says who may open connections to an address whose VM has no allow list.
+//
+// +kubebuilder:validation:Enum=Allow;Deny
+type FirewallDefault string
+
+const (
+	// FirewallAllow admits everybody whom the NetworkPolicies of the namespace admit.
+	FirewallAllow FirewallDefault = "Allow"
+	// FirewallDeny admits nobody: a VM is reached after its annotation floatip.io/allow says by whom.
+	FirewallDeny FirewallDefault = "Deny"
+)
+
 // FloatingIPPool is a set of provider addresses that floatip may hand out.
 //
 // +kubebuilder:object:root=true
@@ -119,6 +131,13 @@ type FloatingIPPoolSpec struct {
 	// +optional
 	// +kubebuilder:default=Leg
 	Delivery Delivery `json:"delivery,omitempty"`
+
+	// Firewall is who may open connections to the addresses of VMs without the annotation floatip.io/allow. Defaults to
+	// Allow. A change takes effect on running VMs.
+	//
+	// +optional
+	// +kubebuilder:default=Allow
+	Firewall FirewallDefault `json:"firewall,omitempty"`
 }
 
 // FloatingIPPoolStatus is what floatip sees.
