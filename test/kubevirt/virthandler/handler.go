@@ -7,6 +7,7 @@ import (
 	"log"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -249,7 +250,7 @@ func (h *Handler) start(ctx context.Context, vmi *v1.VirtualMachineInstance, net
 	return h.machines.start(ctx, launcher.Spec{
 		VMI: vmi, Kernel: h.GuestKernel, Initrd: h.GuestInitrd,
 		Nameserver: h.Nameserver, Search: searchDomains(vmi.Namespace),
-		GuestFile: guestFile(podDir), Incoming: incoming,
+		GuestFiles: guestFiles(podDir, vmi), Incoming: incoming,
 	}, pod)
 }
 
@@ -267,13 +268,21 @@ func (h *Handler) podDir(vmi *v1.VirtualMachineInstance) (string, error) {
 	return "", fmt.Errorf("no virt-launcher pod of the instance has a network namespace on node %s", h.Node)
 }
 
-// guestFile is where the rig's kubelet looks whether the guest runs: in virt-launcher's emptyDir for its sockets.
-func guestFile(podDir string) string {
-	sockets := filepath.Join(podDir, "volumes", "kubernetes.io~empty-dir", "sockets")
-	if _, err := os.Stat(sockets); err != nil {
-		return ""
+// guestFiles are where the rig's kubelet looks whether the guest runs: one in virt-launcher's emptyDir for its sockets,
+// and the socket of each container disk, which virt-handler removes when it unmounts the disk
+// (pkg/virt-handler/container-disk). Folders that the pod does not have are left out.
+func guestFiles(podDir string, vmi *v1.VirtualMachineInstance) []string {
+	volumes := filepath.Join(podDir, "volumes", "kubernetes.io~empty-dir")
+	wanted := []string{filepath.Join(volumes, "sockets", "guest")}
+	for i, volume := range vmi.Spec.Volumes {
+		if volume.ContainerDisk != nil {
+			wanted = append(wanted, filepath.Join(volumes, "container-disks", fmt.Sprintf("disk_%d.sock", i)))
+		}
 	}
-	return filepath.Join(sockets, "guest")
+	return slices.DeleteFunc(wanted, func(path string) bool {
+		_, err := os.Stat(filepath.Dir(path))
+		return err != nil
+	})
 }
 
 // searchDomains are those of a pod with dnsPolicy ClusterFirst.

@@ -92,7 +92,21 @@ func standInArgs(in containerInput) []string {
 	case in.container.Name == "compute" && mountsVolume(in.container, "sockets"):
 		return append(args, holdFlag)
 	}
+	if path, ok := containerDisk(in.container); ok {
+		return append(args, "--hold="+path+".sock")
+	}
 	return args
+}
+
+// containerDisk returns the path of the disk that a container serves to virt-launcher. Its program ends when virt-handler
+// removes the socket of that path (KubeVirt cmd/container-disk-v2alpha/main.c): only so is a pod completed that its
+// guest has left.
+func containerDisk(c *corev1.Container) (path string, ok bool) {
+	i := slices.Index(c.Args, "--copy-path")
+	if i < 0 || i+1 == len(c.Args) {
+		return "", false
+	}
+	return c.Args[i+1], true
 }
 
 func mountsVolume(c *corev1.Container, volume string) bool {

@@ -138,23 +138,24 @@ func (s *server) attach(ctx context.Context) error {
 	return nil
 }
 
-// watch tells the machine's end: to virt-handler, and to the kubelet by the guest file.
+// watch tells the machine's end: to virt-handler, and to the kubelet by the guest files.
 func (s *server) watch(err error) {
 	log.Printf("qemu ended: %v", err)
 	s.state.ended()
-	if s.spec.GuestFile == "" {
-		return
-	}
-	if err := os.Remove(s.spec.GuestFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		log.Printf("remove the guest file: %v", err)
+	for _, path := range s.spec.GuestFiles {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			log.Printf("remove a guest file: %v", err)
+		}
 	}
 }
 
 func (s *server) markGuest() error {
-	if s.spec.GuestFile == "" {
-		return nil
+	for _, path := range s.spec.GuestFiles {
+		if err := os.WriteFile(path, nil, 0o644); err != nil {
+			return err
+		}
 	}
-	return os.WriteFile(s.spec.GuestFile, nil, 0o644)
+	return nil
 }
 
 // exitWithFolder ends a launcher that nobody can reach any more.

@@ -18,9 +18,8 @@ type Spec struct {
 	// Nameserver and Search are what a pod's resolv.conf would say.
 	Nameserver string   `json:"nameserver"`
 	Search     []string `json:"search"`
-	// GuestFile, if not empty, is a file that exists as long as the machine does: the rig's kubelet keeps the pod's
-	// compute container for so long.
-	GuestFile string `json:"guestFile,omitempty"`
+	// GuestFiles exist as long as the machine does: the rig's kubelet keeps the pod's containers for so long.
+	GuestFiles []string `json:"guestFiles,omitempty"`
 	// Incoming makes the machine wait for the state of a migrating one.
 	Incoming bool `json:"incoming,omitempty"`
 }
