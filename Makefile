@@ -6,7 +6,7 @@ SHELL := /bin/bash
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 BINARIES := floatip-webhook floatip-sidecar floatip-agent
 BIN := $(CURDIR)/bin
-GOFLAGS_STATIC := -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
+GOFLAGS_STATIC := -trimpath -ldflags '-s -w -X floatip.io/floatip.revision=$(VERSION)'
 
 include test/rig.mk
 

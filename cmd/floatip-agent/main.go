@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/go-logr/logr"
@@ -18,6 +17,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 
+	"floatip.io/floatip"
 	"floatip.io/floatip/nat/node"
 	"floatip.io/floatip/nat/node/cluster"
 	"floatip.io/floatip/nat/node/leg"
@@ -110,20 +110,7 @@ func apiServer(kubeconfig string) (*rest.Config, error) {
 
 // logStart writes revision and flags, so that a log says what it is the log of.
 func logStart(log *slog.Logger, flags *flag.FlagSet) {
-	values := []any{"revision", revision()}
+	values := []any{"revision", floatip.Revision()}
 	flags.VisitAll(func(f *flag.Flag) { values = append(values, f.Name, f.Value.String()) })
 	log.Info("floatip-agent starts", values...)
-}
-
-func revision() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" {
-			return s.Value
-		}
-	}
-	return info.Main.Version
 }

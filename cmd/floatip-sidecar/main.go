@@ -19,7 +19,6 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
-	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -121,27 +120,13 @@ func keep(o options, stderr io.Writer) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	log := slog.New(slog.NewTextHandler(stderr, nil))
-	log.Info("floatip-sidecar starts", "revision", revision(), "nat-file", o.natFile, "socket", o.socket)
+	log.Info("floatip-sidecar starts", "revision", floatip.Revision(), "nat-file", o.natFile, "socket", o.socket)
 	return sidecar.Run(ctx, sidecar.Config{
 		NATFile: o.natFile,
 		Socket:  o.socket,
 		Pod:     handover.Pod{Namespace: os.Getenv("POD_NAMESPACE"), Name: os.Getenv("POD_NAME"), UID: os.Getenv("POD_UID")},
 		Log:     log,
 	})
-}
-
-// revision is the commit that the binary was built from.
-func revision() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" {
-			return s.Value
-		}
-	}
-	return info.Main.Version
 }
 
 func ask(o options) (handover.Pod, handover.State, error) {

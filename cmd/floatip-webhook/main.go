@@ -9,11 +9,12 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/go-logr/logr"
 	ctrl "sigs.k8s.io/controller-runtime"
+
+	"floatip.io/floatip"
 )
 
 func main() { os.Exit(run(os.Args[1:])) }
@@ -49,20 +50,7 @@ func run(args []string) int {
 
 // logStart writes revision and flags, so that a log says what it is the log of.
 func logStart(log logr.Logger, flags *flag.FlagSet) {
-	values := []any{"revision", revision()}
+	values := []any{"revision", floatip.Revision()}
 	flags.VisitAll(func(f *flag.Flag) { values = append(values, f.Name, f.Value.String()) })
 	log.Info("floatip-webhook starts", values...)
-}
-
-func revision() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" {
-			return s.Value
-		}
-	}
-	return info.Main.Version
 }
