@@ -20,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	admissionv1 "k8s.io/api/admission/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -30,6 +31,7 @@ import (
 
 	"floatip.io/floatip"
 	"floatip.io/floatip/ipam"
+	"floatip.io/floatip/webhook/firewall"
 	"floatip.io/floatip/webhook/kubevirt"
 )
 
@@ -47,6 +49,9 @@ type world struct {
 	vms    map[string]map[string]string // annotations by namespace/name/uid
 	vmis   map[string]*kubevirt.VirtualMachineInstance
 	events []string
+
+	policies []*networkingv1.NetworkPolicy
+	defaults map[string]firewall.Default // by pool
 }
 
 var testTime = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -61,6 +66,11 @@ func newWorld(t testing.TB, pools ...ipam.Pool) *world {
 		labels: map[string]map[string]string{"vms": {floatip.LabelEnabled: "true"}},
 		vms:    map[string]map[string]string{},
 		vmis:   map[string]*kubevirt.VirtualMachineInstance{},
+
+		defaults: map[string]firewall.Default{},
+	}
+	for _, p := range pools {
+		w.defaults[p.Name] = firewall.DefaultAllow
 	}
 	w.open(pools)
 	w.hooks = &Hooks{
@@ -136,6 +146,27 @@ func (w *world) VMI(_ context.Context, namespace, name string, uid types.UID) (*
 		return nil, apierrors.NewNotFound(schema.GroupResource{Resource: "virtualmachineinstances"}, name)
 	}
 	return vmi, nil
+}
+
+func (w *world) NetworkPolicies(_ context.Context, namespace string) (list []*networkingv1.NetworkPolicy, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, p := range w.policies {
+		if p.Namespace == namespace {
+			list = append(list, p)
+		}
+	}
+	return list, nil
+}
+
+func (w *world) FirewallDefault(_ context.Context, pool string) (firewall.Default, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	d, ok := w.defaults[pool]
+	if !ok {
+		return "", apierrors.NewNotFound(schema.GroupResource{Resource: "floatingippools"}, pool)
+	}
+	return d, nil
 }
 
 func (w *world) Warn(owner floatip.Owner, reason, text string) {

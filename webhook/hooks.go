@@ -47,6 +47,8 @@ type Cluster interface {
 	VMExists(ctx context.Context, namespace, name string) (bool, error)
 	// VMI returns the VirtualMachineInstance with that name and UID.
 	VMI(ctx context.Context, namespace, name string, uid types.UID) (*kubevirt.VirtualMachineInstance, error)
+	// The rest is what FirewallOf needs.
+	FirewallReader
 }
 
 // Events tells the owner of a VM what no warning of an API answer would: VMIs and pods are made by controllers.
@@ -146,6 +148,15 @@ func holdingOf(lines []ipam.Allocation) holding {
 }
 
 func (h holding) address() string { return FormatAddresses(h.addresses) }
+
+// poolOf returns the pool of each address.
+func (h holding) poolOf() map[netip.Addr]string {
+	pools := map[netip.Addr]string{}
+	for i, a := range h.addresses {
+		pools[a] = h.pools[i]
+	}
+	return pools
+}
 
 func (h holding) pool() string { return strings.Join(h.pools, ",") }
 

@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"floatip.io/floatip"
 	"floatip.io/floatip/webhook/kubevirt"
 )
@@ -25,6 +27,7 @@ var errNotMasquerade = errors.New("no interface with masquerade binding on the p
 type guest struct {
 	ipv4, ipv6 netip.Prefix
 	ports      []floatip.Port
+	named      []corev1.ContainerPort // those of ports that have a name
 }
 
 // guestOf finds the masquerade interface on the pod network; KubeVirt allows at most one pod network
@@ -63,6 +66,11 @@ func newGuest(network kubevirt.PodNetwork, nic kubevirt.Interface) (guest, error
 			return guest{}, fmt.Errorf("interface %s: %w", nic.Name, err)
 		}
 		g.ports = append(g.ports, port)
+		if p.Name != "" {
+			g.named = append(g.named, corev1.ContainerPort{
+				Name: p.Name, Protocol: corev1.Protocol(port.Protocol), ContainerPort: int32(port.Number),
+			})
+		}
 	}
 	return g, nil
 }
@@ -116,13 +124,16 @@ func (g guest) bind(floating netip.Addr) floatip.Binding {
 	}
 }
 
-// podNAT describes the translation for the pod of a VM that holds addresses.
-func podNAT(owner floatip.Owner, addresses []netip.Addr, g guest, cluster []netip.Prefix) (string, error) {
+// podNAT describes the translation for the pod of a VM that holds addresses, and what may pass; a nil firewall lets
+// everything pass.
+func podNAT(owner floatip.Owner, addresses []netip.Addr, g guest, cluster []netip.Prefix,
+	passes *floatip.Firewall) (string, error) {
 	nat := floatip.PodNAT{
 		Version:         floatip.PodNATVersion,
 		Owner:           owner,
 		Interface:       floatip.DefaultGuestInterface,
 		ClusterNetworks: cluster,
+		Firewall:        passes,
 	}
 	for _, a := range addresses {
 		nat.Bindings = append(nat.Bindings, g.bind(a))

@@ -50,18 +50,26 @@ func (h *Hooks) createPod(ctx context.Context, req admission.Request) Decision {
 		// With the sidecar the pod would be refused. The VM's owner was told when the VMI was created.
 		return plainPod(pod, holdingOf(lines).decision(Unnatable, err.Error()))
 	}
-	return h.inject(req, pod, vmi, lines)
+	return h.inject(ctx, req, pod, vmi, lines)
 }
 
 // inject returns the decision about the launcher pod of a VM that holds lines.
-func (h *Hooks) inject(req admission.Request, pod podView, vmi *kubevirt.VirtualMachineInstance, lines []ipam.Allocation) Decision {
+func (h *Hooks) inject(ctx context.Context, req admission.Request, pod podView, vmi *kubevirt.VirtualMachineInstance,
+	lines []ipam.Allocation) Decision {
 	have, owner := holdingOf(lines), lines[0].Owner
 	g, err := guestOf(vmi.Spec)
 	if err != nil {
 		// The VM's owner was told when the VMI was created.
 		return plainPod(pod, have.decision(Unnatable, err.Error()))
 	}
-	nat, err := podNAT(owner, have.addresses, g, h.Options.ClusterNetworks)
+	// What cannot be translated is told by the controller that keeps the firewall up to date, once the pod is stored.
+	passes, _, err := FirewallOf(ctx, h.Cluster, Guarded{
+		Owner: owner, Pools: have.poolOf(), Labels: pod.Metadata.Labels, Spec: vmi.Spec,
+	})
+	if err != nil {
+		return refuse(internal(req), fmt.Errorf("firewall of VM %s: %w", owner, err))
+	}
+	nat, err := podNAT(owner, have.addresses, g, h.Options.ClusterNetworks, passes)
 	if err != nil {
 		return plainPod(pod, have.decision(Unnatable, err.Error()))
 	}

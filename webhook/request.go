@@ -11,6 +11,7 @@ import (
 
 	"floatip.io/floatip"
 	"floatip.io/floatip/ipam"
+	"floatip.io/floatip/webhook/firewall"
 )
 
 // Request is what the user wrote on a VirtualMachine, checked. After ParseRequest nobody parses those annotations
@@ -36,7 +37,7 @@ var annotationsPath = field.NewPath("metadata", "annotations")
 // knownAnnotations are the keys with floatip's prefix that may stand on a VirtualMachine.
 var knownAnnotations = []string{
 	floatip.LabelEnabled, floatip.AnnotationPool, floatip.AnnotationRequest, floatip.AnnotationRequire,
-	floatip.AnnotationAddress, floatip.AnnotationClaim,
+	floatip.AnnotationAllow, floatip.AnnotationAddress, floatip.AnnotationClaim,
 }
 
 // annotationPrefix is the prefix of all of floatip's keys.
@@ -52,6 +53,7 @@ func ParseRequest(annotations map[string]string) (Request, field.ErrorList) {
 	r.Require = parseBool(annotations, floatip.AnnotationRequire, false, &errs)
 	r.Pools = parsePools(annotations, &errs)
 	r.Addresses = parseAddresses(annotations, &errs)
+	checkAllow(annotations, &errs)
 	for key := range annotations {
 		if strings.HasPrefix(key, annotationPrefix) && !slices.Contains(knownAnnotations, key) {
 			r.Unknown = append(r.Unknown, key)
@@ -105,6 +107,15 @@ func parseAddresses(annotations map[string]string, errs *field.ErrorList) []neti
 		*errs = append(*errs, field.Invalid(annotationsPath.Key(floatip.AnnotationRequest), value, err.Error()))
 	}
 	return addresses
+}
+
+// checkAllow reports an allow list that cannot be read. Who is admitted is decided anew for each pod, since the list may
+// change at any time.
+func checkAllow(annotations map[string]string, errs *field.ErrorList) {
+	if _, err := firewall.AllowOf(annotations); err != nil {
+		value := annotations[floatip.AnnotationAllow]
+		*errs = append(*errs, field.Invalid(annotationsPath.Key(floatip.AnnotationAllow), value, err.Error()))
+	}
 }
 
 // ParseAddresses reads one address, or one IPv4 and one IPv6 address separated by a comma, and returns IPv4 first.

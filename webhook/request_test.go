@@ -27,6 +27,7 @@ func TestParseRequest(t *testing.T) {
 		{"both families, IPv6 first and long", map[string]string{floatip.AnnotationRequest: "2001:0DB8:0::0001,192.0.2.1"},
 			Request{Addresses: []netip.Addr{mustAddr("192.0.2.1"), mustAddr("2001:db8::1")}}},
 		{"IPv4-mapped", map[string]string{floatip.AnnotationRequest: "::ffff:192.0.2.1"}, Request{Addresses: []netip.Addr{mustAddr("192.0.2.1")}}},
+		{"an allow list is no wish for an address", map[string]string{floatip.AnnotationAllow: "tcp/22"}, Request{}},
 		{"floatip's own keys are no wish", map[string]string{floatip.AnnotationAddress: "192.0.2.9", floatip.AnnotationClaim: "x"}, Request{}},
 		{"misspelt", map[string]string{"floatip.io/requests": "x", "floatip.io/nat": "y"},
 			Request{Unknown: []string{"floatip.io/nat", "floatip.io/requests"}}},
@@ -50,6 +51,7 @@ func TestParseRequestErrors(t *testing.T) {
 		{floatip.AnnotationRequest, "192.0.2.1,192.0.2.2", `metadata.annotations[floatip.io/request]: Invalid value: "192.0.2.1,192.0.2.2": "192.0.2.1,192.0.2.2": ask for one address, or for one IPv4 and one IPv6 address`},
 		{floatip.AnnotationRequest, "127.0.0.1", `metadata.annotations[floatip.io/request]: Invalid value: "127.0.0.1": "127.0.0.1" is a loopback address, a VM cannot hold it`},
 		{floatip.AnnotationPool, "red,red", `metadata.annotations[floatip.io/pool]: Invalid value: "red,red": name one pool, or one IPv4 and one IPv6 pool: "a,b"`},
+		{floatip.AnnotationAllow, "", `metadata.annotations[floatip.io/allow]: Invalid value: "": floatip.io/allow is empty: write none to admit nobody, any to admit everybody, or leave the annotation out for the default of the pool`},
 		{floatip.LabelEnabled, "False", `metadata.annotations[floatip.io/enabled]: Unsupported value: "False": supported values: "true", "false"`},
 	} {
 		_, errs := ParseRequest(map[string]string{tc.key: tc.value})

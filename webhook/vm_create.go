@@ -158,8 +158,9 @@ func optOutWarnings(wish Request) []string {
 func misspelt(wish Request) []string {
 	var warnings []string
 	for _, key := range wish.Unknown {
-		warnings = append(warnings, fmt.Sprintf("floatip: annotation %s is unknown and ignored; there are %s, %s, %s and %s",
-			key, floatip.AnnotationRequest, floatip.AnnotationPool, floatip.LabelEnabled, floatip.AnnotationRequire))
+		warnings = append(warnings, fmt.Sprintf("floatip: annotation %s is unknown and ignored; there are %s, %s, %s, %s and %s",
+			key, floatip.AnnotationRequest, floatip.AnnotationPool, floatip.AnnotationAllow, floatip.LabelEnabled,
+			floatip.AnnotationRequire))
 	}
 	return warnings
 }

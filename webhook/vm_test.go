@@ -172,6 +172,8 @@ func TestCreateVMRefusals(t *testing.T) {
 			http.StatusForbidden, "holds 1 of the 1", []string{pool}},
 		{"no name of a pool", map[string]string{floatip.AnnotationPool: "a b"},
 			http.StatusUnprocessableEntity, `"a b" is not the name of a FloatingIPPool`, []string{pool}},
+		{"no allow list", map[string]string{floatip.AnnotationAllow: "tcp/ssh"},
+			http.StatusUnprocessableEntity, `entry 1 "tcp/ssh"`, []string{"metadata.annotations[floatip.io/allow]"}},
 		{"everything at once", map[string]string{
 			floatip.AnnotationRequest: "x", floatip.AnnotationPool: "a,b,c", floatip.LabelEnabled: "yes", floatip.AnnotationRequire: "1",
 		}, http.StatusUnprocessableEntity, "Unsupported value", []string{
@@ -445,6 +447,9 @@ func TestUpdateVM(t *testing.T) {
 		{"asks for another address", map[string]string{floatip.AnnotationRequest: "192.168.100.55"}, "", Refused, http.StatusUnprocessableEntity, "the VM holds 192.168.100.50", 0},
 		{"asks for another pool", map[string]string{floatip.AnnotationPool: "other"}, "", Refused, http.StatusUnprocessableEntity, "of pool provider", 0},
 		{"asks for nonsense", map[string]string{floatip.AnnotationRequest: "x"}, "", Refused, http.StatusUnprocessableEntity, "not an IP address", 0},
+		{"allows", map[string]string{floatip.AnnotationAllow: "tcp/22 from 192.0.2.0/24"}, "", Kept, 0, "", 0},
+		{"allows nonsense", map[string]string{floatip.AnnotationAllow: "ssh"}, "", Refused, http.StatusUnprocessableEntity, `floatip.io/allow: entry 1 "ssh"`, 0},
+		{"KubeVirt allows nonsense", map[string]string{floatip.AnnotationAllow: "ssh"}, kubevirtUser, Kept, 0, "", 0},
 		{"KubeVirt asks for another address", map[string]string{floatip.AnnotationRequest: "192.168.100.55"}, kubevirtUser, Kept, 0, "", 1},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -467,6 +472,36 @@ func TestUpdateVM(t *testing.T) {
 			}
 			if len(response.Warnings) != tc.warns {
 				t.Errorf("warnings %q, want %d", response.Warnings, tc.warns)
+			}
+		})
+	}
+}
+
+// What was stored while the webhook was away does not stand in the way of another change.
+func TestUpdateReportsWhatItChanges(t *testing.T) {
+	w := newWorld(t, testPool(t, "192.168.100.50-192.168.100.59"))
+	const allow = "metadata.annotations[floatip.io/allow]"
+	for _, tc := range []struct {
+		name       string
+		old, after map[string]string
+		fields     []string // of the refusal
+	}{
+		{"unreadable before and after", map[string]string{floatip.AnnotationAllow: "ssh"},
+			map[string]string{floatip.AnnotationAllow: "ssh", floatip.AnnotationPool: "provider"}, nil},
+		{"unreadable in another way", map[string]string{floatip.AnnotationAllow: "ssh"},
+			map[string]string{floatip.AnnotationAllow: "tcp/ssh"}, []string{allow}},
+		{"mended", map[string]string{floatip.AnnotationAllow: "ssh"}, map[string]string{floatip.AnnotationAllow: "tcp/22"}, nil},
+		{"emptied", map[string]string{"x": "y"}, map[string]string{floatip.AnnotationAllow: ""}, []string{allow}},
+		{"taken away", map[string]string{floatip.AnnotationAllow: "ssh"}, nil, nil},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			response := w.post(PathVMUpdate, review{
+				operation: admissionv1.Update, kind: vmGVK, old: vm("a", tc.old), object: vm("a", tc.after),
+			})
+			if len(tc.fields) > 0 {
+				wantRefused(t, response.Result, http.StatusUnprocessableEntity, "floatip.io/allow", tc.fields...)
+			} else if !response.Allowed {
+				t.Errorf("refused: %v", response.Result)
 			}
 		})
 	}

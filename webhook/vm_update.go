@@ -16,7 +16,8 @@ import (
 //
 // floatip's own keys are put back to what the ledger says. The user's keys may be changed as far as the change is true
 // already: a request for the very address that the VM holds. Other changes are refused, since a VM does not change its
-// address by an edit; KubeVirt's accounts, which write whole revisions, get a warning instead.
+// address by an edit; KubeVirt's accounts, which write whole revisions, get a warning instead. An allow list may change
+// at any time, to one that can be read; the controller of firewalls brings it to the running pod.
 func (h *Hooks) updateVM(_ context.Context, req admission.Request) Decision {
 	after, err := decodeMetadata(req.Object.Raw)
 	if err != nil {
@@ -30,7 +31,7 @@ func (h *Hooks) updateVM(_ context.Context, req admission.Request) Decision {
 		return Decision{Action: Ignored, Reason: "the VM is being deleted"}
 	}
 	wish, errs := ParseRequest(after.Annotations)
-	if len(errs) > 0 && !maps.Equal(userKeys(before), userKeys(after)) && !h.byKubeVirt(req) {
+	if errs := changedErrors(errs, before, after); len(errs) > 0 && !h.byKubeVirt(req) {
 		return refuse(invalid(req, errs), nil)
 	}
 	have := holdingOf(h.Ledger.ByOwner(string(before.UID)))
@@ -74,6 +75,24 @@ func (h *Hooks) restore(req admission.Request, before, after metadata, have hold
 	return d
 }
 
+// changedErrors returns the errors of annotations that the update changes: what was stored while floatip was away must
+// not stand in the way of another change.
+func changedErrors(errs field.ErrorList, before, after metadata) (changed field.ErrorList) {
+	for _, key := range []string{floatip.AnnotationRequest, floatip.AnnotationPool, floatip.AnnotationAllow} {
+		old, had := before.Annotations[key]
+		if now, has := after.Annotations[key]; had == has && old == now {
+			continue
+		}
+		for _, e := range errs {
+			if e.Field == annotationsPath.Key(key).String() {
+				changed = append(changed, e)
+			}
+		}
+	}
+	return changed
+}
+
+// userKeys returns the annotations that ask for an address.
 func userKeys(m metadata) map[string]string {
 	keys := map[string]string{}
 	for _, k := range []string{floatip.AnnotationRequest, floatip.AnnotationPool} {

@@ -49,7 +49,7 @@ func (h *Hooks) createVMI(ctx context.Context, req admission.Request) Decision {
 	}
 	g, err := guestOf(vmi.Spec)
 	if err == nil {
-		_, err = podNAT(owner, have.addresses, g, h.Options.ClusterNetworks)
+		_, err = podNAT(owner, have.addresses, g, h.Options.ClusterNetworks, nil)
 	}
 	if err != nil {
 		return h.unnatable(ctx, req, vmi, owner, have, EventUnnatable, err)

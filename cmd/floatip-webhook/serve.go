@@ -163,11 +163,15 @@ func setup(ctx context.Context, mgr ctrl.Manager, c config, networks []netip.Pre
 	if err := controller.IndexFloatingIPs(ctx, mgr.GetFieldIndexer()); err != nil {
 		return fmt.Errorf("index FloatingIPs: %w", err)
 	}
+	if err := controller.CachePolicies(ctx, mgr.GetCache()); err != nil {
+		return fmt.Errorf("watch NetworkPolicies: %w", err)
+	}
 	for _, s := range []interface{ SetupWithManager(ctrl.Manager) error }{
 		source,
 		starter,
 		&controller.VMs{Ledger: ledger, Cluster: reader, Writer: cached, Events: events, Metrics: counters, Started: starter},
 		&controller.Pools{Ledger: ledger, Cached: cached, Writer: cached, Started: starter},
+		&controller.Firewalls{Ledger: ledger, Cluster: reader, Writer: cached, Events: events, Started: starter},
 		&controller.Pending{Ledger: ledger, Cluster: reader, Metrics: counters, Started: starter, Log: log.WithName("pending")},
 	} {
 		if err := s.SetupWithManager(mgr); err != nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -46,6 +47,7 @@ func CacheOptions() map[client.Object]cache.ByObject {
 		},
 		metadataOf(vmKind):                 {Transform: slim},
 		metadataOf(namespaceKind):          {Transform: slim},
+		&networkingv1.NetworkPolicy{}:      {Transform: slim},
 		&kubevirt.VirtualMachineInstance{}: {Transform: slimVMI},
 	}
 }

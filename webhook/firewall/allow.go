@@ -39,6 +39,14 @@ func AllowOf(annotations map[string]string) (*AllowList, error) {
 	return &list, nil
 }
 
+// AllowAtMost returns the list that admits what have admits.
+func AllowAtMost(have floatip.Admitted) AllowList {
+	if have.Everything {
+		return AllowList{entries: everything()}
+	}
+	return AllowList{entries: slices.Clone(have.Entries)}
+}
+
 // ParseAllow reads an allow list. Entries are separated by commas or line ends; upper and lower case are the same:
 //
 //	tcp/22 from 192.168.100.0/24, udp/5000-6000, icmp

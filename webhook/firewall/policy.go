@@ -19,21 +19,6 @@ func Selects(policy *networkingv1.NetworkPolicy, podLabels map[string]string) bo
 	return err != nil || selector.Matches(labels.Set(podLabels))
 }
 
-// NamedPorts returns the ports of a pod that a policy can name, those of containers that run as long as the guest does.
-// KubeVirt lists the ports of the VM's interface at the compute container (containerPortsFromVMI in
-// pkg/virt-controller/services/rendercontainer.go).
-func NamedPorts(pod corev1.PodSpec) (ports []corev1.ContainerPort) {
-	for _, c := range pod.InitContainers {
-		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
-			ports = append(ports, c.Ports...)
-		}
-	}
-	for _, c := range pod.Containers {
-		ports = append(ports, c.Ports...)
-	}
-	return slices.DeleteFunc(ports, func(p corev1.ContainerPort) bool { return p.Name == "" })
-}
-
 // isolates reports whether policy isolates the pods that it selects in the direction. Without policyTypes every policy
 // isolates ingress, and one with egress rules egress too (comment at NetworkPolicySpec in k8s.io/api/networking/v1).
 func isolates(policy *networkingv1.NetworkPolicy, direction networkingv1.PolicyType) bool {

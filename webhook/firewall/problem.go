@@ -8,7 +8,7 @@ import (
 // Reason names a kind of Problem, in the form that conditions and events want.
 type Reason string
 
-// What can be wrong. Each makes the firewall tighter than its text, never wider.
+// What can be wrong, the last two with what callers of Translate read. Each makes the firewall tighter than its text, never wider.
 const (
 	// TooLarge closes a direction: it needs more entries than fit into a pod.
 	TooLarge Reason = "FirewallTooLarge"
@@ -16,6 +16,10 @@ const (
 	Malformed Reason = "NetworkPolicyMalformed"
 	// UnknownPort is a named port that no container of the pod, and so no interface of the VM, has. It admits nothing.
 	UnknownPort Reason = "NetworkPolicyPortUnknown"
+	// AllowMalformed is an allow list that cannot be read. It admits nobody.
+	AllowMalformed Reason = "AllowListMalformed"
+	// UnknownPool is an address whose pool is not there to say its default, which is taken for DefaultDeny.
+	UnknownPool Reason = "FloatingIPPoolUnknown"
 )
 
 // Problem is something in the input that Translate could not turn into what its author may have meant.

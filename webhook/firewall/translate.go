@@ -25,7 +25,8 @@ type Input struct {
 	Labels map[string]string
 	// Policies are the NetworkPolicies of the pod's namespace. They are not changed.
 	Policies []*networkingv1.NetworkPolicy
-	// NamedPorts are the pod's: NamedPorts(pod.Spec).
+	// NamedPorts are those of the pod that lead to the guest: the ports of the VM's interface, which KubeVirt lists at the
+	// compute container (containerPortsFromVMI in pkg/virt-controller/services/rendercontainer.go).
 	NamedPorts []corev1.ContainerPort
 	// Ports are those that the VM lists on its interface. An empty list admits every port and protocol.
 	Ports []floatip.Port

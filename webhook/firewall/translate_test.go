@@ -361,22 +361,6 @@ func textsOf(f floatip.Firewall) (list []string) {
 	return list
 }
 
-func TestNamedPorts(t *testing.T) {
-	port := func(name string, number int32) []corev1.ContainerPort {
-		return []corev1.ContainerPort{{Name: name, ContainerPort: number}}
-	}
-	pod := corev1.PodSpec{
-		InitContainers: []corev1.Container{
-			{Name: "container-disk-binary", Ports: port("early", 1)},
-			{Name: "sidecar", Ports: port("metrics", 2), RestartPolicy: new(corev1.ContainerRestartPolicyAlways)},
-		},
-		Containers: []corev1.Container{{Name: "compute", Ports: append(port("http", 80), port("", 22)...)}},
-	}
-	if diff := cmp.Diff(append(port("metrics", 2), port("http", 80)...), NamedPorts(pod)); diff != "" {
-		t.Errorf("(-want +got)\n%s", diff)
-	}
-}
-
 // Problems neither repeat themselves nor change places with the policies, so that a condition made of them is stable.
 func TestProblemsAreStable(t *testing.T) {
 	policies := parsePolicies(t, `

@@ -80,6 +80,8 @@ type Masquerade struct{}
 
 // Port is one forwarded port.
 type Port struct {
+	// Name by which a NetworkPolicy may mean the port.
+	Name string `json:"name,omitempty"`
 	// Protocol is TCP, which is the default, or UDP.
 	Protocol string `json:"protocol,omitempty"`
 	Port     int32  `json:"port"`
