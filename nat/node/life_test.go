@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"floatip.io/floatip"
+	"floatip.io/floatip/nat"
 	"floatip.io/floatip/nat/handover"
 	"floatip.io/floatip/nat/node/leg"
 	"floatip.io/floatip/nat/node/nodetest"
@@ -336,7 +337,7 @@ func TestSpoofing(t *testing.T) {
 	evil.Run("nft flush ruleset")
 	evil.Address("lo", "192.168.100.50/32", "192.168.100.51/32")
 	for _, source := range []string{"192.168.100.50", "192.168.100.51"} {
-		evil.SendMarked(leg.Mark, source, nodetest.LANHost+":9")
+		evil.SendMarked(nat.LegMark, source, nodetest.LANHost+":9")
 	}
 	select {
 	case from := <-heard:

@@ -1,6 +1,10 @@
 package leg
 
-import "errors"
+import (
+	"errors"
+
+	"floatip.io/floatip/nat"
+)
 
 var (
 	// ErrTooManyNetworks: the routing tables kept for provider networks are used up.
@@ -13,7 +17,7 @@ var (
 	ErrNotPlugged = errors.New("no leg is plugged into the pod")
 
 	// ErrForeignLink: an interface of the pod has the leg's name but is none of ours.
-	ErrForeignLink = errors.New("the pod has an interface named " + PodLink + " that is not a leg of this node")
+	ErrForeignLink = errors.New("the pod has an interface named " + nat.LegInterface + " that is not a leg of this node")
 
 	// ErrNoForwarding6: the node's kernel forwards no IPv6 at all.
 	ErrNoForwarding6 = errors.New("net.ipv6.conf.all.forwarding is 0 on this node: set it to 1 " +

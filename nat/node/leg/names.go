@@ -11,19 +11,13 @@ const (
 	// Bridge is the node's end of all legs.
 	Bridge = "fip-br"
 
-	// PodLink is the pod's end of a leg. The rules in the pod name it.
-	PodLink = "fip0"
-
 	// portPrefix starts the name of the node's end of a leg.
 	portPrefix = "fip"
 
 	// portDigits hexadecimal digits and portPrefix fill IFNAMSIZ-1 = 15 bytes.
 	portDigits = 12
 
-	// Mark is what the rules in the pod put on packets that shall leave by the leg.
-	Mark = 0x77
-
-	// podTable is the pod's routing table for packets that carry Mark, and podRule the preference of the rule.
+	// podTable is the pod's routing table for packets that carry nat.LegMark, and podRule the preference of the rule.
 	podTable = 77
 	podRule  = 77
 	// podOwnRule is the preference of the rules that lead packets to a floating address to podTable, where its

@@ -12,6 +12,8 @@ import (
 	"github.com/vishvananda/netlink"
 	vishnetns "github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"floatip.io/floatip/nat"
 )
 
 // Node is the kernel of the node. It remembers nothing: each call reads what is there. Not for concurrent use.
@@ -53,7 +55,7 @@ func (n *Node) Plug(pod string, podNS *os.File) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	inner, err := linkByName(inside, PodLink)
+	inner, err := linkByName(inside, nat.LegInterface)
 	if err != nil {
 		return false, err
 	}
@@ -64,7 +66,7 @@ func (n *Node) Plug(pod string, podNS *os.File) (bool, error) {
 		if err := n.netlink.LinkDel(outer); err != nil {
 			return false, fmt.Errorf("remove stale link %s: %w", outer.Attrs().Name, err)
 		}
-		if inner, err = linkByName(inside, PodLink); err != nil {
+		if inner, err = linkByName(inside, nat.LegInterface); err != nil {
 			return false, err
 		}
 	}
@@ -88,10 +90,10 @@ func (n *Node) addPair(pod string, podNS *os.File) error {
 	attrs.Name, attrs.Flags = PortName(pod), net.FlagUp // the other end shall have a carrier as soon as it is up
 	ether := podMAC(pod)
 	err := n.netlink.LinkAdd(&netlink.Veth{
-		LinkAttrs: attrs, PeerName: PodLink, PeerHardwareAddr: ether[:], PeerNamespace: netlink.NsFd(int(podNS.Fd())),
+		LinkAttrs: attrs, PeerName: nat.LegInterface, PeerHardwareAddr: ether[:], PeerNamespace: netlink.NsFd(int(podNS.Fd())),
 	})
 	if err != nil {
-		return fmt.Errorf("plug %s into pod %s: %w", PodLink, pod, err)
+		return fmt.Errorf("plug %s into pod %s: %w", nat.LegInterface, pod, err)
 	}
 	return nil
 }

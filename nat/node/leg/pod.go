@@ -9,6 +9,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"floatip.io/floatip/nat"
 )
 
 // Pod is what the network namespace of a pod shall hold besides the rules of the sidecar.
@@ -24,7 +26,7 @@ type Pod struct {
 // podState is the comparable form of Pod.
 type podState struct {
 	link      podLink
-	addresses map[netip.Prefix]struct{} // IPv4 addresses of PodLink
+	addresses map[netip.Prefix]struct{} // IPv4 addresses of nat.LegInterface
 	state                               // of which rules, routes, neighbours and sysctls are used
 }
 
@@ -54,9 +56,9 @@ func desiredPod(p Pod) podState {
 		if v6 {
 			gateway = nodeEnd6
 		}
-		s.rules[rule{Priority: podRule, V6: v6, Mark: Mark, Table: podTable}] = struct{}{}
+		s.rules[rule{Priority: podRule, V6: v6, Mark: nat.LegMark, Table: podTable}] = struct{}{}
 		everything := netip.PrefixFrom(anyAddress(v6), 0)
-		s.routes[routeKey{podTable, everything}] = route{Kind: unix.RTN_UNICAST, Dev: PodLink, Via: gateway}
+		s.routes[routeKey{podTable, everything}] = route{Kind: unix.RTN_UNICAST, Dev: nat.LegInterface, Via: gateway}
 		own := netip.PrefixFrom(a, a.BitLen())
 		s.rules[rule{Priority: podOwnRule, V6: v6, To: own, Table: podTable}] = struct{}{}
 		s.routes[routeKey{podTable, own}] = route{Kind: unix.RTN_BLACKHOLE}
@@ -77,11 +79,11 @@ func (s *podState) addPodSysctls(v6 bool) {
 	s.sysctls["netfilter/nf_conntrack_tcp_loose"] = "1"
 	if v6 {
 		s.sysctls["bridge/bridge-nf-call-ip6tables"] = "0"
-		s.sysctls["ipv6/conf/"+PodLink+"/accept_ra"] = "0"
+		s.sysctls["ipv6/conf/"+nat.LegInterface+"/accept_ra"] = "0"
 		return
 	}
 	s.sysctls["bridge/bridge-nf-call-iptables"] = "0"
-	s.sysctls["ipv4/conf/"+PodLink+"/rp_filter"] = "2"
+	s.sysctls["ipv4/conf/"+nat.LegInterface+"/rp_filter"] = "2"
 }
 
 // ApplyPod makes the namespace of the pod hold what p says, and reports the changes. The leg must be plugged, or the
@@ -95,7 +97,7 @@ func ApplyPod(ns *os.File, sysctlDir string, p Pod) (Report, error) {
 	defer h.Close()
 	settings := sysctls{dir: sysctlDir, ns: ns}
 	want := desiredPod(p)
-	link, err := linkByName(h, PodLink)
+	link, err := linkByName(h, nat.LegInterface)
 	if err != nil {
 		return r, err
 	}
@@ -146,7 +148,7 @@ func readPod(h *netlink.Handle, settings sysctls, link netlink.Link, paths []str
 	}
 	addresses, err := again(func() ([]netlink.Addr, error) { return h.AddrList(link, unix.AF_INET) })
 	if err != nil {
-		return s, fmt.Errorf("list addresses of %s: %w", PodLink, err)
+		return s, fmt.Errorf("list addresses of %s: %w", nat.LegInterface, err)
 	}
 	for _, a := range addresses {
 		s.addresses[prefixOf(a.IPNet)] = struct{}{}
@@ -155,7 +157,7 @@ func readPod(h *netlink.Handle, settings sysctls, link netlink.Link, paths []str
 	for _, family := range families {
 		list, err := again(func() ([]netlink.Neigh, error) { return h.NeighList(index, family) })
 		if err != nil {
-			return s, fmt.Errorf("list neighbours of %s: %w", PodLink, err)
+			return s, fmt.Errorf("list neighbours of %s: %w", nat.LegInterface, err)
 		}
 		for _, e := range list {
 			if a, ok := netip.AddrFromSlice(e.IP); ok && e.State == netlink.NUD_PERMANENT && len(e.HardwareAddr) == 6 {
@@ -163,7 +165,7 @@ func readPod(h *netlink.Handle, settings sysctls, link netlink.Link, paths []str
 			}
 		}
 	}
-	if err := readPodTables(h, &s.state, map[int]string{index: PodLink}); err != nil {
+	if err := readPodTables(h, &s.state, map[int]string{index: nat.LegInterface}); err != nil {
 		return s, err
 	}
 	s.sysctls, err = settings.read(paths)
@@ -214,7 +216,7 @@ func (a podApplication) setLink() error {
 	for _, prefix := range diff(a.want.addresses, a.have.addresses).Put {
 		err := a.h.AddrReplace(a.link, &netlink.Addr{IPNet: ipNet(prefix), Scope: int(netlink.SCOPE_LINK)})
 		if err != nil {
-			return fmt.Errorf("address %s on %s: %w", prefix, PodLink, err)
+			return fmt.Errorf("address %s on %s: %w", prefix, nat.LegInterface, err)
 		}
 		a.report.changed("pod address %s", prefix)
 	}
@@ -222,10 +224,10 @@ func (a podApplication) setLink() error {
 		return nil
 	}
 	if err := errors.Join(a.h.LinkSetMTU(a.link, a.want.link.MTU), a.h.LinkSetUp(a.link)); err != nil {
-		return fmt.Errorf("set %s up: %w", PodLink, err)
+		return fmt.Errorf("set %s up: %w", nat.LegInterface, err)
 	}
-	a.report.changed("pod link %s", PodLink)
-	return awaitUsable(a.h, PodLink)
+	a.report.changed("pod link %s", nat.LegInterface)
+	return awaitUsable(a.h, nat.LegInterface)
 }
 
 func (a podApplication) setNeighbour(gateway netip.Addr) error {
@@ -234,7 +236,7 @@ func (a podApplication) setNeighbour(gateway netip.Addr) error {
 		LinkIndex: a.link.Attrs().Index, State: netlink.NUD_PERMANENT, IP: gateway.AsSlice(), HardwareAddr: ether[:],
 	})
 	if err != nil {
-		return fmt.Errorf("neighbour %s on %s: %w", gateway, PodLink, err)
+		return fmt.Errorf("neighbour %s on %s: %w", gateway, nat.LegInterface, err)
 	}
 	a.report.changed("pod neighbour %s", gateway)
 	return nil
