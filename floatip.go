@@ -40,6 +40,10 @@ const (
 	NodeLabelPoolPrefix = "pool.floatip.io/"
 )
 
+// AnnotationProviderAddresses is written by the node agent on its Node: the node's own addresses on the NICs of provider
+// networks, separated by commas. They are never handed out.
+const AnnotationProviderAddresses = "floatip.io/provider-addresses"
+
 // Names that the webhook writes into a virt-launcher pod and that the sidecar and the node agent rely on.
 const (
 	// SidecarContainer is the name of the injected native sidecar. KubeVirt reads a container named "volume*" as a

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"time"
 
 	"floatip.io/floatip/webhook/kubevirt"
 )
@@ -14,6 +15,9 @@ import (
 // config is what the flags say.
 type config struct {
 	ledger            string
+	ledgerSocket      string
+	historyAge        time.Duration
+	historySize       int
 	sidecarImage      string
 	clusterNetworks   string
 	kubevirtNamespace string
@@ -31,6 +35,9 @@ type config struct {
 func defaults() config {
 	return config{
 		ledger:            "/var/lib/floatip/ledger.db",
+		ledgerSocket:      "/run/floatip/ledger.sock",
+		historyAge:        90 * 24 * time.Hour,
+		historySize:       200_000,
 		sidecarImage:      "floatip/floatip-sidecar:dev",
 		clusterNetworks:   os.Getenv("FLOATIP_CLUSTER_NETWORKS"),
 		kubevirtNamespace: kubevirt.DefaultNamespace,
@@ -45,6 +52,12 @@ func defaults() config {
 func (c *config) register(flags *flag.FlagSet) {
 	flags.StringVar(&c.ledger, "ledger", c.ledger,
 		"file of the ledger. It needs a disk that survives the pod; if it is lost, it is rebuilt from FloatingIP objects and VMs.")
+	flags.StringVar(&c.ledgerSocket, "ledger-socket", c.ledgerSocket,
+		"unix socket for the command \"floatip-webhook ledger\", mode 0600; empty for none.")
+	flags.DurationVar(&c.historyAge, "history-age", c.historyAge,
+		"how long the ledger remembers who had which address. What is older is dropped and cannot be asked for any more.")
+	flags.IntVar(&c.historySize, "history-size", c.historySize,
+		"how many events the ledger remembers, some 200 bytes each; the oldest are dropped first. The ledger's volume must hold them.")
 	flags.StringVar(&c.sidecarImage, "sidecar-image", c.sidecarImage,
 		"image of the container that is injected into virt-launcher pods. Running VMs keep theirs until they are restarted or migrated.")
 	flags.StringVar(&c.clusterNetworks, "cluster-networks", c.clusterNetworks,
@@ -84,6 +97,12 @@ func (c *config) validate() ([]netip.Prefix, error) {
 	}
 	if c.webhookPort < 1 || c.webhookPort > 65535 {
 		errs = append(errs, fmt.Errorf("--webhook-port %d is no port", c.webhookPort))
+	}
+	if c.historyAge <= 0 {
+		errs = append(errs, fmt.Errorf("--history-age %s must be more than nothing", c.historyAge))
+	}
+	if c.historySize < 1 {
+		errs = append(errs, fmt.Errorf("--history-size %d must be at least 1", c.historySize))
 	}
 	networks, err := parseNetworks(c.clusterNetworks)
 	if err != nil {

@@ -21,6 +21,9 @@ func main() { os.Exit(run(os.Args[1:])) }
 
 // run returns the exit code: 2 for flags that make no sense, 1 for any other error.
 func run(args []string) int {
+	if len(args) > 0 && args[0] == "ledger" {
+		return runLedger(args[1:], os.Stdin, os.Stdout, os.Stderr)
+	}
 	c := defaults()
 	flags := flag.NewFlagSet("floatip-webhook", flag.ContinueOnError)
 	c.register(flags)

@@ -30,6 +30,7 @@ import (
 	"floatip.io/floatip/ipam"
 	"floatip.io/floatip/ipam/v1alpha1"
 	"floatip.io/floatip/webhook"
+	"floatip.io/floatip/webhook/admin"
 	"floatip.io/floatip/webhook/controller"
 	"floatip.io/floatip/webhook/kubevirt"
 )
@@ -42,7 +43,7 @@ const (
 
 // serve runs until ctx ends.
 func serve(ctx context.Context, c config, networks []netip.Prefix, log logr.Logger) (err error) {
-	ledger, err := ipam.Open(c.ledger, ipam.Options{})
+	ledger, err := ipam.Open(c.ledger, ipam.Options{HistoryAge: c.historyAge, HistorySize: c.historySize})
 	if err != nil {
 		return fmt.Errorf("open ledger %s: %w", c.ledger, err)
 	}
@@ -176,6 +177,16 @@ func setup(ctx context.Context, mgr ctrl.Manager, c config, networks []netip.Pre
 	} {
 		if err := s.SetupWithManager(mgr); err != nil {
 			return fmt.Errorf("set up %T: %w", s, err)
+		}
+	}
+	if c.ledgerSocket != "" {
+		people := &controller.People{Ledger: ledger, Live: mgr.GetAPIReader(), Writer: cached, Events: events, Started: starter}
+		commands := &admin.Server{
+			Path: c.ledgerSocket, Book: admin.Book{Ledger: ledger, Cluster: people},
+			Ready: func() error { return gate.Ready(nil) },
+		}
+		if err := mgr.Add(commands); err != nil {
+			return fmt.Errorf("serve ledger commands: %w", err)
 		}
 	}
 	return errors.Join(

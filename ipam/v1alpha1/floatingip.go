@@ -40,6 +40,8 @@ const (
 	// say. When it is False, something of them could not be translated and admits nothing; the message says what. Set by
 	// the webhook, and no part of ConditionReady.
 	ConditionFirewallReady = "FirewallReady"
+	// ConditionDisputed: the ledger and the cluster disagree on who holds the address. Set by the webhook.
+	ConditionDisputed = "Disputed"
 )
 
 // FloatingIP is one address that is held. Its name is the address (see Name). Only floatip writes it; the data path
@@ -92,7 +94,7 @@ type FloatingIPStatus struct {
 	//
 	// +optional
 	Pod string `json:"pod,omitempty"`
-	// Conditions: NATReady, LegReady, Announced, GuestUp, Ready, FirewallReady.
+	// Conditions: NATReady, LegReady, Announced, GuestUp, Ready, FirewallReady, Disputed.
 	//
 	// +optional
 	// +listType=map

@@ -22,6 +22,7 @@ var (
 	vmKind        = kubevirt.GroupVersion.WithKind(kubevirt.KindVM)
 	podKind       = corev1.SchemeGroupVersion.WithKind("Pod")
 	namespaceKind = corev1.SchemeGroupVersion.WithKind("Namespace")
+	nodeKind      = corev1.SchemeGroupVersion.WithKind("Node")
 )
 
 // metadataOf returns an empty object of kind, of which only the metadata is read and cached.
@@ -47,6 +48,7 @@ func CacheOptions() map[client.Object]cache.ByObject {
 		},
 		metadataOf(vmKind):                 {Transform: slim},
 		metadataOf(namespaceKind):          {Transform: slim},
+		metadataOf(nodeKind):               {Transform: slim},
 		&networkingv1.NetworkPolicy{}:      {Transform: slim},
 		&kubevirt.VirtualMachineInstance{}: {Transform: slimVMI},
 	}

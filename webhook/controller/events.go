@@ -20,6 +20,8 @@ const (
 	EventAllocated = "FloatingIPAllocated"
 	// EventDisputed: two VMs claim one address.
 	EventDisputed = "FloatingIPDisputed"
+	// EventLost: a command gave the address to another VM.
+	EventLost = "FloatingIPLost"
 )
 
 const (

@@ -38,6 +38,9 @@ func (r *VMs) show(ctx context.Context, line ipam.Allocation) error {
 			return err
 		}
 	}
+	if err := r.unflag(ctx, have); err != nil {
+		return err
+	}
 	if have.Status.Phase != "" {
 		return nil
 	}
@@ -66,7 +69,7 @@ func (r *VMs) dropStray(ctx context.Context, key types.NamespacedName) error {
 	}
 	for i := range list.Items {
 		ip := &list.Items[i]
-		if !r.holds(ip) {
+		if !r.holds(ip) && !r.claims(ip) {
 			if err := r.drop(ctx, ip); err != nil {
 				return err
 			}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -46,7 +47,11 @@ func (r *Pools) SetupWithManager(mgr ctrl.Manager) error {
 	one := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []reconcile.Request {
 		return []reconcile.Request{{}}
 	})
-	return builder.ControllerManagedBy(mgr).Named("pools").Watches(&v1alpha1.FloatingIPPool{}, one).Complete(r)
+	return builder.ControllerManagedBy(mgr).
+		Named("pools").
+		Watches(&v1alpha1.FloatingIPPool{}, one).
+		WatchesMetadata(metadataOf(nodeKind), one, builder.WithPredicates(ownAddressesChanged)).
+		Complete(r)
 }
 
 // poolObject is a FloatingIPPool and what it says.
@@ -61,12 +66,26 @@ func readPools(ctx context.Context, reader client.Reader) ([]poolObject, error) 
 	if err := reader.List(ctx, &list); err != nil {
 		return nil, fmt.Errorf("list FloatingIPPools: %w", err)
 	}
-	pools := make([]poolObject, len(list.Items))
-	for i := range list.Items {
-		pool, errs := webhook.PoolOf(&list.Items[i])
-		pools[i] = poolObject{&list.Items[i], pool, errs}
+	own, err := nodeAddresses(ctx, reader)
+	if err != nil {
+		return nil, err
 	}
-	return pools, nil
+	return poolObjects(list.Items, own), nil
+}
+
+// poolObjects reads the pools; what the nodes have themselves is never handed out.
+func poolObjects(items []v1alpha1.FloatingIPPool, nodes []netip.Addr) []poolObject {
+	pools := make([]poolObject, len(items))
+	for i := range items {
+		pool, errs := webhook.PoolOf(&items[i])
+		for _, a := range nodes {
+			if slices.ContainsFunc(pool.Addresses, func(r ipam.Range) bool { return r.Contains(a) }) {
+				pool.Reserved = append(pool.Reserved, a)
+			}
+		}
+		pools[i] = poolObject{&items[i], pool, errs}
+	}
+	return pools
 }
 
 // valid returns the pools that can be read. What is held in the others stays held.

@@ -75,7 +75,7 @@ func TestDisagreementIsNotDecided(t *testing.T) {
 	if disputes := w.ledger.Disputes(); len(disputes) != 1 {
 		t.Errorf("disputes: %+v", disputes)
 	}
-	if got := w.events(); len(got) != 1 {
+	if got := w.events(); len(got) != 2 {
 		t.Errorf("events: %q", got)
 	}
 }

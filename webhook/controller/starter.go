@@ -2,8 +2,6 @@ package controller
 
 import (
 	"context"
-	"fmt"
-	"net/netip"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -14,7 +12,6 @@ import (
 
 	"floatip.io/floatip"
 	"floatip.io/floatip/ipam"
-	"floatip.io/floatip/ipam/v1alpha1"
 	"floatip.io/floatip/webhook"
 )
 
@@ -57,7 +54,8 @@ func (s *Starter) Start(ctx context.Context) error {
 		return err
 	}
 	s.Ledger.SetPools(valid(pools))
-	seen, err := s.sightings(ctx)
+	skipped := func(name string) { s.Log.Info("skipped a FloatingIP that cannot be read", "floatingip", name) }
+	seen, err := sighter{s.Ledger.ByClaim, skipped}.read(ctx, s.Cached)
 	if err != nil {
 		return err
 	}
@@ -74,18 +72,24 @@ func (s *Starter) Start(ctx context.Context) error {
 	s.Gate.Open()
 	s.Log.Info("ledger and cluster agree, serving", "pools", len(pools), "adopted", len(found.Adopted),
 		"confirmed", found.Confirmed, "missing", len(found.Missing), "disputed", len(found.Disputed), "took", time.Since(began))
-	return s.lookAt(ctx, found.Missing)
+	again := found.Missing
+	for _, d := range found.Disputed {
+		again = append(again, d.Holder)
+	}
+	return s.lookAt(ctx, again)
 }
 
 func (s *Starter) lookAt(ctx context.Context, lines []ipam.Allocation) error {
 	for _, line := range lines {
-		select {
-		case s.look <- event.GenericEvent{Object: vmObject(line.Owner)}:
-		case <-ctx.Done():
-			return nil
+		if s.Look(ctx, line.Owner) != nil {
+			return nil // the process ends
 		}
 	}
 	return nil
+}
+
+func eventOf(owner floatip.Owner) event.GenericEvent {
+	return event.GenericEvent{Object: vmObject(owner)}
 }
 
 // wait returns when the comparison is done.
@@ -112,72 +116,6 @@ func (s *Starter) report(found ipam.Adoption) {
 	}
 	for _, d := range found.Disputed {
 		s.Log.Info("disputed address", "address", d.Holder.Address, "holder", d.Holder.Owner, "claimants", len(d.Claimants))
-		for _, c := range d.Claimants {
-			s.Events.Warn(c.Owner, EventDisputed, fmt.Sprintf("floating IP %s is held by VM %s; kubectl floatip resolve decides", c.Address, d.Holder.Owner))
-		}
+		s.Events.tellParties(d)
 	}
-}
-
-// sightings reads who has which address: FloatingIP objects, which only floatip may write, and VMs for the addresses
-// that have no such object.
-func (s *Starter) sightings(ctx context.Context) ([]ipam.Sighting, error) {
-	var ips v1alpha1.FloatingIPList
-	if err := s.Cached.List(ctx, &ips); err != nil {
-		return nil, fmt.Errorf("list FloatingIPs: %w", err)
-	}
-	vms := metadataList(vmKind)
-	if err := s.Cached.List(ctx, vms); err != nil {
-		return nil, fmt.Errorf("list VMs: %w", err)
-	}
-	claims := map[string]floatip.Claim{}
-	for _, vm := range vms.Items {
-		if claim, err := floatip.ParseClaim(vm.Annotations[floatip.AnnotationClaim]); err == nil {
-			claims[string(vm.UID)] = claim
-		}
-	}
-	var seen []ipam.Sighting
-	shown := map[netip.Addr]bool{}
-	for _, ip := range ips.Items {
-		address, err := ipam.ParseAddress(ip.Spec.Address)
-		if err != nil || ip.Spec.VM.UID == "" {
-			s.Log.Info("skipped a FloatingIP that cannot be read", "floatingip", ip.Name)
-			continue
-		}
-		shown[address] = true
-		uid := string(ip.Spec.VM.UID)
-		seen = append(seen, ipam.Sighting{
-			Address: address, Pool: ip.Spec.Pool, Claim: claims[uid], Source: "FloatingIP",
-			Owner: floatip.Owner{Namespace: ip.Spec.VM.Namespace, Name: ip.Spec.VM.Name, UID: uid},
-		})
-	}
-	for _, vm := range vms.Items {
-		owner := floatip.Owner{Namespace: vm.Namespace, Name: vm.Name, UID: string(vm.UID)}
-		seen = append(seen, s.sightingsOfVM(owner, vm.Annotations, shown)...)
-	}
-	return seen, nil
-}
-
-// sightingsOfVM reads the annotations of a VM. Those without a claim, and those whose claim the ledger knows with
-// somebody else, are no proof: they came with a copy.
-func (s *Starter) sightingsOfVM(owner floatip.Owner, annotations map[string]string, shown map[netip.Addr]bool) []ipam.Sighting {
-	claim, err := floatip.ParseClaim(annotations[floatip.AnnotationClaim])
-	if err != nil {
-		return nil
-	}
-	for _, line := range s.Ledger.ByClaim(claim) {
-		if line.Owner.UID != owner.UID {
-			return nil
-		}
-	}
-	addresses, err := webhook.ParseAddresses(annotations[floatip.AnnotationAddress])
-	if err != nil {
-		return nil
-	}
-	var seen []ipam.Sighting
-	for _, address := range addresses {
-		if !shown[address] {
-			seen = append(seen, ipam.Sighting{Address: address, Owner: owner, Claim: claim, Source: "VirtualMachine"})
-		}
-	}
-	return seen
 }

@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -47,7 +48,7 @@ func (r *VMs) SetupWithManager(mgr ctrl.Manager) error {
 		WatchesMetadata(metadataOf(vmKind), handler.EnqueueRequestsFromMapFunc(sameName)).
 		Watches(&kubevirt.VirtualMachineInstance{}, handler.EnqueueRequestsFromMapFunc(sameName)).
 		WatchesMetadata(metadataOf(podKind), handler.EnqueueRequestsFromMapFunc(vmOfPod)).
-		Watches(&v1alpha1.FloatingIP{}, handler.EnqueueRequestsFromMapFunc(vmOfFloatingIP)).
+		Watches(&v1alpha1.FloatingIP{}, handler.EnqueueRequestsFromMapFunc(r.vmsOfFloatingIP)).
 		WatchesRawSource(source.Channel(r.Started.look, handler.EnqueueRequestsFromMapFunc(sameName))).
 		Complete(r)
 }
@@ -65,12 +66,24 @@ func vmOfPod(_ context.Context, pod client.Object) []reconcile.Request {
 	return []reconcile.Request{{NamespacedName: types.NamespacedName{Namespace: pod.GetNamespace(), Name: vmi.Name}}}
 }
 
-func vmOfFloatingIP(_ context.Context, o client.Object) []reconcile.Request {
+// vmsOfFloatingIP maps an object to the VM that it names, and to the one that holds its address: when the object of an
+// earlier owner is gone, that of the later one is made.
+func (r *VMs) vmsOfFloatingIP(_ context.Context, o client.Object) []reconcile.Request {
 	ip, ok := o.(*v1alpha1.FloatingIP)
 	if !ok {
 		return nil
 	}
-	return []reconcile.Request{{NamespacedName: types.NamespacedName{Namespace: ip.Spec.VM.Namespace, Name: ip.Spec.VM.Name}}}
+	named := types.NamespacedName{Namespace: ip.Spec.VM.Namespace, Name: ip.Spec.VM.Name}
+	requests := []reconcile.Request{{NamespacedName: named}}
+	address, err := ipam.ParseAddress(ip.Spec.Address)
+	if err != nil {
+		return requests
+	}
+	if line, held := r.Ledger.Lookup(address); held && line.Owner.UID != string(ip.Spec.VM.UID) {
+		holder := types.NamespacedName{Namespace: line.Owner.Namespace, Name: line.Owner.Name}
+		requests = append(requests, reconcile.Request{NamespacedName: holder})
+	}
+	return requests
 }
 
 // Reconcile looks at everything that one VM name stands for.
@@ -94,6 +107,9 @@ func (r *VMs) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.R
 			return reconcile.Result{}, err
 		}
 		again.RequeueAfter = max(again.RequeueAfter, later)
+	}
+	if err := r.dropClaims(ctx, req.NamespacedName, now); err != nil {
+		return reconcile.Result{}, err
 	}
 	return again, r.dropStray(ctx, req.NamespacedName)
 }
@@ -159,6 +175,16 @@ func (r *VMs) settle(ctx context.Context, key types.NamespacedName, now carriers
 	if len(lines) == 0 {
 		return 0, nil
 	}
+	flagged := map[netip.Addr]bool{}
+	for _, line := range lines {
+		if line.Disputed {
+			there, err := r.flag(ctx, line)
+			if err != nil {
+				return 0, err
+			}
+			flagged[line.Address] = there
+		}
+	}
 	if now.carry(uid) == "" {
 		return r.release(ctx, key, lines)
 	}
@@ -166,7 +192,7 @@ func (r *VMs) settle(ctx context.Context, key types.NamespacedName, now carriers
 		return 0, err
 	}
 	for _, line := range lines {
-		if line.State != ipam.Bound {
+		if line.State != ipam.Bound || flagged[line.Address] {
 			continue
 		}
 		if err := r.show(ctx, line); err != nil {

@@ -1,0 +1,91 @@
+package controller
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"floatip.io/floatip"
+	"floatip.io/floatip/ipam"
+	"floatip.io/floatip/webhook"
+)
+
+// People is what the commands of people need to know of the cluster (admin.Cluster). It reads from the API server itself:
+// commands are rare, and whoever decides about an address wants to know what is so now.
+type People struct {
+	Ledger  *ipam.Ledger
+	Live    client.Reader
+	Writer  client.Client
+	Events  Events
+	Started *Starter
+}
+
+// Pools implements admin.Cluster.
+func (p *People) Pools(ctx context.Context) ([]ipam.Pool, error) {
+	pools, err := readPools(ctx, p.Live)
+	return valid(pools), err
+}
+
+// Seen implements admin.Cluster.
+func (p *People) Seen(ctx context.Context) ([]ipam.Sighting, error) {
+	return sighter{p.Ledger.ByClaim, func(string) {}}.read(ctx, p.Live)
+}
+
+// Carrier implements admin.Cluster.
+func (p *People) Carrier(ctx context.Context, owner floatip.Owner) (string, error) {
+	found, err := carriersOf(ctx, p.Live, types.NamespacedName{Namespace: owner.Namespace, Name: owner.Name})
+	if err != nil {
+		return "", err
+	}
+	return found.carry(owner.UID), nil
+}
+
+// Settle implements admin.Cluster: a VM that has lost the address does not show it any more and is told, and the
+// controller looks at all of them.
+func (p *People) Settle(ctx context.Context, address netip.Addr, owners []floatip.Owner) error {
+	for _, owner := range owners {
+		holds := slices.ContainsFunc(p.Ledger.ByOwner(owner.UID), func(l ipam.Allocation) bool { return l.Address == address })
+		if holds {
+			continue
+		}
+		if err := p.takeFrom(ctx, address, owner); err != nil {
+			return err
+		}
+	}
+	if line, ok := p.Ledger.Lookup(address); ok {
+		owners = append(slices.Clone(owners), line.Owner)
+	}
+	return p.Started.Look(ctx, owners...)
+}
+
+// takeFrom makes floatip's annotations of the owner say what it holds without address.
+func (p *People) takeFrom(ctx context.Context, address netip.Addr, owner floatip.Owner) error {
+	vm := metadataOf(vmKind)
+	err := p.Live.Get(ctx, types.NamespacedName{Namespace: owner.Namespace, Name: owner.Name}, vm)
+	if client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("read VM %s: %w", owner, err)
+	}
+	if err != nil || string(vm.UID) != owner.UID {
+		return nil
+	}
+	shown, err := webhook.ParseAddresses(vm.Annotations[floatip.AnnotationAddress])
+	if err != nil || !slices.Contains(shown, address) {
+		return nil
+	}
+	keys := map[string]any{floatip.AnnotationAddress: nil, floatip.AnnotationClaim: nil}
+	if lines := p.Ledger.ByOwner(owner.UID); len(lines) > 0 {
+		for key, value := range webhook.OwnKeys(lines) {
+			keys[key] = value
+		}
+	}
+	patch := rawMerge(map[string]any{"metadata": map[string]any{"uid": vm.UID, "annotations": keys}})
+	if err := p.Writer.Patch(ctx, vm, patch, client.FieldOwner(FieldManager)); client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("take %s from the annotations of VM %s: %w", address, owner, err)
+	}
+	p.Events.Warn(owner, EventLost, fmt.Sprintf("floating IP %s was given to another VM by command; delete and create this VM for a new one", address))
+	return nil
+}
