@@ -15,7 +15,7 @@
 //	floatip_mark         marks what the guest sends for the leg      floatip_mark_out  the same for the pod's ICMP errors
 //	floatip_prerouting   floating → fixed address, or drop           floatip_postrouting  fixed → floating address
 //	floatip_firewall     who may come in by the leg                  floatip_mss  segment size of the leg
-//	floatip_guard        nothing leaves by the leg under another name
+//	floatip_guard        nothing leaves by the leg under another name, and nothing by another link under this one
 //
 // Desired turns the description of a pod's addresses into a value, Apply makes the kernel equal to it in one
 // transaction, Read returns what is there in the same type, and Diff says where they part. ForgetFlows deletes

@@ -172,11 +172,19 @@ func (b binding) mss() Rule {
 // source are never forwarded (RFC 4291 section 2.5.6).
 var linkLocal = netip.MustParsePrefix("fe80::/10")
 
-// guard is the last word: nothing leaves by the leg under another name. Under no name at all the pod's kernel asks
-// whether its link-local address is free (RFC 4862 section 5.4.2); nobody needs to hear that, and it is no sign of an
-// attack.
-func (b binding) guard() (rules []Rule) {
-	leg := oifname(equal(link(LegInterface)))
+// guard is the last word: nothing leaves by the leg under another name, and nothing by another link under this one. The
+// latter is what established connections would do while the leg is gone: the kernel goes on translating them.
+//
+// Under no name at all the pod's kernel asks whether its link-local address is free (RFC 4862 section 5.4.2); nobody
+// needs to hear that, and it is no sign of an attack.
+func (b binding) guard() []Rule {
+	leg, named := oifname(equal(link(LegInterface))), b.source(equal(b.Floating.AsSlice()))
+	guarded := fmt.Sprintf("counter name %q drop", b.counter(counterGuarded))
+	drop := append(count(b.counter(counterGuarded)), verdict(expr.VerdictDrop)...)
+
+	rules := []Rule{rule(fmt.Sprintf("oifname %q %s saddr %s counter name %q accept",
+		LegInterface, b.ip, b.Floating, b.counter(counterOut)),
+		leg, named, count(b.counter(counterOut)), verdict(expr.VerdictAccept))}
 	if b.Floating.Is6() {
 		rules = append(rules,
 			rule(fmt.Sprintf("oifname %q ip6 saddr %s meta l4proto ipv6-icmp accept", LegInterface, linkLocal),
@@ -185,9 +193,7 @@ func (b binding) guard() (rules []Rule) {
 				leg, b.source(equal(netip.IPv6Unspecified().AsSlice())), verdict(expr.VerdictDrop)))
 	}
 	return append(rules,
-		rule(fmt.Sprintf("oifname %q %s saddr != %s counter name %q drop",
-			LegInterface, b.ip, b.Floating, b.counter(counterGuarded)),
-			leg, b.source(notEqual(b.Floating.AsSlice())), count(b.counter(counterGuarded)), verdict(expr.VerdictDrop)),
-		rule(fmt.Sprintf("oifname %q counter name %q", LegInterface, b.counter(counterOut)),
-			leg, count(b.counter(counterOut))))
+		rule(fmt.Sprintf("oifname %q %s", LegInterface, guarded), leg, drop),
+		rule(fmt.Sprintf("%s saddr %s oifname != @%s %s", b.ip, b.Floating, setLinks, guarded),
+			named, oifname(notIn(setLinks)), drop))
 }

@@ -100,6 +100,9 @@ func (l *loop) enforce(now time.Time, changed bool) (wait time.Duration, err err
 		}
 	}
 	if drift != "" {
+		if err := l.retire(have.Gone(want)); err != nil {
+			return 0, err
+		}
 		if err := l.kernel.Apply(want); err != nil {
 			return 0, err
 		}
@@ -119,6 +122,18 @@ func (l *loop) enforce(now time.Time, changed bool) (wait time.Duration, err err
 		l.log.Info("rules are in place already", "vm", l.description.Owner.String())
 	}
 	return 0, nil
+}
+
+// retire ends the flows of addresses that are about to go, so that none of them leaves the pod by another way.
+func (l *loop) retire(going []netip.Addr) error {
+	if len(going) == 0 {
+		return nil
+	}
+	if err := l.kernel.Shut(going); err != nil {
+		return err
+	}
+	l.forget(going)
+	return nil
 }
 
 // forget deletes the flows that the new description makes stale. before are the addresses that the kernel held.
