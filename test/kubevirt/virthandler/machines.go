@@ -92,9 +92,12 @@ func (m *machines) watch(ctx context.Context, watched *machine) {
 		}
 		revision = now.Revision
 		m.mu.Lock()
+		before := m.domains[watched.vmi.UID]
 		m.domains[watched.vmi.UID] = now.Domain
 		m.mu.Unlock()
-		log.Printf("%s: %s (%s)", watched.key(), now.Domain.Status.Status, now.Domain.Status.Reason)
+		if status := now.Domain.Status; before == nil || before.Status.Status != status.Status || before.Status.Reason != status.Reason {
+			log.Printf("%s: %s (%s)", watched.key(), status.Status, status.Reason)
+		}
 		m.changed(watched.key())
 	}
 }

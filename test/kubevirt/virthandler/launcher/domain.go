@@ -2,6 +2,7 @@ package launcher
 
 import (
 	"context"
+	"reflect"
 	"sync"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -49,12 +50,17 @@ func newState(vmi *v1.VirtualMachineInstance) *state {
 	return &state{revision: 1, domain: domain, changed: make(chan struct{})}
 }
 
-// update changes the domain and wakes those who wait for that.
+// update changes the domain and wakes those who wait for that. What changes nothing wakes nobody: virt-handler repeats
+// its orders whenever it is woken.
 func (s *state) update(change func(domain *api.Domain)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.domain = s.domain.DeepCopy()
-	change(s.domain)
+	changed := s.domain.DeepCopy()
+	change(changed)
+	if reflect.DeepEqual(changed, s.domain) {
+		return
+	}
+	s.domain = changed
 	s.revision++
 	close(s.changed)
 	s.changed = make(chan struct{})

@@ -121,6 +121,20 @@ func TestObserveMigration(t *testing.T) {
 	}
 }
 
+// An order that is repeated is no change: the launcher's client would be woken to repeat it again.
+func TestBeginShutdownTwice(t *testing.T) {
+	s := newState(&v1.VirtualMachineInstance{ObjectMeta: metav1.ObjectMeta{Namespace: "demo", Name: "vm1"}})
+	s.beginShutdown(30)
+	once := s.after(t.Context(), 0)
+	s.beginShutdown(30)
+	if twice := s.after(t.Context(), 0); twice.Revision != once.Revision {
+		t.Errorf("revision %d after the second order, want %d as after the first", twice.Revision, once.Revision)
+	}
+	if got := once.Domain.Spec.Metadata.KubeVirt.GracePeriod; got == nil || got.DeletionTimestamp == nil {
+		t.Error("the time of the first order is not noted")
+	}
+}
+
 // A waiter hears of a change, and gives up with its context.
 func TestAfter(t *testing.T) {
 	s := newState(&v1.VirtualMachineInstance{ObjectMeta: metav1.ObjectMeta{Namespace: "demo", Name: "vm1"}})
