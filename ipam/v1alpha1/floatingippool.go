@@ -41,9 +41,12 @@ const (
 // +kubebuilder:printcolumn:name="Auto",type=boolean,JSONPath=`.spec.autoAssign`
 // +kubebuilder:printcolumn:name="Used",type=integer,JSONPath=`.status.ipv4.used`
 // +kubebuilder:printcolumn:name="Capacity",type=string,JSONPath=`.status.ipv4.capacity`
+// +kubebuilder:printcolumn:name="Resting",type=integer,JSONPath=`.status.ipv4.quarantined`
 // +kubebuilder:printcolumn:name="Used6",type=integer,JSONPath=`.status.ipv6.used`,priority=1
 // +kubebuilder:printcolumn:name="Capacity6",type=string,JSONPath=`.status.ipv6.capacity`,priority=1
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
+// +kubebuilder:printcolumn:name="Overlapping",type=string,JSONPath=`.status.conditions[?(@.type=="Overlapping")].status`,priority=1
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type FloatingIPPool struct {
 	metav1.TypeMeta   `json:",inline"`

@@ -47,6 +47,8 @@ type Decision struct {
 	Networks []leg.Network
 	// Carries says for each pool whether this node has a NIC on its network, nil, or why not.
 	Carries map[string]error
+	// Own are the node's own addresses on the NICs of the pools' networks, sorted.
+	Own []netip.Addr
 }
 
 // Decide says which pods of the view get which addresses on the node named self, whose interfaces are nics. Nothing
@@ -63,6 +65,7 @@ func Decide(v View, self string, nics []leg.NIC, inUse []leg.Network) Decision {
 			d.Carries[name] = carries(p, nics)
 		}
 	}
+	d.Own = ownAddresses(v.Pools, nics)
 	networks := map[netip.Prefix]leg.Network{}
 	taken := map[netip.Addr]Pod{}
 	for _, p := range inOrder(v.Pods) {
@@ -89,6 +92,21 @@ func carries(p Pool, nics []leg.NIC) error {
 		}
 	}
 	return nil
+}
+
+// ownAddresses lists what the node itself has on the pools' NICs: nobody else may get these.
+func ownAddresses(pools map[string]Pool, nics []leg.NIC) []netip.Addr {
+	var own []netip.Addr
+	for _, p := range pools {
+		for _, a := range p.Sample {
+			network, err := leg.Find(nics, p.provider(a))
+			if i := slices.IndexFunc(nics, func(n leg.NIC) bool { return n.Name == network.Interface }); err == nil && i >= 0 {
+				own = append(own, nics[i].Own...)
+			}
+		}
+	}
+	slices.SortFunc(own, netip.Addr.Compare)
+	return slices.Compact(own)
 }
 
 func (p Pool) provider(a netip.Addr) leg.Provider {

@@ -161,7 +161,7 @@ func (p plan) answered() map[string][]netip.Addr {
 
 // report tells the API server's side what came out. applied is the error of the node's kernel.
 func (a *Agent) report(v View, d Decision, p plan, applied error) Report {
-	r := Report{Statuses: map[netip.Addr]Status{}, Pools: map[string]bool{}}
+	r := Report{Statuses: map[netip.Addr]Status{}, Pools: map[string]bool{}, Own: d.Own}
 	for _, pp := range p.pods {
 		failed := pp.failed
 		if failed == nil {

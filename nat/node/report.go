@@ -46,6 +46,8 @@ type Report struct {
 	Left []netip.Addr
 	// Pools says which pools this node carries.
 	Pools map[string]bool
+	// Own are the node's own addresses on the NICs of the pools' networks.
+	Own []netip.Addr
 }
 
 // left finds the addresses of which the API server must be told that they are here no more.

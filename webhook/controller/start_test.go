@@ -3,14 +3,18 @@ package controller
 import (
 	"context"
 	"fmt"
+	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"floatip.io/floatip"
@@ -191,4 +195,44 @@ func reason(p v1alpha1.FloatingIPPool, kind string) string {
 		return c.Reason
 	}
 	return ""
+}
+
+// What a node has itself on the provider network is never handed out, from the moment its agent says so.
+func TestNodesKeepTheirAddresses(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Annotations: map[string]string{
+		floatip.AnnotationProviderAddresses: "192.168.100.50,nonsense,192.168.100.7,2001:db8::1",
+	}}}
+	w.create(node)
+	if _, err := w.pools.Reconcile(t.Context(), reconcile.Request{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		ask  ipam.Request
+		want string
+	}{
+		{ipam.Request{}, "192.168.100.51"},
+		{ipam.Request{Addresses: []netip.Addr{address(50)}}, ipam.ErrNeverGiven.Error()},
+	} {
+		tc.ask.Namespace, tc.ask.Claim = "vms", floatip.NewClaim()
+		offer, err := w.ledger.Reserve(t.Context(), tc.ask)
+		if got := fmt.Sprint(offer.Addresses, err); !strings.Contains(got, tc.want) {
+			t.Errorf("asked for %v: %s, want %s", tc.ask.Addresses, got, tc.want)
+		}
+	}
+	var have v1alpha1.FloatingIPPool
+	if err := w.client.Get(t.Context(), types.NamespacedName{Name: "provider"}, &have); err != nil || counted(have.Status.IPv4) != "9 0" {
+		t.Errorf("status: %s, %v; want a capacity of 9", counted(have.Status.IPv4), err)
+	}
+	// Another node joins: only a change of the annotation is worth a look at the pools.
+	later := node.DeepCopy()
+	later.Labels = map[string]string{"a": "b"}
+	if ownAddressesChanged.Update(event.UpdateEvent{ObjectOld: node, ObjectNew: later}) {
+		t.Error("a label of a node has all pools looked at")
+	}
+	later.Annotations = nil
+	if !ownAddressesChanged.Update(event.UpdateEvent{ObjectOld: node, ObjectNew: later}) {
+		t.Error("a lost annotation is not seen")
+	}
 }

@@ -222,11 +222,15 @@ func TestAgainstAPIServer(t *testing.T) {
 	w.report(node.Report{
 		Statuses: map[netip.Addr]node.Status{fifty: {Pod: "launcher-n1", Here: true, NATReady: good, LegReady: good, Announced: good, GuestUp: good}},
 		Pools:    map[string]bool{"lan": true},
+		Own:      []netip.Addr{netip.MustParseAddr("192.168.100.11"), netip.MustParseAddr("2001:db8::11")},
 	})
 	w.awaitStatus("ready", func(s v1alpha1.FloatingIPStatus) bool {
 		return s.Phase == v1alpha1.PhaseReady && s.Node == "n1" && s.Pod == "launcher-n1" && len(s.Conditions) == 5
 	})
 	w.awaitLabel(thisNode, "pool.floatip.io/lan", "true")
+	if got := thisNode.Annotations[floatip.AnnotationProviderAddresses]; got != "192.168.100.11,2001:db8::11" {
+		t.Errorf("the node shows its own addresses as %q", got)
+	}
 
 	// The guest moves: the machine leaves this node's watch, and is looked up for the pod that is left.
 	w.patch(vmi, `{"metadata":{"labels":{"kubevirt.io/nodeName":"n2"}}}`)

@@ -127,9 +127,13 @@ func strip(object any) (any, error) {
 	case *corev1.Pod:
 		return stripPod(o), nil
 	case *corev1.Node:
-		return &corev1.Node{ObjectMeta: metav1.ObjectMeta{
+		out := &corev1.Node{ObjectMeta: metav1.ObjectMeta{
 			Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion, Labels: o.Labels,
-		}}, nil
+		}}
+		if own := o.Annotations[floatip.AnnotationProviderAddresses]; own != "" {
+			out.Annotations = map[string]string{floatip.AnnotationProviderAddresses: own}
+		}
+		return out, nil
 	case metav1.Object:
 		o.SetManagedFields(nil)
 		return o, nil

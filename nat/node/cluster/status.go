@@ -85,7 +85,7 @@ func (c *Cluster) writeReport(ctx context.Context, r node.Report, written map[st
 			return leftStatus(f, c.node, metav1.Now())
 		}))
 	}
-	return errors.Join(append(errs, c.writeLabels(ctx, r.Pools))...)
+	return errors.Join(append(errs, c.writeNode(ctx, r))...)
 }
 
 func keys[V any](m map[netip.Addr]V) func(func(netip.Addr) bool) {
@@ -199,17 +199,17 @@ func setCondition(s *v1alpha1.FloatingIPStatus, generation int64, kind string, c
 	})
 }
 
-// writeLabels tells the scheduler which pools this node carries.
-func (c *Cluster) writeLabels(ctx context.Context, pools map[string]bool) error {
+// writeNode tells the scheduler which pools this node carries, and the webhook which addresses are its own.
+func (c *Cluster) writeNode(ctx context.Context, r node.Report) error {
 	o, exists, err := c.nodes.store.GetByKey(c.node)
 	if err != nil || !exists {
 		return err
 	}
-	changes := labelChanges(o.(*corev1.Node).Labels, pools)
-	if len(changes) == 0 {
+	labels, annotations := labelChanges(o.(*corev1.Node).Labels, r.Pools), ownChanges(o.(*corev1.Node).Annotations, r.Own)
+	if len(labels) == 0 && len(annotations) == 0 {
 		return nil
 	}
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": changes}})
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": labels, "annotations": annotations}})
 	if err != nil {
 		return err
 	}
@@ -219,8 +219,22 @@ func (c *Cluster) writeLabels(ctx context.Context, pools map[string]bool) error 
 	if err != nil {
 		return fmt.Errorf("labels of node %s: %w", c.node, err)
 	}
-	c.log.Info("labelled the node", "labels", changes)
+	c.log.Info("labelled the node", "labels", labels, "annotations", annotations)
 	return nil
+}
+
+// ownChanges returns what a merge patch has to set so that the node shows its own provider addresses. While a NIC is gone
+// what was shown stays: the addresses are the node's when the NIC is back.
+func ownChanges(have map[string]string, own []netip.Addr) map[string]any {
+	var texts []string
+	for _, a := range own {
+		texts = append(texts, a.String())
+	}
+	want := strings.Join(texts, ",")
+	if want == "" || have[floatip.AnnotationProviderAddresses] == want {
+		return nil
+	}
+	return map[string]any{floatip.AnnotationProviderAddresses: want}
 }
 
 // labelChanges returns what a merge patch has to set, nil for a label that goes.

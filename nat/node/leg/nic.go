@@ -21,6 +21,8 @@ type NIC struct {
 	MTU    int
 	// Networks are those of its addresses and of its routes without a gateway.
 	Networks []netip.Prefix
+	// Own are its addresses, without link-local ones.
+	Own []netip.Addr
 }
 
 // Provider says which provider network is looked for.
@@ -72,7 +74,12 @@ func (n *Node) addAddresses(nics map[int]*NIC) error {
 	}
 	for _, a := range list {
 		p := prefixOf(a.IPNet)
-		if nic, ok := nics[a.LinkIndex]; ok && p.IsValid() && !p.IsSingleIP() && !p.Addr().IsLinkLocalUnicast() {
+		nic, ok := nics[a.LinkIndex]
+		if !ok || !p.IsValid() || p.Addr().IsLinkLocalUnicast() {
+			continue
+		}
+		nic.Own = append(nic.Own, p.Addr())
+		if !p.IsSingleIP() {
 			nic.Networks = append(nic.Networks, p.Masked())
 		}
 	}

@@ -86,6 +86,10 @@ func TestNICs(t *testing.T) {
 	if err != nil || found.Interface != "red0" || found.Prefix.String() != nodetest.Pool {
 		t.Errorf("have %+v, %v; want red0 on %s", found, err, nodetest.Pool)
 	}
+	own := netip.MustParseAddr("192.168.100.10")
+	if i := slices.IndexFunc(nics, func(n NIC) bool { return n.Name == "red0" }); !slices.Contains(nics[i].Own, own) {
+		t.Errorf("%s is not among red0's own addresses: %+v", own, nics[i])
+	}
 	if slices.ContainsFunc(nics, func(n NIC) bool { return n.Name == Bridge || isPort(n.Name) }) {
 		t.Errorf("links of our own are among the NICs: %+v", nics)
 	}
