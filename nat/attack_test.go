@@ -15,8 +15,9 @@ import (
 
 // Even if the pod's routing sends everything by the leg, and the guest makes sources up, only the floating address
 // leaves.
-func TestGuardUnderAttack(t *testing.T) {
-	w, vm := oneVM(t)
+func TestGuardUnderAttack(t *testing.T) { eachVariant(t, guardUnderAttack) }
+
+func guardUnderAttack(t *testing.T, w *world, vm *lab.VM) {
 	vm.Pod.IP(t, "rule add pref 76 to 203.0.113.0/24 lookup 77", "-6 rule add pref 76 to 2001:db8:f::/64 lookup 77")
 	vm.Pod.Sysctl(t, "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.k6t-eth0.rp_filter=0")
 	vm.Guest.IP(t, "addr add 10.0.2.77/24 dev eth0", "addr add 192.0.2.66/32 dev eth0",
@@ -89,8 +90,9 @@ func eventually(t *testing.T, what string, ok func() bool) {
 }
 
 // Errors pass the translation in both directions: a closed port is refused to whoever called it.
-func TestICMPErrorsReachTheCaller(t *testing.T) {
-	w, vm := oneVM(t)
+func TestICMPErrorsReachTheCaller(t *testing.T) { eachVariant(t, icmpErrorsReachTheCaller) }
+
+func icmpErrorsReachTheCaller(t *testing.T, w *world, vm *lab.VM) {
 	for _, tc := range []struct {
 		from *lab.Namespace
 		to   string
@@ -107,8 +109,9 @@ func TestICMPErrorsReachTheCaller(t *testing.T) {
 
 // Path MTU discovery works through the translation: towards a narrow link behind the gateway, and towards a guest whose
 // own link is narrower than the leg; the latter error is made by the pod itself.
-func TestPathMTU(t *testing.T) {
-	w, vm := oneVM(t)
+func TestPathMTU(t *testing.T) { eachVariant(t, pathMTU) }
+
+func pathMTU(t *testing.T, w *world, vm *lab.VM) {
 	w.Gateway.IP(t, "link set wan mtu 1400")
 	w.Outside.IP(t, "link set eth0 mtu 1400")
 	for _, to := range []string{lab.Outside4, lab.Outside6} {
@@ -154,8 +157,9 @@ func learnsMTU(t *testing.T, from *lab.Namespace, to string, want int) {
 }
 
 // Where the leg is the narrowest link, TCP learns it from the segment size in the handshake and needs no error.
-func TestSegmentSizeFitsTheLeg(t *testing.T) {
-	w, vm := oneVM(t)
+func TestSegmentSizeFitsTheLeg(t *testing.T) { eachVariant(t, segmentSizeFitsTheLeg) }
+
+func segmentSizeFitsTheLeg(t *testing.T, w *world, vm *lab.VM) {
 	vm.Pod.IP(t, "link set fip0 mtu 1300")
 	w.Node.IP(t, "link set fip1 mtu 1300")
 	for to, headers := range map[string]int{vm.Floating4: 20 + 20, vm.Floating6: 40 + 20} {
@@ -177,8 +181,9 @@ func TestSegmentSizeFitsTheLeg(t *testing.T) {
 	}
 }
 
-func TestFragmentsAreTranslated(t *testing.T) {
-	w, vm := oneVM(t)
+func TestFragmentsAreTranslated(t *testing.T) { eachVariant(t, fragmentsAreTranslated) }
+
+func fragmentsAreTranslated(t *testing.T, w *world, vm *lab.VM) {
 	for _, tc := range []struct {
 		from *lab.Namespace
 		to   string

@@ -163,16 +163,24 @@ func TestFlows(t *testing.T) {
 // A VM that lists ports is reached at those and by ping. Other calls die without an answer and without going in circles,
 // from everywhere, the guest itself included.
 func TestListedPorts(t *testing.T) {
-	w := newWorld(t, map[string][]lab.Port{"vm1": {{Protocol: "tcp", Number: 22}, {Protocol: "udp", Number: 80}}})
+	w := newWorld(t, map[string][]lab.Port{"vm1": {{Protocol: "tcp", Number: 22}, {Protocol: "udp", Number: 80}}, "vm2": nil})
 	vm := w.vms["vm1"]
-	vm.KubeVirt(t)
-	vm.PlugLeg(t)
-	kernel := openKernel(t, vm.Pod)
-	if err := kernel.Apply(Desired(podNAT(vm))); err != nil {
-		t.Fatal(err)
+	for _, vm := range w.vms {
+		vm.KubeVirt(t)
+		vm.PlugLeg(t)
+		if err := openKernel(t, vm.Pod).Apply(Desired(podNAT(vm))); err != nil {
+			t.Fatal(err)
+		}
 	}
 	w.check(t, []flow{
 		{"host", "vm1's", "tcp", 22, "host"},
+		{"outside", "vm1's", "tcp", 22, "outside"},
+		{"node", "vm1's", "tcp", 22, "node"},
+		{"peer", "vm1's", "udp", 80, "peer"},
+		{"vm2", "vm1's", "tcp", 22, "vm2's"},
+		{"vm1", "vm2's", "tcp", 80, "vm1's"},
+		{"peer", "vm1's pod", "tcp", 22, "peer"},
+		{"vm1", "node", "udp", 80, "vm1's pod"},
 		{"host", "vm1's", "udp", 80, "host"},
 		{"host", "vm1's", "icmp", 0, "host"},
 		{"vm1", "vm1's", "tcp", 22, "vm1's"},
@@ -186,19 +194,21 @@ func TestListedPorts(t *testing.T) {
 		{"host", "vm1's", "udp", 22, ""},
 		{"outside", "vm1's", "tcp", 7777, ""},
 		{"peer", "vm1's", "tcp", 80, ""},
+		{"vm2", "vm1's", "udp", 22, ""},
+		{"node", "vm1's", "tcp", 80, ""},
 		{"vm1", "vm1's", "tcp", 80, ""},
 	})
-	// Per family: 4 calls by the leg, of one packet each; a SYN may be repeated once.
-	if n := calls(t, w); n < 8 || n > 16 {
-		t.Errorf("8 calls of unlisted ports made %d packets on the leg, want one or two for each", n)
+	// Per family: 6 calls by the leg, of one packet each; a SYN may be repeated once.
+	if n := calls(t, w); n < 12 || n > 24 {
+		t.Errorf("12 calls of unlisted ports made %d packets on the leg, want one or two for each", n)
 	}
-	counters, err := kernel.Counters()
+	counters, err := openKernel(t, vm.Pod).Counters()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range counters {
-		if c.Refused.Packets < 5 || c.In.Packets == 0 || c.Out.Packets == 0 || c.Guarded.Packets != 0 {
-			t.Errorf("counters of %s: want 5 or more refused, traffic both ways and none guarded, have %+v", c.Floating, c)
+		if c.Refused.Packets < 7 || c.In.Packets == 0 || c.Out.Packets == 0 || c.Guarded.Packets != 0 {
+			t.Errorf("counters of %s: want 7 or more refused, traffic both ways and none guarded, have %+v", c.Floating, c)
 		}
 	}
 }
@@ -228,8 +238,9 @@ func calls(t *testing.T, w *world) (n int) {
 }
 
 // NAT is one to one: addresses change, ports do not. Connections survive a migration because of that.
-func TestPortsArePreserved(t *testing.T) {
-	w, _ := oneVM(t)
+func TestPortsArePreserved(t *testing.T) { eachVariant(t, portsArePreserved) }
+
+func portsArePreserved(t *testing.T, w *world, _ *lab.VM) {
 	for family := range 2 {
 		for i, f := range []flow{
 			{"host", "vm1's", "tcp", 22, "host"}, {"vm1", "outside", "udp", 80, "vm1's"}, {"vm1", "vm1's", "tcp", 22, "vm1's"},
@@ -244,17 +255,31 @@ func TestPortsArePreserved(t *testing.T) {
 	}
 }
 
-// oneVM is a world with one VM without a port list whose rules stand.
-func oneVM(t *testing.T) (*world, *lab.VM) {
+// eachVariant runs test with one VM whose rules stand, for each shape that the rules can have.
+func eachVariant(t *testing.T, test func(t *testing.T, w *world, vm *lab.VM)) {
 	t.Helper()
-	w := newWorld(t, map[string][]lab.Port{"vm1": nil})
-	vm := w.vms["vm1"]
-	vm.KubeVirt(t)
-	vm.PlugLeg(t)
-	if err := openKernel(t, vm.Pod).Apply(Desired(podNAT(vm))); err != nil {
-		t.Fatal(err)
+	list := []lab.Port{{Protocol: "tcp", Number: 22}, {Protocol: "udp", Number: 80}, {Protocol: "udp", Number: 9999}}
+	firewall := &floatip.Firewall{
+		Ingress: admitted("0.0.0.0/0 tcp/22", "0.0.0.0/0 udp/80-9999", "::/0 tcp/22", "::/0 udp/80-9999"),
+		Egress:  admitted("203.0.113.0/24 udp/80-9999", "2001:db8:f::/64 udp/80-9999"),
 	}
-	return w, vm
+	for name, variant := range map[string]struct {
+		ports    []lab.Port
+		firewall *floatip.Firewall
+	}{"open": {nil, nil}, "ports": {list, nil}, "firewall": {nil, firewall}, "ports and firewall": {list, firewall}} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, map[string][]lab.Port{"vm1": variant.ports})
+			vm := w.vms["vm1"]
+			vm.KubeVirt(t)
+			vm.PlugLeg(t)
+			p := podNAT(vm)
+			p.Firewall = variant.firewall
+			if err := openKernel(t, vm.Pod).Apply(Desired(p)); err != nil {
+				t.Fatal(err)
+			}
+			test(t, w, vm)
+		})
+	}
 }
 
 // The rules may come before KubeVirt's commands, between any two, or after them.

@@ -19,7 +19,8 @@ import (
 	"floatip.io/floatip/test/kubevirt/virthandler"
 )
 
-// variant is one way in which KubeVirt makes its NAT tables (network/setup/netpod/masquerade).
+// variant is one way in which KubeVirt makes its NAT tables (network/setup/netpod/masquerade). v1.8.4 knows no port
+// ranges: a port of its API is one number (api/core/v1/schema.go, Port).
 type variant struct {
 	link      string // of the pod
 	addresses []string
@@ -70,6 +71,37 @@ var variants = map[string]variant{
 		addresses: []string{pod4}, bindings: []binding{binding4}, commands: 15,
 		change: func(vmi *v1.VirtualMachineInstance) {
 			vmi.Annotations = map[string]string{"sidecar.istio.io/inject": "true"}
+		},
+	},
+	"UDP ports": {
+		addresses: []string{pod4}, commands: 16,
+		change: func(vmi *v1.VirtualMachineInstance) {
+			vmi.Spec.Domain.Devices.Interfaces[0].Ports = []v1.Port{{Port: 53, Protocol: "UDP"}, {Port: 5060, Protocol: "udp"}}
+		},
+		bindings: []binding{{"192.168.100.50", "10.0.2.2", "10.0.2.1", "10.0.2.0/24", []portItem{{"UDP", 53}, {"UDP", 5060}}}},
+	},
+	"ports, dual stack": {
+		addresses: []string{pod4, pod6}, change: listPorts, commands: 38,
+		bindings: []binding{
+			{"192.168.100.50", "10.0.2.2", "10.0.2.1", "10.0.2.0/24", []portItem{{"TCP", 22}, {"TCP", 80}, {"UDP", 53}}},
+			{"2001:db8::50", "fd10:0:2::2", "fd10:0:2::1", "fd10:0:2::/120", []portItem{{"TCP", 22}, {"TCP", 80}, {"UDP", 53}}},
+		},
+	},
+	"istio, ports, dual stack": {
+		addresses: []string{pod4, pod6}, bindings: []binding{binding4, binding6}, commands: 34,
+		change: func(vmi *v1.VirtualMachineInstance) {
+			listPorts(vmi)
+			vmi.Annotations = map[string]string{"sidecar.istio.io/inject": "true"}
+		},
+	},
+	"custom IPv6 network": {
+		addresses: []string{pod4, pod6}, commands: 26,
+		change: func(vmi *v1.VirtualMachineInstance) {
+			vmi.Spec.Networks[0].Pod.VMIPv6NetworkCIDR = "fd20:1:2::/120"
+		},
+		bindings: []binding{
+			binding4,
+			{Floating: "2001:db8::50", Fixed: "fd20:1:2::2", Gateway: "fd20:1:2::1", GuestNetwork: "fd20:1:2::/120"},
 		},
 	},
 	"dual stack": {addresses: []string{pod4, pod6}, bindings: []binding{binding4, binding6}, commands: 26},
