@@ -25,6 +25,7 @@ func TestImports(t *testing.T) {
 		{"./nat/node", slices.Concat(kubernetes, []string{module + "/ipam", module + "/webhook", module + "/nat/sidecar"})},
 		{"./cmd/floatip-agent", []string{module + "/webhook", module + "/certs", "testing"}},
 		{"./webhook", []string{module + "/nat", module + "/certs"}},
+		{"./webhook/cloudinit", slices.Concat(kubernetes, []string{module + "/ipam", module + "/nat"})},
 		{"./cmd/floatip-webhook", []string{module + "/nat"}},
 	} {
 		for _, dependency := range dependencies(t, tc.path) {

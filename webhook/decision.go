@@ -40,6 +40,8 @@ type Decision struct {
 	Reason string
 	// Address, Pool and Claim are what the decision is about, as far as it got.
 	Address, Pool, Claim string
+	// Hint is what became of the guest's user data, or empty if there are none.
+	Hint string
 	// Patches are explicit operations on floatip's own keys.
 	Patches []jsonpatch.Operation
 	// Warnings are for the user's terminal.
@@ -68,6 +70,7 @@ func (d Decision) respond() admission.Response {
 	audit := map[string]string{"action": string(d.Action)}
 	for key, value := range map[string]string{
 		"reason": d.Reason, "address": d.Address, "pool": d.Pool, "claim": d.Claim,
+		"hint": d.Hint,
 	} {
 		if value != "" {
 			audit[key] = value[:min(len(value), auditLimit)]

@@ -62,6 +62,8 @@ const (
 	EventUnnatable = "FloatingIPUnsupportedBinding"
 	// EventForbidden: the namespace's Pod Security level forbids the sidecar.
 	EventForbidden = "FloatingIPForbiddenSidecar"
+	// EventHintSkipped: the guest's user data are left alone, so the guest has no file with its address.
+	EventHintSkipped = "FloatingIPHintSkipped"
 )
 
 // Options are what the administrator says.

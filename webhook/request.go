@@ -21,6 +21,8 @@ type Request struct {
 	OptOut bool
 	// Require: what floatip cannot NAT shall be refused instead of warned about.
 	Require bool
+	// KeepUserData: the guest's user data shall stay as they are.
+	KeepUserData bool
 	// Pools to take from, at most one of each family; empty for no wish.
 	Pools []string
 	// Addresses that are wanted exactly, at most one of each family; empty for no wish.
@@ -37,7 +39,7 @@ var annotationsPath = field.NewPath("metadata", "annotations")
 // knownAnnotations are the keys with floatip's prefix that may stand on a VirtualMachine.
 var knownAnnotations = []string{
 	floatip.LabelEnabled, floatip.AnnotationPool, floatip.AnnotationRequest, floatip.AnnotationRequire,
-	floatip.AnnotationAllow, floatip.AnnotationAddress, floatip.AnnotationClaim,
+	floatip.AnnotationAllow, floatip.AnnotationUserData, floatip.AnnotationAddress, floatip.AnnotationClaim,
 }
 
 // annotationPrefix is the prefix of all of floatip's keys.
@@ -51,6 +53,7 @@ func ParseRequest(annotations map[string]string) (Request, field.ErrorList) {
 	enabled := parseBool(annotations, floatip.LabelEnabled, true, &errs)
 	r.OptOut = !enabled
 	r.Require = parseBool(annotations, floatip.AnnotationRequire, false, &errs)
+	r.KeepUserData = !parseBool(annotations, floatip.AnnotationUserData, true, &errs)
 	r.Pools = parsePools(annotations, &errs)
 	r.Addresses = parseAddresses(annotations, &errs)
 	checkAllow(annotations, &errs)

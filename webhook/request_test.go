@@ -21,6 +21,7 @@ func TestParseRequest(t *testing.T) {
 		{"opted in explicitly", map[string]string{floatip.LabelEnabled: "true"}, Request{}},
 		{"opted out", map[string]string{floatip.LabelEnabled: "false"}, Request{OptOut: true}},
 		{"required", map[string]string{floatip.AnnotationRequire: "true"}, Request{Require: true}},
+		{"own user data", map[string]string{floatip.AnnotationUserData: "false"}, Request{KeepUserData: true}},
 		{"pool", map[string]string{floatip.AnnotationPool: "red"}, Request{Pools: []string{"red"}}},
 		{"two pools", map[string]string{floatip.AnnotationPool: "red,red6"}, Request{Pools: []string{"red", "red6"}}},
 		{"IPv4", map[string]string{floatip.AnnotationRequest: "192.0.2.1"}, Request{Addresses: []netip.Addr{mustAddr("192.0.2.1")}}},

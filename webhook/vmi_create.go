@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 
-	"gomodules.xyz/jsonpatch/v2"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
@@ -58,7 +57,7 @@ func (h *Hooks) createVMI(ctx context.Context, req admission.Request) Decision {
 	d.Patches = setAnnotations(vmi.Metadata, map[string]string{
 		floatip.AnnotationAddress: have.address(), floatip.AnnotationNAT: "", floatip.AnnotationClaim: "",
 	})
-	d.Patches = append(d.Patches, assetHint(vmi.Spec, have.address())...)
+	h.giveHints(ctx, &d, vmi.Spec, hinted{owner: owner, address: have.address(), dryRun: isDryRun(req)})
 	return d
 }
 
@@ -112,22 +111,6 @@ func volumeNames(spec kubevirt.VMISpec) *field.Error {
 		if v.Name == floatip.SocketVolume || v.Name == floatip.NATVolume {
 			return field.Invalid(field.NewPath("spec", "volumes").Index(i).Child("name"), v.Name, errVolumeName.Error())
 		}
-	}
-	return nil
-}
-
-// assetPrefix marks floatip's hint. cloud-init knows guests of some clouds by their asset tag (ds-identify), none of
-// which begins like this.
-const assetPrefix = "floatip="
-
-// assetHint tells the guest its floating address by the chassis asset tag (SMBIOS type 3), which every operating system
-// shows, unless the VM sets one itself.
-func assetHint(spec kubevirt.VMISpec, address string) []jsonpatch.Operation {
-	switch chassis := spec.Domain.Chassis; {
-	case chassis == nil:
-		return []jsonpatch.Operation{jsonpatch.NewOperation("add", "/spec/domain/chassis", map[string]string{"asset": assetPrefix + address})}
-	case chassis.Asset == "":
-		return []jsonpatch.Operation{jsonpatch.NewOperation("add", "/spec/domain/chassis/asset", assetPrefix+address)}
 	}
 	return nil
 }

@@ -106,5 +106,17 @@ type PodNetwork struct {
 
 // Volume is the view of a disk's source. KubeVirt gives the pod a volume of the same name.
 type Volume struct {
-	Name string `json:"name"`
+	Name                 string     `json:"name"`
+	CloudInitNoCloud     *CloudInit `json:"cloudInitNoCloud,omitempty"`
+	CloudInitConfigDrive *CloudInit `json:"cloudInitConfigDrive,omitempty"`
 }
+
+// CloudInit is the view of what a guest reads at its first boot. At most one of the fields may be set.
+type CloudInit struct {
+	UserData          string     `json:"userData,omitempty"`
+	UserDataBase64    string     `json:"userDataBase64,omitempty"`
+	UserDataSecretRef *SecretRef `json:"secretRef,omitempty"`
+}
+
+// SecretRef is there to be counted: no Secret of a user is read.
+type SecretRef struct{}
