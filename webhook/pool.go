@@ -62,6 +62,10 @@ func PoolOf(object *v1alpha1.FloatingIPPool) (ipam.Pool, field.ErrorList) {
 	if object.Spec.Delivery != "" && object.Spec.Delivery != v1alpha1.DeliveryLeg {
 		errs = append(errs, field.NotSupported(spec.Child("delivery"), object.Spec.Delivery, []v1alpha1.Delivery{v1alpha1.DeliveryLeg}))
 	}
+	if f := object.Spec.Firewall; f != "" && f != v1alpha1.FirewallAllow && f != v1alpha1.FirewallDeny {
+		all := []v1alpha1.FirewallDefault{v1alpha1.FirewallAllow, v1alpha1.FirewallDeny}
+		errs = append(errs, field.NotSupported(spec.Child("firewall"), f, all))
+	}
 	selects, err := selector(object.Spec.NamespaceSelector)
 	if err != nil {
 		errs = append(errs, field.Invalid(spec.Child("namespaceSelector"), object.Spec.NamespaceSelector, err.Error()))
