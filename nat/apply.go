@@ -30,7 +30,7 @@ func (k *Kernel) Apply(want Tables) error {
 		}
 		lostRace := errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY)
 		if !lostRace || attempt == attempts {
-			return fmt.Errorf("write nft rules: %w", explain(err))
+			return fmt.Errorf("write nft rules: %w", explainWrite(err))
 		}
 	}
 }

@@ -29,7 +29,7 @@ func (k *Kernel) Counters() (out []Counter, err error) {
 		table := &nftables.Table{Name: TableName, Family: id}
 		objects, err := k.counterObjects(table)
 		if err != nil {
-			return nil, fmt.Errorf("read counters of %s %s: %w", words(id).ip, TableName, explain(err))
+			return nil, fmt.Errorf("read counters of %s %s: %w", words(id).ip, TableName, explainRead(err))
 		}
 		slices.SortFunc(objects, func(a, b *nftables.NamedObj) int { return strings.Compare(a.Name, b.Name) })
 		for _, o := range objects {

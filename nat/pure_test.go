@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -106,47 +107,57 @@ func TestStale(t *testing.T) {
 	}
 }
 
-// A refusal says what a person can do, whichever call meets it.
+// A refusal is one line that says what a person can do, whichever call meets it.
 func TestRefusedNetlink(t *testing.T) {
+	reads := func(m netlink.Message) bool { return m.Header.Flags&netlink.Dump != 0 }
+	writes := func(m netlink.Message) bool { return !reads(m) }
 	for name, tc := range map[string]struct {
 		errno unix.Errno
+		when  func(netlink.Message) bool
 		want  error
 	}{
-		"no capability":   {unix.EPERM, ErrNotPermitted},
-		"no nat":          {unix.EOPNOTSUPP, ErrNotSupported},
-		"no nftables":     {unix.EPROTONOSUPPORT, ErrNotSupported},
-		"something else":  {unix.ENOMEM, unix.ENOMEM},
-		"table is in use": {unix.EBUSY, unix.EBUSY},
+		"no capability, read":       {unix.EPERM, reads, ErrNotPermitted},
+		"no capability, write":      {unix.EPERM, writes, ErrNotPermitted},
+		"no nf_tables":              {unix.EINVAL, reads, ErrNotSupported},
+		"no nf_tables, old kernel":  {unix.EOPNOTSUPP, reads, ErrNotSupported},
+		"no netfilter":              {unix.EPROTONOSUPPORT, reads, ErrNotSupported},
+		"no nat chains":             {unix.ENOENT, writes, ErrNotSupported},
+		"no nat at this hook":       {unix.EOPNOTSUPP, writes, ErrNotSupported},
+		"something else":            {unix.ENOMEM, writes, unix.ENOMEM},
+		"something else, read":      {unix.ENOMEM, reads, unix.ENOMEM},
+		"somebody holds the object": {unix.EBUSY, writes, unix.EBUSY},
 	} {
 		t.Run(name, func(t *testing.T) {
-			reads := func(m netlink.Message) bool { return m.Header.Flags&netlink.Dump != 0 }
-			for _, refuse := range []struct {
-				name string
-				when func(netlink.Message) bool
-			}{
-				{"read", reads}, {"write", func(m netlink.Message) bool { return !reads(m) }},
-			} {
-				k, err := Open(Config{Dial: refusing(tc.errno, refuse.when)})
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer k.Close()
-				err = k.Apply(Desired(examples()["dual"]))
-				if !errors.Is(err, tc.want) || !errors.Is(err, tc.errno) {
-					t.Errorf("%s refused with %v: want %v, have %v", refuse.name, tc.errno, tc.want, err)
-				}
+			k, err := Open(Config{Dial: refusing(tc.errno, tc.when)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer k.Close()
+			err = k.Apply(Desired(examples()["dual"]))
+			if !errors.Is(err, tc.want) || !errors.Is(err, tc.errno) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("want one line of %v and %v, have %v", tc.want, tc.errno, err)
 			}
 		})
 	}
 }
 
-// refusing is a kernel that holds nothing, and answers errno when it is told to.
+// refusing is a kernel that holds nothing, and answers errno to each message that it is told to refuse.
 func refusing(errno unix.Errno, when func(netlink.Message) bool) nltest.Func {
-	return func(requests []netlink.Message) ([]netlink.Message, error) {
-		if len(requests) > 0 && when(requests[0]) {
+	return func(requests []netlink.Message) (answers []netlink.Message, err error) {
+		if len(requests) == 0 || !when(requests[0]) {
+			return nil, io.EOF // an empty list
+		}
+		if len(requests) == 1 {
 			return nil, errno
 		}
-		return nil, io.EOF // an empty list
+		for _, r := range requests {
+			refused, err := nltest.Error(int(errno), []netlink.Message{r})
+			if err != nil {
+				return nil, err
+			}
+			answers = append(answers, refused...)
+		}
+		return answers, nil
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 func (k *Kernel) Read() (t Tables, err error) {
 	for i, id := range families {
 		if t[i], err = k.readTable(&nftables.Table{Name: TableName, Family: id}); err != nil {
-			return Tables{}, fmt.Errorf("read table %s %s: %w", words(id).ip, TableName, explain(err))
+			return Tables{}, fmt.Errorf("read table %s %s: %w", words(id).ip, TableName, explainRead(err))
 		}
 	}
 	return t, nil

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -324,23 +325,57 @@ func TestMalformedDescriptionKeepsTheLastGoodOne(t *testing.T) {
 func TestRefusedByTheKernel(t *testing.T) {
 	k := newKubelet(t)
 	k.describe(t, description(binding("192.168.100.50")))
-	var mu sync.Mutex
-	tries := 0
-	r := start(t, Config{NATFile: k.path(), Kernel: nat.Config{Dial: func(requests []netlink.Message) ([]netlink.Message, error) {
-		mu.Lock()
-		defer mu.Unlock()
-		if len(requests) > 1 { // a transaction; lists are empty
-			tries++
-			return nil, unix.EPERM
-		}
-		return nil, io.EOF
-	}}})
+	for name, tc := range map[string]struct {
+		errno   unix.Errno
+		problem string
+	}{
+		"no capability": {unix.EPERM, "NET_ADMIN"},
+		"no nat":        {unix.ENOENT, "nft_chain_nat"},
+		"no memory":     {unix.ENOMEM, "cannot allocate memory"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var tries atomic.Int32
+			r := start(t, Config{NATFile: k.path(), Kernel: nat.Config{Dial: func(requests []netlink.Message) ([]netlink.Message, error) {
+				if len(requests) > 1 { // a transaction; lists are empty
+					tries.Add(1)
+					return nil, tc.errno
+				}
+				return nil, io.EOF
+			}}})
+			s := r.awaitPhase(t, handover.PhaseFailed)
+			if !strings.Contains(s.Problem, tc.problem) || strings.Contains(s.Problem, "\n") || len(s.Bindings) != 0 {
+				t.Errorf("state: have %+v, want one line with %q", s, tc.problem)
+			}
+			first := tries.Load()
+			lab.Within(t, patience, "it is tried again", func() bool { return tries.Load() >= 3*first })
+			if n := r.log.lines("refused"); n != 1 {
+				t.Errorf("%d refusals made %d log lines, want 1", tries.Load(), n)
+			}
+		})
+	}
+}
+
+// A kernel that refuses at first is no reason to give up.
+func TestRecoversFromARefusal(t *testing.T) {
+	ns, k := lab.New(t, "pod"), newKubelet(t)
+	p := description(binding("192.168.100.50"))
+	k.describe(t, p)
+	// A chain of ours, of another type and in use, is what Apply cannot replace.
+	ns.NFT(t, `
+add table ip nat
+add chain ip nat floatip_leg
+add chain ip nat theirs
+add rule ip nat theirs jump floatip_leg
+add set ip nat floatip_links { type ipv4_addr; }
+add rule ip nat theirs ip saddr @floatip_links accept`)
+	r := start(t, Config{NATFile: k.path(), NetNS: file(t, ns)})
 	s := r.awaitPhase(t, handover.PhaseFailed)
-	if !strings.Contains(s.Problem, "NET_ADMIN") || len(s.Bindings) != 0 {
-		t.Errorf("state: have %+v", s)
+	if !strings.Contains(s.Problem, "busy") {
+		t.Errorf("problem: have %q", s.Problem)
 	}
-	lab.Within(t, patience, "it is tried again", func() bool { mu.Lock(); defer mu.Unlock(); return tries >= 3 })
-	if n := r.log.lines("refused"); n != 1 {
-		t.Errorf("3 refusals made %d log lines, want 1", n)
+	ns.NFT(t, "flush chain ip nat theirs")
+	if s := r.awaitPhase(t, handover.PhaseInstalled); s.Problem != "" {
+		t.Errorf("problem after the recovery: %q", s.Problem)
 	}
+	holds(t, kernel(t, ns), p)
 }
