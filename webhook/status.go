@@ -18,7 +18,7 @@ import (
 //	409 Conflict        somebody else has the address, or the VM has another one
 //	403 Forbidden       the pool is full, closed, or not for this namespace
 //	422 Invalid         the request contradicts itself, the pool, or what exists
-//	500 InternalError   a surprise: plain text here, the cause in the log
+//	500 InternalError   the ledger cannot be written, and why; or a surprise: plain text here, the cause in the log
 //
 // A full pool is no 5xx or 429: the API server would take the hook for broken, and clients would try again for ever.
 func statusOfLedger(req admission.Request, err error) *metav1.Status {
@@ -37,6 +37,9 @@ func statusOfLedger(req admission.Request, err error) *metav1.Status {
 		return status(req, http.StatusUnprocessableEntity, metav1.StatusReasonInvalid, pool, err)
 	case errors.Is(err, ipam.ErrNotInPool), errors.Is(err, ipam.ErrNeverGiven), errors.Is(err, ipam.ErrInvalid):
 		return status(req, http.StatusUnprocessableEntity, metav1.StatusReasonInvalid, request, err)
+	case errors.Is(err, ipam.ErrDiskFull), errors.Is(err, ipam.ErrReadOnly):
+		// Whoever reads this cannot help it, but knows whom to ask and what for.
+		return status(req, http.StatusInternalServerError, metav1.StatusReasonInternalError, "", err)
 	default:
 		return internal(req)
 	}
