@@ -19,18 +19,26 @@ const attempts = 5
 // the figures of counters that stay are untouched, and so is everything that is not ours. It fails with
 // ErrNotPermitted, ErrNotSupported or an error of the system, and then nothing has changed.
 func (k *Kernel) Apply(want Tables) error {
+	have, err := k.Read()
+	if err != nil {
+		return err
+	}
+	return k.Replace(have, want)
+}
+
+// Replace is Apply for a caller who has just read what the kernel holds.
+func (k *Kernel) Replace(have, want Tables) error {
 	for attempt := 1; ; attempt++ {
-		have, err := k.Read()
-		if err != nil {
-			return err
-		}
-		err = write(k.nft, want, have)
+		err := write(k.nft, want, have)
 		if err == nil {
 			return nil
 		}
 		lostRace := errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY)
 		if !lostRace || attempt == attempts {
 			return fmt.Errorf("write nft rules: %w", explainWrite(err))
+		}
+		if have, err = k.Read(); err != nil {
+			return err
 		}
 	}
 }

@@ -103,7 +103,7 @@ func (l *loop) enforce(now time.Time, changed bool) (wait time.Duration, err err
 		if err := l.retire(have.Gone(want)); err != nil {
 			return 0, err
 		}
-		if err := l.kernel.Apply(want); err != nil {
+		if err := l.kernel.Replace(have, want); err != nil {
 			return 0, err
 		}
 	}

@@ -3,7 +3,6 @@ package sidecar
 import (
 	"context"
 	"fmt"
-	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -54,7 +53,7 @@ func Run(ctx context.Context, config Config) error {
 		case <-timer.C:
 			w.ensure(ctx)
 		case <-idle.C:
-			debug.FreeOSMemory()
+			settle()
 			continue
 		}
 		timer.Reset(l.look(time.Now()))
