@@ -201,7 +201,7 @@ func TestExpressions(t *testing.T) {
 			expressions[h.name] += c.Expression + "\n"
 		}
 	}
-	for _, name := range []string{"virtualmachines.floatip.io", "virtualmachineinstances.floatip.io", "pods.floatip.io"} {
+	for _, name := range []string{"virtualmachines.floatip.io", "virtualmachineinstances.floatip.io", "pods.floatip.io", "pods-by-floatip.floatip.io"} {
 		policy := object[admissionregistrationv1.ValidatingAdmissionPolicy](t, ".", "ValidatingAdmissionPolicy", name)
 		if *policy.Spec.FailurePolicy != admissionregistrationv1.Fail {
 			t.Errorf("%s: failurePolicy %s", name, *policy.Spec.FailurePolicy)
@@ -210,6 +210,9 @@ func TestExpressions(t *testing.T) {
 			expressions[name] += c.Expression + "\n"
 		}
 		for _, v := range policy.Spec.Variables {
+			expressions[name] += v.Expression + "\n"
+		}
+		for _, v := range policy.Spec.Validations {
 			expressions[name] += v.Expression + "\n"
 		}
 		binding := object[admissionregistrationv1.ValidatingAdmissionPolicyBinding](t, ".", "ValidatingAdmissionPolicyBinding", name)
@@ -229,11 +232,12 @@ func TestExpressions(t *testing.T) {
 	controller := kubevirt.ControllerUser(kubevirt.DefaultNamespace)
 	for name, mentions := range map[string][]string{
 		"vm-create.floatip.io":               {floatip.LabelEnabled, floatip.AnnotationAddress, floatip.AnnotationClaim},
-		"vm-update.floatip.io":               {floatip.AnnotationAddress, floatip.AnnotationClaim, floatip.AnnotationRequest, floatip.AnnotationPool, webhookUser, "deletionTimestamp"},
+		"vm-update.floatip.io":               {floatip.AnnotationAddress, floatip.AnnotationClaim, floatip.AnnotationRequest, floatip.AnnotationPool, floatip.AnnotationAllow, webhookUser, "deletionTimestamp"},
 		"vm-commit.floatip.io":               {floatip.AnnotationAddress, floatip.AnnotationClaim},
 		"pod-create.floatip.io":              {controller, floatip.AnnotationAddress, floatip.AnnotationNAT, kubevirt.AnnotationTemporary},
 		"virtualmachines.floatip.io":         append(kubevirt.Users(kubevirt.DefaultNamespace), webhookUser, floatip.AnnotationAddress, floatip.AnnotationClaim, floatip.LabelEnabled),
 		"virtualmachineinstances.floatip.io": append(kubevirt.Users(kubevirt.DefaultNamespace), webhookUser, floatip.AnnotationAddress, floatip.AnnotationNAT, floatip.LabelEnabled),
+		"pods-by-floatip.floatip.io":         {webhookUser, floatip.AnnotationNAT, kubevirt.LabelApp, kubevirt.AppLauncher},
 		"pods.floatip.io":                    {controller, webhookUser, floatip.AnnotationNAT},
 	} {
 		for _, m := range mentions {

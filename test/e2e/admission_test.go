@@ -205,12 +205,12 @@ func forgedAnnotations(t *testing.T, s *story.Story) {
 	}
 }
 
-func stopAndStart(t *testing.T, s *story.Story) {
-	ctx := bounded(t)
+// stop stops the mission's VM and waits until its instance is gone.
+func stop(ctx context.Context, s *story.Story) error {
 	if err := s.Rig.KubeVirt.Stop(ctx, story.Namespace, story.VMName); err != nil {
-		t.Fatal(err)
+		return err
 	}
-	err := process.Wait(ctx, nil, "the instance to be gone", func(ctx context.Context) error {
+	return process.Wait(ctx, nil, "the instance to be gone", func(ctx context.Context) error {
 		vmi := new(kubevirtv1.VirtualMachineInstance)
 		err := s.Client.Get(ctx, client.ObjectKey{Namespace: story.Namespace, Name: story.VMName}, vmi)
 		if err == nil {
@@ -218,10 +218,14 @@ func stopAndStart(t *testing.T, s *story.Story) {
 		}
 		return client.IgnoreNotFound(err)
 	})
-	if err != nil {
+}
+
+func stopAndStart(t *testing.T, s *story.Story) {
+	ctx := bounded(t)
+	if err := stop(ctx, s); err != nil {
 		t.Fatal(err)
 	}
-	err = process.Wait(ctx, nil, "the address to be silent", func(ctx context.Context) error {
+	err := process.Wait(ctx, nil, "the address to be silent", func(ctx context.Context) error {
 		fip, err := s.FloatingIP(ctx, story.Floating)
 		if err != nil {
 			return err
