@@ -234,7 +234,14 @@ func TestResolve(t *testing.T) {
 	if err != nil || events.Events[0].Reason != "resolved by command: the file was an old one" || events.Events[0].User != commandUser {
 		t.Errorf("%+v, %v", events, err)
 	}
+	d.cluster.settled = nil
+	if line, err = d.client.Resolve(t.Context(), fifty, db.UID, ""); err != nil || line.VM != db || d.cluster.settled != nil {
+		t.Errorf("asked again: %+v, %v, settled %v", line, err, d.cluster.settled)
+	}
+	d.cluster.err = errors.New("no route to host")
 	_, err = d.client.Resolve(t.Context(), fifty, db.UID, "")
+	wantError(t, err, "the ledger gives 192.0.2.50 to VM prod/db now", "ask again", "no route to host")
+	_, err = d.client.Resolve(t.Context(), fifty, web.UID, "")
 	wantError(t, err, "nothing to resolve")
 }
 

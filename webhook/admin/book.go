@@ -31,7 +31,7 @@ type Cluster interface {
 	Seen(ctx context.Context) ([]ipam.Sighting, error)
 	// Carrier asks the API server what still carries the owner's addresses: "VM", "VMI", "pod", or nothing.
 	Carrier(ctx context.Context, owner floatip.Owner) (string, error)
-	// Settle makes the objects of the cluster show what was decided: that owners hold, or do not hold, address.
+	// Settle makes the objects of the cluster show what was decided about address; owners are those whom it concerned.
 	Settle(ctx context.Context, address netip.Addr, owners []floatip.Owner) error
 }
 
@@ -134,21 +134,24 @@ func (b Book) Disputes(context.Context) (Disputes, error) {
 	return answer, nil
 }
 
-// Resolve ends the dispute about an address: the VM with the UID keep has it, the others have not.
+// Resolve ends the dispute about an address: the VM with the UID keep has it, the others have not. Asked again for the
+// same VM, it makes what the cluster shows right once more.
 func (b Book) Resolve(ctx context.Context, address netip.Addr, keep, reason string) (Line, error) {
 	if b.Cluster == nil {
 		return Line{}, fmt.Errorf("resolve %s: %w: ask the running floatip-webhook, without --file", address, ErrCopy)
 	}
 	parties := b.parties(address)
 	line, err := b.Ledger.Resolve(ctx, address, keep, causeOf(reason, "resolved"))
-	switch {
+	switch holder, held := b.Ledger.Lookup(address); {
+	case errors.Is(err, ipam.ErrNotHeld) && held && holder.State == ipam.Bound && holder.Owner.UID == keep:
+		line = holder
 	case errors.Is(err, ipam.ErrInvalid):
 		return Line{}, fmt.Errorf("%w; the parties are %s", err, listOf(parties))
 	case err != nil:
 		return Line{}, err
 	}
 	if err := b.Cluster.Settle(ctx, address, parties); err != nil {
-		return Line{}, fmt.Errorf("the ledger gives %s to VM %s now, but not all objects show it yet: %w", address, line.Owner, err)
+		return Line{}, fmt.Errorf("the ledger gives %s to VM %s now, but not all objects show it yet, ask again: %w", address, line.Owner, err)
 	}
 	return lineOf(line), nil
 }

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -44,15 +45,15 @@ func (p *People) Carrier(ctx context.Context, owner floatip.Owner) (string, erro
 	return found.carry(owner.UID), nil
 }
 
-// Settle implements admin.Cluster: a VM that has lost the address does not show it any more and is told, and the
-// controller looks at all of them.
+// Settle implements admin.Cluster: no VM shows the address but the one that holds it, those that have lost it are told, and
+// the controller looks at all of them.
 func (p *People) Settle(ctx context.Context, address netip.Addr, owners []floatip.Owner) error {
-	for _, owner := range owners {
-		holds := slices.ContainsFunc(p.Ledger.ByOwner(owner.UID), func(l ipam.Allocation) bool { return l.Address == address })
-		if holds {
-			continue
-		}
-		if err := p.takeFrom(ctx, address, owner); err != nil {
+	vms := metadataList(vmKind)
+	if err := p.Live.List(ctx, vms); err != nil {
+		return fmt.Errorf("list VMs: %w", err)
+	}
+	for i := range vms.Items {
+		if err := p.takeFrom(ctx, address, &vms.Items[i]); err != nil {
 			return err
 		}
 	}
@@ -62,26 +63,24 @@ func (p *People) Settle(ctx context.Context, address netip.Addr, owners []floati
 	return p.Started.Look(ctx, owners...)
 }
 
-// takeFrom makes floatip's annotations of the owner say what it holds without address.
-func (p *People) takeFrom(ctx context.Context, address netip.Addr, owner floatip.Owner) error {
-	vm := metadataOf(vmKind)
-	err := p.Live.Get(ctx, types.NamespacedName{Namespace: owner.Namespace, Name: owner.Name}, vm)
-	if client.IgnoreNotFound(err) != nil {
-		return fmt.Errorf("read VM %s: %w", owner, err)
-	}
-	if err != nil || string(vm.UID) != owner.UID {
-		return nil
-	}
+// takeFrom makes floatip's annotations of a VM that shows address, but does not hold it, say what it holds.
+func (p *People) takeFrom(ctx context.Context, address netip.Addr, vm *metav1.PartialObjectMetadata) error {
 	shown, err := webhook.ParseAddresses(vm.Annotations[floatip.AnnotationAddress])
 	if err != nil || !slices.Contains(shown, address) {
+		return nil // none of floatip's: nothing to take away
+	}
+	owner := floatip.Owner{Namespace: vm.Namespace, Name: vm.Name, UID: string(vm.UID)}
+	lines := p.Ledger.ByOwner(owner.UID)
+	if slices.ContainsFunc(lines, func(l ipam.Allocation) bool { return l.Address == address }) {
 		return nil
 	}
 	keys := map[string]any{floatip.AnnotationAddress: nil, floatip.AnnotationClaim: nil}
-	if lines := p.Ledger.ByOwner(owner.UID); len(lines) > 0 {
+	if len(lines) > 0 {
 		for key, value := range webhook.OwnKeys(lines) {
 			keys[key] = value
 		}
 	}
+	vm.SetGroupVersionKind(vmKind) // the items of a list do not name it
 	patch := rawMerge(map[string]any{"metadata": map[string]any{"uid": vm.UID, "annotations": keys}})
 	if err := p.Writer.Patch(ctx, vm, patch, client.FieldOwner(FieldManager)); client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("take %s from the annotations of VM %s: %w", address, owner, err)
