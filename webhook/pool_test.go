@@ -8,6 +8,9 @@ import (
 
 	admissionv1 "k8s.io/api/admission/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"floatip.io/floatip"
+	"floatip.io/floatip/ipam"
 )
 
 var poolGVK = schema.GroupVersionKind{Group: "floatip.io", Version: "v1alpha1", Kind: "FloatingIPPool"}
@@ -70,4 +73,23 @@ func TestPoolInUse(t *testing.T) {
 			t.Errorf("%s: %v", name, response.Result)
 		}
 	}
+}
+
+// Who has much to look for is told where to begin, and how much there is.
+func TestPoolInUseByMany(t *testing.T) {
+	w := newWorld(t, testPool(t, "192.168.100.50-192.168.100.69"))
+	for i := range 12 {
+		claim := floatip.NewClaim()
+		_, err := w.ledger.Reserve(t.Context(), ipam.Request{Claim: claim, Namespace: "vms"})
+		if err == nil {
+			owner := floatip.Owner{Namespace: "vms", Name: fmt.Sprintf("vm%d", i), UID: fmt.Sprintf("uid-%d", i)}
+			_, err = w.ledger.Commit(t.Context(), claim, owner, nil, ipam.Cause{})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	response := w.post(PathPoolChange, review{operation: admissionv1.Delete, kind: poolGVK, name: "provider", old: poolJSON("provider", `{}`)})
+	wantRefused(t, response.Result, http.StatusConflict, "12 addresses are held: 192.168.100.50 (VM vms/vm0), ", "spec.addresses")
+	wantRefused(t, response.Result, http.StatusConflict, "192.168.100.59 (VM vms/vm9), and 2 more; set drain: true", "spec.addresses")
 }

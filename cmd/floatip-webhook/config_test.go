@@ -5,12 +5,15 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
 )
 
@@ -49,6 +52,12 @@ func TestDeploymentFlags(t *testing.T) {
 	standard.clusterNetworks = c.clusterNetworks
 	if diff := cmp.Diff(standard, c, cmp.AllowUnexported(config{})); diff != "" {
 		t.Errorf("flags (-defaults +manifests):\n%s", diff)
+	}
+	// The root file system is read-only: what the process makes lies on a volume.
+	for _, path := range []string{c.ledger, c.ledgerSocket} {
+		if !slices.ContainsFunc(container.VolumeMounts, func(m corev1.VolumeMount) bool { return m.MountPath == filepath.Dir(path) }) {
+			t.Errorf("no volume is mounted on %s", filepath.Dir(path))
+		}
 	}
 	listens := map[string]string{
 		"webhook": fmt.Sprintf(":%d", c.webhookPort), "metrics": c.metricsAddress, "health": c.probeAddress,
