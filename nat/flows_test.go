@@ -3,6 +3,7 @@ package nat
 import (
 	"fmt"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -306,6 +307,20 @@ func TestFlowsInWhateverOrderTheRulesCame(t *testing.T) {
 			})
 		})
 	}
+}
+
+// With br_netfilter at work in the pod, the frames of a guest that calls its own floating address are dropped by the
+// bridge, which must not send a frame out of the port that it came in by. The node agent turns it off with the leg.
+func TestOwnAddressNeedsBridgeNetfilterOff(t *testing.T) {
+	if _, err := os.Stat("/proc/sys/net/bridge"); err != nil {
+		t.Skipf("this kernel has no br_netfilter: %v", err)
+	}
+	eachVariant(t, func(t *testing.T, w *world, vm *lab.VM) {
+		for value, seenAs := range map[string]string{"1": "", "0": "vm1's"} {
+			vm.Pod.Sysctl(t, "net.bridge.bridge-nf-call-iptables="+value, "net.bridge.bridge-nf-call-ip6tables="+value)
+			w.check(t, []flow{{"vm1", "vm1's", "udp", 80, seenAs}, {"host", "vm1's", "udp", 80, "host"}})
+		}
+	})
 }
 
 func runNFT(t *testing.T, ns *lab.Namespace, commands []string) {
