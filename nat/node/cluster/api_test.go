@@ -245,6 +245,9 @@ func TestAgainstAPIServer(t *testing.T) {
 	w.report(node.Report{Left: []netip.Addr{fifty}, Pools: map[string]bool{}})
 	w.awaitStatus("left", func(s v1alpha1.FloatingIPStatus) bool { return s.Phase == v1alpha1.PhaseBound && s.Node == "" })
 	w.awaitLabel(thisNode, "pool.floatip.io/lan", "")
+	if got := thisNode.Annotations[floatip.AnnotationProviderAddresses]; got != "192.168.100.11,2001:db8::11" {
+		t.Errorf("while the NIC is gone the node shows its own addresses as %q", got)
+	}
 }
 
 func (w *world) report(r node.Report) { w.cluster.Report(r) }

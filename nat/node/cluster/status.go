@@ -206,10 +206,17 @@ func (c *Cluster) writeNode(ctx context.Context, r node.Report) error {
 		return err
 	}
 	labels, annotations := labelChanges(o.(*corev1.Node).Labels, r.Pools), ownChanges(o.(*corev1.Node).Annotations, r.Own)
-	if len(labels) == 0 && len(annotations) == 0 {
+	changes := map[string]any{}
+	if len(labels) > 0 { // null would stand for the removal of all of them (RFC 7386)
+		changes["labels"] = labels
+	}
+	if len(annotations) > 0 {
+		changes["annotations"] = annotations
+	}
+	if len(changes) == 0 {
 		return nil
 	}
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": labels, "annotations": annotations}})
+	patch, err := json.Marshal(map[string]any{"metadata": changes})
 	if err != nil {
 		return err
 	}
