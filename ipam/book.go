@@ -84,9 +84,15 @@ func (b *book) get(a netip.Addr) (Allocation, bool) {
 	return b.records.allocation(id), true
 }
 
-// load enters what the file says, into no list: relist makes the lists when all is there.
+// load enters what the file says, into no table and no list: arrange makes them when all is there.
 func (b *book) load(line Allocation) {
-	b.records.count(b.records.at(b.records.add(line)), 1)
+	b.records.count(b.records.at(b.records.load(&line)), 1)
+}
+
+// arrange ends loading.
+func (b *book) arrange() {
+	b.records.reindex()
+	b.relist()
 }
 
 // put makes line the allocation of its address. The line's texts are kept.
@@ -97,11 +103,11 @@ func (b *book) put(line Allocation) {
 		if h := b.homeAt(n, family); h != nil {
 			h.free[slot(family)].take(n)
 		}
-		b.enter(b.records.add(line))
+		b.enter(b.records.add(&line))
 		return
 	}
 	b.leave(id)
-	b.records.change(id, line)
+	b.records.change(id, &line)
 	b.enter(id)
 }
 

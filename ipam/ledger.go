@@ -86,7 +86,7 @@ func (l *Ledger) begin(found *contents) {
 	for _, c := range found.claimants {
 		l.disputes[c.Address] = append(l.disputes[c.Address], c)
 	}
-	l.book.relist()
+	l.book.arrange()
 	l.latest = l.opts.Now()
 	l.book.clamp(l.latest)
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"hash/maphash"
 	"math/bits"
+	"sync"
 	"time"
 
 	"floatip.io/floatip"
@@ -38,7 +39,6 @@ type records struct {
 	free  []uint32
 	odd   names
 	parties
-	seed maphash.Seed
 	salt uint64
 
 	byAddress, byClaim, byUID, byName table
@@ -48,12 +48,15 @@ type records struct {
 const slabSize = 4096
 
 func newRecords() *records {
-	r := &records{odd: newNames(), parties: newParties(), seed: maphash.MakeSeed()}
+	r := &records{odd: newNames(), parties: newParties()}
 	r.salt = maphash.Bytes(r.seed, nil) | 1
 	r.byAddress.hash = func(id uint32) uint64 { return r.hashAddress(r.at(id).at, r.at(id).family) }
 	r.byClaim.hash = func(id uint32) uint64 { return r.hash16(r.at(id).claim) }
 	r.byUID.hash = func(id uint32) uint64 { return r.hash16(r.at(id).uid) }
-	r.byName.hash = func(id uint32) uint64 { return r.hashName(r.namespace(id), r.at(id).name) }
+	r.byName.hash = func(id uint32) uint64 {
+		rec := r.at(id)
+		return r.mix(maphash.String(r.seed, rec.name), r.parties.all[rec.party].hash)
+	}
 	return r
 }
 
@@ -81,15 +84,20 @@ func (r *records) namespace(id uint32) string { return r.parties.all[r.at(id).pa
 
 // find returns the number of the record of an address, 0 if there is none.
 func (r *records) find(n num, family Family) uint32 {
-	var found uint32
-	r.byAddress.find(r.hashAddress(n, family), func(id uint32) bool {
-		if rec := r.at(id); rec.at != n || rec.family != family {
-			return false
+	t, hash := &r.byAddress, r.hashAddress(n, family)
+	if t.used == 0 {
+		return 0
+	}
+	tag, mask := tagOf(hash), t.mask()
+	for i := hash & mask; t.tags[i] != tagEmpty; i = (i + 1) & mask {
+		if t.tags[i] != tag {
+			continue
 		}
-		found = id
-		return true
-	})
-	return found
+		if rec := r.at(t.ids[i]); rec.at == n && rec.family == family {
+			return t.ids[i]
+		}
+	}
+	return 0
 }
 
 // ofClaim, ofUID and ofName call yield with each record that has the key.
@@ -128,14 +136,42 @@ func (r *records) ofName(namespace, name string, yield func(id uint32)) {
 }
 
 // add makes a record of line and returns its number.
-func (r *records) add(line Allocation) uint32 {
+func (r *records) add(line *Allocation) uint32 {
+	id := r.load(line)
+	r.byAddress.insert(id)
+	r.index(id)
+	return id
+}
+
+// load is add for many records: nothing is found before reindex.
+func (r *records) load(line *Allocation) uint32 {
 	id := r.number()
 	rec := r.at(id)
 	*rec = record{at: numOf(line.Address), family: FamilyOf(line.Address)}
 	r.fill(rec, line)
-	r.byAddress.insert(id)
-	r.index(id)
 	return id
+}
+
+// reindex builds the four tables at the size that they need, side by side.
+func (r *records) reindex() {
+	n := int(r.last) - len(r.free)
+	var wg sync.WaitGroup
+	wg.Go(func() { r.byAddress.build(n, r.live) })
+	wg.Go(func() { r.byClaim.build(n, r.those(func(rec *record) bool { return !rec.claim.IsZero() })) })
+	wg.Go(func() { r.byUID.build(n, r.those(func(rec *record) bool { return rec.uid != (uid{}) })) })
+	wg.Go(func() { r.byName.build(n, r.live) })
+	wg.Wait()
+}
+
+// those returns a loop over the records that are wanted.
+func (r *records) those(wanted func(*record) bool) func(yield func(id uint32)) {
+	return func(yield func(id uint32)) {
+		r.live(func(id uint32) {
+			if wanted(r.at(id)) {
+				yield(id)
+			}
+		})
+	}
 }
 
 func (r *records) number() uint32 {
@@ -152,7 +188,7 @@ func (r *records) number() uint32 {
 }
 
 // change makes the record id say what line says. The address is the same.
-func (r *records) change(id uint32, line Allocation) {
+func (r *records) change(id uint32, line *Allocation) {
 	rec := r.at(id)
 	key, known := r.packUID(line.Owner.UID, false)
 	if known && rec.uid == key && rec.claim == line.Claim && rec.name == line.Owner.Name &&
@@ -184,7 +220,7 @@ func (r *records) remove(id uint32) {
 	r.free = append(r.free, id)
 }
 
-func (r *records) fill(rec *record, line Allocation) {
+func (r *records) fill(rec *record, line *Allocation) {
 	rec.claim, rec.name = line.Claim, line.Owner.Name
 	rec.uid, _ = r.packUID(line.Owner.UID, true)
 	rec.party = r.parties.use(line.Owner.Namespace, line.Pool)
@@ -230,7 +266,7 @@ func (r *records) allocation(id uint32) Allocation {
 	}
 }
 
-func flagsOf(line Allocation) uint8 {
+func flagsOf(line *Allocation) uint8 {
 	var flags uint8
 	if line.Disputed {
 		flags |= flagDisputed
@@ -267,21 +303,21 @@ func parseUUID(text string) (key uid, ok bool) {
 	if len(text) != 36 || text[8] != '-' || text[13] != '-' || text[18] != '-' || text[23] != '-' {
 		return key, false
 	}
-	at := 0
-	for i := 0; i < len(text); i++ {
-		if text[i] == '-' {
-			i++
-		}
-		high, low := nibbles[text[i]], nibbles[text[i+1]]
-		if high > 15 || low > 15 {
-			return key, false
-		}
-		key[at] = high<<4 | low
-		at, i = at+1, i+1
+	var wrong byte
+	for i, at := range &digitsOf {
+		high, low := nibbles[text[at]], nibbles[text[at+1]]
+		wrong |= high | low
+		key[i] = high<<4 | low
+	}
+	if wrong > 15 {
+		return key, false
 	}
 	_, odd := key.odd()
 	return key, !odd && key != uid{}
 }
+
+// digitsOf says where in a UUID the two digits of each byte are.
+var digitsOf = [16]uint8{0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34}
 
 // nibbles has the value of each digit, 0xff for what is none.
 var nibbles = func() (values [256]byte) {

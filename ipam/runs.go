@@ -3,8 +3,9 @@ package ipam
 // run is the free addresses from first to last.
 type run struct{ first, last num }
 
-// chunkSize balances the two costs of a change: moving the runs of one chunk, and the number of chunks.
-const chunkSize = 128
+// chunkSize balances the two costs of a change: moving the runs of one chunk, and the number of chunks. A chunk of 127 runs
+// just fits in 4 KiB; one of 128 would be given 4 864 bytes (runtime/sizeclasses.go).
+const chunkSize = 127
 
 type chunk struct {
 	n    int

@@ -110,12 +110,12 @@ func (b *book) compact() {
 	b.records = newRecords()
 	old.live(func(id uint32) {
 		line := old.allocation(id)
-		b.records.count(b.records.at(b.records.add(line)), 1)
+		b.load(line)
 		if line.State == Released && !old.at(id).listed {
 			offered = append(offered, line.Address)
 		}
 	})
-	b.relist()
+	b.arrange()
 	for _, a := range offered {
 		b.hide(a)
 	}

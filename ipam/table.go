@@ -3,15 +3,24 @@ package ipam
 // table finds records by the hash of one of their keys. Several records may have the same key. It keeps numbers of
 // records and one byte of each hash, 5 bytes a slot, where a map of Go would keep the key again.
 //
-// Linear probing; a removal closes the gap (Knuth, The Art of Computer Programming 3, section 6.4, algorithm R).
+// Linear probing with marks for what was removed (Knuth, The Art of Computer Programming 3, section 6.4). Closing the gap
+// instead would need the hash, and so the record, of everything behind it.
 type table struct {
 	ids  []uint32
-	tags []uint8 // 0: empty
-	used int
+	tags []uint8
+	used int // records
+	gone int // marks
 	hash func(id uint32) uint64
 }
 
-func tagOf(hash uint64) uint8 { return uint8(hash>>56) | 1 }
+// Tags below firstTag are no records.
+const (
+	tagEmpty uint8 = iota
+	tagGone        // searches go on behind it
+	firstTag
+)
+
+func tagOf(hash uint64) uint8 { return uint8(hash>>56) | firstTag }
 
 func (t *table) mask() uint64 { return uint64(len(t.ids) - 1) }
 
@@ -21,7 +30,7 @@ func (t *table) find(hash uint64, match func(id uint32) bool) bool {
 		return false
 	}
 	tag := tagOf(hash)
-	for i := hash & t.mask(); t.tags[i] != 0; i = (i + 1) & t.mask() {
+	for i := hash & t.mask(); t.tags[i] != tagEmpty; i = (i + 1) & t.mask() {
 		if t.tags[i] == tag && match(t.ids[i]) {
 			return true
 		}
@@ -30,41 +39,73 @@ func (t *table) find(hash uint64, match func(id uint32) bool) bool {
 }
 
 func (t *table) insert(id uint32) {
-	if t.used >= len(t.ids)/4*3 {
-		t.resize(max(16, 2*len(t.ids)))
+	if t.used+t.gone >= slotsOf(len(t.ids)) {
+		t.resize()
 	}
-	hash := t.hash(id)
-	i := hash & t.mask()
-	for t.tags[i] != 0 {
-		i = (i + 1) & t.mask()
+	t.place(id)
+}
+
+// slotsOf is how many slots of a table may be in use: a quarter stays empty, so that searches end soon.
+func slotsOf(size int) int { return size / 4 * 3 }
+
+func (t *table) place(id uint32) {
+	hash, mask := t.hash(id), t.mask()
+	i := hash & mask
+	for t.tags[i] >= firstTag {
+		i = (i + 1) & mask
+	}
+	if t.tags[i] == tagGone {
+		t.gone--
 	}
 	t.ids[i], t.tags[i] = id, tagOf(hash)
 	t.used++
 }
 
-func (t *table) resize(size int) {
+// resize makes room for more, or only drops the marks if they are what fills the table.
+func (t *table) resize() {
 	ids, tags := t.ids, t.tags
-	t.ids, t.tags, t.used = make([]uint32, size), make([]uint8, size), 0
+	size := max(16, len(ids))
+	if t.used >= len(ids)/2 {
+		size = max(16, 2*len(ids))
+	}
+	t.clear(size)
 	for i, tag := range tags {
-		if tag != 0 {
-			t.insert(ids[i])
+		if tag >= firstTag {
+			t.place(ids[i])
 		}
 	}
 }
 
+func (t *table) clear(size int) {
+	t.ids, t.tags, t.used, t.gone = make([]uint32, size), make([]uint8, size), 0, 0
+}
+
+// build fills the table with n records, at once at the size that they need.
+func (t *table) build(n int, each func(yield func(id uint32))) {
+	size := 16
+	for n >= slotsOf(size) {
+		size *= 2
+	}
+	t.clear(size)
+	each(t.place)
+}
+
 // remove takes out id, whose key must not have changed since insert.
 func (t *table) remove(id uint32) {
-	gap := t.hash(id) & t.mask()
-	for t.ids[gap] != id || t.tags[gap] == 0 {
-		gap = (gap + 1) & t.mask()
+	mask := t.mask()
+	i := t.hash(id) & mask
+	for t.ids[i] != id || t.tags[i] < firstTag {
+		i = (i + 1) & mask
 	}
-	for i := (gap + 1) & t.mask(); t.tags[i] != 0; i = (i + 1) & t.mask() {
-		// The entry may move into the gap unless its own place lies between the two.
-		if own := t.hash(t.ids[i]) & t.mask(); (i-own)&t.mask() >= (i-gap)&t.mask() {
-			t.ids[gap], t.tags[gap] = t.ids[i], t.tags[i]
-			gap = i
-		}
-	}
-	t.tags[gap] = 0
 	t.used--
+	if t.tags[(i+1)&mask] != tagEmpty {
+		t.tags[i] = tagGone
+		t.gone++
+		return
+	}
+	// Nothing is behind it, so neither it nor the marks in front of it need to be passed any more.
+	for t.tags[i] = tagEmpty; t.tags[(i-1)&mask] == tagGone; t.gone-- {
+		i = (i - 1) & mask
+		t.tags[i] = tagEmpty
+	}
 }
