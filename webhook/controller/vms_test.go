@@ -253,3 +253,25 @@ func TestSweepWithoutAnAnswerFreesNothing(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// The VM is gone from the cache, and the API server does not answer: nothing is released.
+func TestReleaseWithoutAnAnswer(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	object := vm("a", "uid-a", w.commit("a", "uid-a"))
+	w.create(object)
+	w.look()
+	w.remove(object)
+	w.vms.Cluster.Live = unreachable{}
+	if _, err := w.vms.Reconcile(t.Context(), requestOf("a")); err == nil {
+		t.Error("no error, so nobody looks again")
+	}
+	if got := w.state(); got != "Bound uid-a" {
+		t.Error(got)
+	}
+	w.vms.Cluster.Live = w.client
+	w.look()
+	if got := w.state(); got != "Released uid-a" {
+		t.Error(got)
+	}
+}
