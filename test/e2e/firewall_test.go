@@ -24,8 +24,12 @@ import (
 )
 
 // takesEffect bounds the time from a change of who may come in to the first packet that is judged by it. A kubelet writes
-// the downward-API file within seconds; one probe of a closed port takes three.
+// the downward-API file within seconds.
 const takesEffect = 15 * time.Second
+
+// knockWithin is how long a host waits for an answer: a closed port swallows what is sent to it, an open one answers
+// within milliseconds, on a busy machine within some hundred.
+const knockWithin = time.Second
 
 // gate is the firewall of the VM's floating address as two hosts outside and a pod inside meet it.
 type gate struct {
@@ -81,7 +85,9 @@ func (g *gate) admits(what string, provider, beyond bool) {
 
 // answers reports whether the guest's server greets a host, and is nil if that is as wanted.
 func answers(ctx context.Context, who, namespace string, want bool) error {
-	_, err := story.Banner(ctx, namespace, netip.AddrPortFrom(story.Floating, 22))
+	short, cancel := context.WithTimeout(ctx, knockWithin)
+	defer cancel()
+	_, err := story.Banner(short, namespace, netip.AddrPortFrom(story.Floating, 22))
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
@@ -128,6 +134,19 @@ func (g *gate) allow(list any) error {
 	return g.Client.Patch(g.ctx, vm, client.RawPatch(types.MergePatchType, []byte(patch)))
 }
 
+// label labels the VM's running pod.
+func (g *gate) label(key, value string) {
+	g.t.Helper()
+	pod, err := g.LauncherPod(g.ctx, story.Namespace, story.VMName)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	patch := fmt.Sprintf(`{"metadata":{"labels":{%q:%q}}}`, key, value)
+	if err := g.Client.Patch(g.ctx, pod, client.RawPatch(types.MergePatchType, []byte(patch))); err != nil {
+		g.t.Fatal(err)
+	}
+}
+
 func (g *gate) poolDefault(value v1alpha1.FirewallDefault) {
 	g.t.Helper()
 	pool := &v1alpha1.FloatingIPPool{ObjectMeta: metav1.ObjectMeta{Name: story.Pool}}
@@ -166,6 +185,14 @@ func policiesOfARunningVM(t *testing.T, s *story.Story) {
 	g.remove(ssh)
 	g.remove(deny)
 	g.admits("policies removed", true, true)
+
+	labelled := denyIngress
+	labelled.PodSelector.MatchLabels = map[string]string{"tier": "closed"}
+	closed := g.policy("labelled", labelled)
+	g.admits("a policy for other pods", true, true)
+	g.label("tier", "closed")
+	g.admits("the pod gets the label of the policy", false, false)
+	g.remove(closed)
 
 	egress := g.policy("egress", denyEgress)
 	g.guestReaches(false)
