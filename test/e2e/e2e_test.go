@@ -32,6 +32,7 @@ func TestFloatip(t *testing.T) {
 		{"without the webhook, others than VMs that ask are not affected", webhookDown},
 		{"what a tenant writes himself is worth nothing", forgedAnnotations},
 		{"a deleted VM gives its address back, and it rests", release},
+		{"KubeVirt takes the guests' hints, and what is left alone is told", guestHints},
 	} {
 		if !t.Run(test.name, func(t *testing.T) { test.run(t, s) }) {
 			return // the next ones stand on this one
