@@ -32,7 +32,11 @@ func readOnlyDirectory(t *testing.T, ledger []byte) string {
 			t.Fatalf("remount %s read-only: %v", dir, err)
 		}
 	case os.Geteuid() == 0:
-		t.Fatal("root may write everything, and mounting a read-only file system is not allowed here")
+		why := "root may write everything, and mounting a read-only file system (CAP_SYS_ADMIN) is not allowed here"
+		if os.Getenv("FLOATIP_TEST_ROOT") == "1" {
+			t.Fatal(why)
+		}
+		t.Skip(why)
 	}
 	return dir
 }
