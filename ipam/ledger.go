@@ -25,9 +25,10 @@ type Options struct {
 	// Remember is how long a released address is kept apart from those that nobody had, which are given first. Defaults
 	// to 24h; never less than the pool's quarantine and Hold.
 	Remember time.Duration
-	// HistoryAge is how long an event stays in the history. Defaults to 90 days.
+	// HistoryAge is how long an event stays in the history, which forgets when something new happens. Defaults to 90 days.
 	HistoryAge time.Duration
-	// HistorySize is how many events the history keeps. Defaults to 200 000, about 40 MB of file.
+	// HistorySize is how many events the history keeps, or up to a thousandth less. Defaults to 200 000, about 40 MB of
+	// file.
 	HistorySize int
 }
 

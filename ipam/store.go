@@ -359,21 +359,32 @@ func (s *store) writeHistory(tx *bbolt.Tx, b *batch, opts Options) error {
 		}
 		s.next++
 	}
+	return s.trimHistory(bucket, b, opts)
+}
+
+// trimHistory removes what is too old or too much, a stride of events at a time: the oldest events are on pages of their
+// own, and each transaction that changes them writes two pages more, of thirteen. The bound of the size is never passed.
+func (s *store) trimHistory(bucket *bbolt.Bucket, b *batch, opts Options) error {
+	stride, size, added := uint64(min(max(opts.HistorySize/1000, 1), 64)), uint64(opts.HistorySize), uint64(len(b.events))
+	if s.next-s.first <= size && s.next/stride == (s.next-added)/stride {
+		return nil
+	}
 	cursor := bucket.Cursor()
 	k, v := cursor.First()
-	for range trimStep * len(b.events) {
+	for range trimStep * max(stride, added) {
 		if k == nil {
 			break
 		}
+		s.first = number(k)
 		e, err := decodeEvent(k, v)
 		young := err != nil || e.Time.After(b.now.Add(-opts.HistoryAge))
-		s.first = number(k)
-		if young && s.next-s.first <= uint64(opts.HistorySize) {
+		if young && s.next-s.first <= size-(stride-1) {
 			break
 		}
 		if err := bucket.Delete(k); err != nil {
 			return err
 		}
+		s.first++
 		k, v = cursor.First()
 	}
 	return nil
