@@ -60,8 +60,10 @@ type client struct {
 }
 
 // Serve answers connections until ctx is done, then closes l and all connections, and returns nil. It returns the error
-// that made l unusable.
+// that made l unusable. Nothing uses NetNS any more when it returns.
 func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
+	var serving sync.WaitGroup
+	defer serving.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { l.Close() })
@@ -79,10 +81,10 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 			conn.Close()
 			continue
 		}
-		go func() {
+		serving.Go(func() {
 			defer s.dismiss(c)
 			s.serve(ctx, c)
-		}()
+		})
 	}
 }
 
@@ -127,6 +129,7 @@ func (s *Server) dismiss(c *client) {
 func (s *Server) serve(ctx context.Context, c *client) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	context.AfterFunc(ctx, func() { c.conn.Close() }) // ends a write to a peer that does not read
 	if err := s.greet(c); err != nil {
 		return
 	}

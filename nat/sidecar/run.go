@@ -45,6 +45,7 @@ func Run(ctx context.Context, config Config) error {
 	for {
 		select {
 		case <-ctx.Done():
+			<-served // an answer that is under way hands over the namespace
 			return nil
 		case err := <-served:
 			return err
