@@ -42,7 +42,9 @@ type Guarded struct {
 
 // FirewallOf returns what may pass the leg of a pod, or nil when nobody restricts anything, and what of it could not be
 // translated. An error is one of reading the cluster, or of a VMI whose binding cannot be translated.
-func FirewallOf(ctx context.Context, cluster FirewallReader, pod Guarded) (*floatip.Firewall, []firewall.Problem, error) {
+func FirewallOf(ctx context.Context, cluster FirewallReader, pod Guarded) (
+	*floatip.Firewall, []firewall.Problem, error,
+) {
 	g, err := guestOf(pod.Spec)
 	if err != nil {
 		return nil, nil, err
@@ -70,7 +72,9 @@ func FirewallOf(ctx context.Context, cluster FirewallReader, pod Guarded) (*floa
 }
 
 // allowListOf returns the VM's allow list, nil if it has none.
-func allowListOf(ctx context.Context, cluster FirewallReader, pod Guarded) (*firewall.AllowList, []firewall.Problem, error) {
+func allowListOf(ctx context.Context, cluster FirewallReader, pod Guarded) (
+	*firewall.AllowList, []firewall.Problem, error,
+) {
 	annotations, err := cluster.VMAnnotations(ctx, pod.Owner)
 	if apierrors.IsNotFound(err) {
 		return &pod.Orphaned, nil, nil
@@ -99,7 +103,8 @@ func defaultsOf(ctx context.Context, cluster FirewallReader, pools map[netip.Add
 			one = firewall.DefaultDeny
 			problems = append(problems, firewall.Problem{
 				Reason: firewall.UnknownPool, Field: address.String(),
-				Detail: fmt.Sprintf("there is no FloatingIPPool %q to say whether it is open by default, so it is not", pools[address]),
+				Detail: fmt.Sprintf("there is no FloatingIPPool %q to say whether it is open by default, so it is not",
+					pools[address]),
 			})
 		} else if err != nil {
 			return firewall.Defaults{}, nil, fmt.Errorf("FloatingIPPool %s: %w", pools[address], err)

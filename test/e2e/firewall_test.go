@@ -23,8 +23,8 @@ import (
 	"floatip.io/floatip/test/story"
 )
 
-// takesEffect bounds the time from a change of who may come in to the first packet that is judged by it. A kubelet writes
-// the downward-API file within seconds.
+// takesEffect bounds the time from a change of who may come in to the first packet that is judged by it. A kubelet
+// writes the downward-API file within seconds.
 const takesEffect = 15 * time.Second
 
 // knockWithin is how long a host waits for an answer: a closed port swallows what is sent to it, an open one answers
@@ -44,7 +44,10 @@ type gate struct {
 
 func newGate(t *testing.T, s *story.Story) *gate {
 	t.Helper()
-	g := &gate{Story: s, t: t, ctx: bounded(t), provider: s.Rig.LAN.ProviderHost.Namespace, beyond: s.Rig.LAN.OutsideHost.Namespace}
+	g := &gate{
+		Story: s, t: t, ctx: bounded(t),
+		provider: s.Rig.LAN.ProviderHost.Namespace, beyond: s.Rig.LAN.OutsideHost.Namespace,
+	}
 	pod, err := s.LauncherPod(g.ctx, story.Namespace, story.VMName)
 	if err != nil {
 		t.Fatal(err)
@@ -235,7 +238,8 @@ func allowLists(t *testing.T, s *story.Story) {
 		t.Fatal(err)
 	}
 	g.admits("an allow list for the host beyond", false, true)
-	if err := g.allow("ssh"); !apierrors.IsInvalid(err) || !strings.Contains(err.Error(), "metadata.annotations["+floatip.AnnotationAllow+"]") {
+	field := "metadata.annotations[" + floatip.AnnotationAllow + "]"
+	if err := g.allow("ssh"); !apierrors.IsInvalid(err) || !strings.Contains(err.Error(), field) {
 		t.Errorf("a malformed allow list: %v, want it to be invalid", err)
 	}
 	if err := g.allow(nil); err != nil {
@@ -273,7 +277,9 @@ func closedFromTheStart(t *testing.T, s *story.Story) {
 	if err := stop(ctx, s); err != nil {
 		t.Fatal(err)
 	}
-	deny := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: story.Namespace, Name: "deny"}, Spec: denyIngress}
+	deny := &networkingv1.NetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: story.Namespace, Name: "deny"}, Spec: denyIngress,
+	}
 	if err := s.Client.Create(ctx, deny); err != nil {
 		t.Fatal(err)
 	}

@@ -22,8 +22,8 @@ import (
 	"floatip.io/floatip/webhook/kubevirt"
 )
 
-// Firewalls keeps the firewall of running launcher pods up to date: it writes what NetworkPolicies, allow list, pool and
-// the VM's ports admit into the annotation floatip.io/nat, from where it comes to the sidecar. Of the rest of that
+// Firewalls keeps the firewall of running launcher pods up to date: it writes what NetworkPolicies, allow list, pool
+// and the VM's ports admit into the annotation floatip.io/nat, from where it comes to the sidecar. Of the rest of that
 // annotation nothing is changed.
 type Firewalls struct {
 	Ledger  *ipam.Ledger

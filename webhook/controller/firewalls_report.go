@@ -21,7 +21,8 @@ import (
 // reasonTranslated is the reason of a condition FirewallReady that is true.
 const reasonTranslated = "Translated"
 
-// Bounds of what is told: the API server cuts the note of an event at 1 KiB (k8s.io/api/events/v1), and nobody reads more.
+// Bounds of what is told: the API server refuses an event with a note of more than 1 KiB (k8s.io/api/events/v1), and
+// nobody reads more.
 const (
 	maxTold    = 8    // problems
 	maxMessage = 1024 // bytes
@@ -31,7 +32,9 @@ const (
 const reportAgain = 200 * time.Millisecond
 
 // report shows at the FloatingIPs of the pod what could not be translated, and tells the VM's owner what is new of it.
-func (r *Firewalls) report(ctx context.Context, nat floatip.PodNAT, problems []firewall.Problem) (reconcile.Result, error) {
+func (r *Firewalls) report(ctx context.Context, nat floatip.PodNAT, problems []firewall.Problem) (
+	reconcile.Result, error,
+) {
 	want := conditionOf(problems)
 	news := false
 	for _, b := range nat.Bindings {
@@ -76,7 +79,9 @@ func cut(text string) string {
 
 // writeCondition sets a condition of a FloatingIP, if the VM holds it, and reports whether that changed anything. The
 // other conditions are the node agent's: the resource version makes it a compare-and-set, as on the agent's side.
-func (r *Firewalls) writeCondition(ctx context.Context, name string, owner floatip.Owner, want metav1.Condition) (bool, error) {
+func (r *Firewalls) writeCondition(ctx context.Context, name string, owner floatip.Owner, want metav1.Condition) (
+	bool, error,
+) {
 	ip := &v1alpha1.FloatingIP{}
 	err := r.Cluster.Cached.Get(ctx, types.NamespacedName{Name: name}, ip)
 	if apierrors.IsNotFound(err) || err == nil && string(ip.Spec.VM.UID) != owner.UID {
