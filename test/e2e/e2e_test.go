@@ -31,7 +31,12 @@ func TestFloatip(t *testing.T) {
 		{"a webhook killed between two creates loses nothing and doubles nothing", killedWebhook},
 		{"without the webhook, others than VMs that ask are not affected", webhookDown},
 		{"what a tenant writes himself is worth nothing", forgedAnnotations},
+		{"overlapping pools, and the nodes' own addresses", overlappingPools},
+		{"a pool in use shrinks and goes only when it is drained and empty; one address of each family", shrinkAndDrain},
+		{"the ledger's file is lost: it is rebuilt, and no address moves", lostLedger},
+		{"an old copy of the ledger is put back: what disagrees is held until somebody decides", disputedAddress},
 		{"a deleted VM gives its address back, and it rests", release},
+		{"people ask the ledger in the webhook's container", ledgerCommands},
 		{"KubeVirt takes the guests' hints, and what is left alone is told", guestHints},
 	} {
 		if !t.Run(test.name, func(t *testing.T) { test.run(t, s) }) {

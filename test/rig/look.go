@@ -1,6 +1,8 @@
 package rig
 
 import (
+	"context"
+
 	corev1 "k8s.io/api/core/v1"
 
 	"floatip.io/floatip/test/rig/kubelet"
@@ -17,4 +19,14 @@ func (r *Rig) PodNetNS(pod *corev1.Pod) (string, error) {
 // ContainerPID returns the process on this machine that is the first one of a running container.
 func (r *Rig) ContainerPID(pod *corev1.Pod, container string) (int, error) {
 	return kubelet.ContainerPID(nodeDir(r.Dir, pod.Spec.NodeName), pod.UID, container)
+}
+
+// Exec runs a command in a running container and returns what it wrote.
+func (r *Rig) Exec(ctx context.Context, pod *corev1.Pod, container string, command ...string) (string, error) {
+	return kubelet.Exec(ctx, nodeDir(r.Dir, pod.Spec.NodeName), pod.UID, container, command...)
+}
+
+// VolumePath returns where this machine has the persistent volume of a node.
+func (r *Rig) VolumePath(node string) string {
+	return kubelet.NodePath(nodeDir(r.Dir, node), volumePath)
 }

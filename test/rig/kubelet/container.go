@@ -10,10 +10,13 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // containerID names a container for runc.
-func containerID(pod *corev1.Pod, name string) string { return string(pod.UID) + "." + name }
+func containerID(pod *corev1.Pod, name string) string { return idOf(pod.UID, name) }
+
+func idOf(pod types.UID, container string) string { return string(pod) + "." + container }
 
 // startContainer starts a container and its probes. A container that cannot be started is shown as waiting, with the
 // reason, and the error is returned.

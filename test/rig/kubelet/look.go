@@ -1,6 +1,7 @@
 package kubelet
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -26,4 +27,16 @@ func ContainerPID(dir string, uid types.UID, container string) (int, error) {
 		return 0, fmt.Errorf("process of container %s of pod %s: %w", container, uid, err)
 	}
 	return strconv.Atoi(strings.TrimSpace(string(raw)))
+}
+
+// Exec runs a command in a running container, as kubectl exec does, and returns what it wrote.
+func Exec(ctx context.Context, dir string, uid types.UID, container string, command ...string) (string, error) {
+	r := runc{paths{dir}.runc()}
+	cmd := r.command(ctx, append([]string{"exec", idOf(uid, container)}, command...)...)
+	var out, complaints strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &complaints
+	if err := cmd.Run(); err != nil {
+		return out.String(), fmt.Errorf("run %s in container %s: %w: %s", strings.Join(command, " "), container, err, complaints.String())
+	}
+	return out.String(), nil
 }
