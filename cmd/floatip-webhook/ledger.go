@@ -54,10 +54,12 @@ type ledgerFlags struct {
 }
 
 func (f *ledgerFlags) register(flags *flag.FlagSet) {
-	flags.StringVar(&f.socket, "socket", defaults().ledgerSocket, "socket of the running floatip-webhook, as its --ledger-socket says.")
+	flags.StringVar(&f.socket, "socket", defaults().ledgerSocket,
+		"socket of the running floatip-webhook, as its --ledger-socket says.")
 	flags.StringVar(&f.file, "file", "", "read this copied file and not the running floatip-webhook's. It is not changed.")
 	flags.StringVar(&f.vms, "vms", "", "check: with --file, compare with this list of the cluster, as written by "+
-		"\"kubectl get vm,floatingips,floatingippools -A -o json\"; - for standard input. Without --file the cluster itself is compared.")
+		"\"kubectl get vm,floatingips,floatingippools -A -o json\"; - for standard input. "+
+		"Without --file the cluster itself is compared.")
 	flags.StringVar(&f.output, "o", "text", "how to answer: text for people, json for programs.")
 	flags.StringVar(&f.vm, "vm", "", "history: of the VM with this namespace/name.")
 	flags.StringVar(&f.namespace, "namespace", "", "history: of the VMs of this namespace.")
@@ -66,14 +68,15 @@ func (f *ledgerFlags) register(flags *flag.FlagSet) {
 	flags.StringVar(&f.keep, "keep", "", "resolve: UID of the VM that shall have the address; the others lose it.")
 	flags.StringVar(&f.reason, "reason", "", "resolve, release: why, in some words, for the history.")
 	flags.StringVar(&f.after, "after", "", "list: go on after this address.")
-	flags.IntVar(&f.limit, "limit", 0, "list, history: how much to answer; 0 for as much as one answer may have, 5000 lines or 10000 events.")
+	flags.IntVar(&f.limit, "limit", 0,
+		"list, history: how much to answer; 0 for as much as one answer may have, 5000 lines or 10000 events.")
 }
 
 // errUsage is a command line that makes no sense.
 var errUsage = errors.New("usage")
 
-// runLedger runs "floatip-webhook ledger args". It returns the exit code: 1 for an error or a check that found something,
-// 2 for a command line that makes no sense.
+// runLedger runs "floatip-webhook ledger args". It returns the exit code: 1 for an error or a check that found
+// something, 2 for a command line that makes no sense.
 func runLedger(args []string, in io.Reader, out, complaints io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -195,7 +198,7 @@ func (f *ledgerFlags) open(in io.Reader) (ledgerBook, func() error, error) {
 // ledgerCommands by name.
 var ledgerCommands = map[string]struct {
 	address takesAddress
-	run     func(context.Context, *ledgerFlags, ledgerBook, netip.Addr, io.Writer) error
+	run     func(ctx context.Context, f *ledgerFlags, b ledgerBook, a netip.Addr, out io.Writer) error
 }{
 	"check": {noAddress, func(ctx context.Context, f *ledgerFlags, b ledgerBook, _ netip.Addr, out io.Writer) error {
 		report, err := b.Check(ctx)
@@ -218,8 +221,8 @@ var ledgerCommands = map[string]struct {
 		lines, err := b.List(ctx, after, f.limit)
 		return f.tell(out, lines, err)
 	}},
-	"history": {mayAddress, func(ctx context.Context, f *ledgerFlags, b ledgerBook, address netip.Addr, out io.Writer) error {
-		q, err := f.query(address, time.Now())
+	"history": {mayAddress, func(ctx context.Context, f *ledgerFlags, b ledgerBook, a netip.Addr, out io.Writer) error {
+		q, err := f.query(a, time.Now())
 		if err != nil {
 			return err
 		}
@@ -230,15 +233,15 @@ var ledgerCommands = map[string]struct {
 		disputes, err := b.Disputes(ctx)
 		return f.tell(out, disputes, err)
 	}},
-	"resolve": {mustAddress, func(ctx context.Context, f *ledgerFlags, b ledgerBook, address netip.Addr, out io.Writer) error {
+	"resolve": {mustAddress, func(ctx context.Context, f *ledgerFlags, b ledgerBook, a netip.Addr, out io.Writer) error {
 		if f.keep == "" {
 			return fmt.Errorf("%w: resolve needs --keep with the UID of one of the VMs that \"ledger disputes\" lists", errUsage)
 		}
-		line, err := b.Resolve(ctx, address, f.keep, f.reason)
+		line, err := b.Resolve(ctx, a, f.keep, f.reason)
 		return f.tell(out, line, err)
 	}},
-	"release": {mustAddress, func(ctx context.Context, f *ledgerFlags, b ledgerBook, address netip.Addr, out io.Writer) error {
-		lines, err := b.Release(ctx, address, f.reason)
+	"release": {mustAddress, func(ctx context.Context, f *ledgerFlags, b ledgerBook, a netip.Addr, out io.Writer) error {
+		lines, err := b.Release(ctx, a, f.reason)
 		return f.tell(out, lines, err)
 	}},
 	"backup": {noAddress, func(ctx context.Context, _ *ledgerFlags, b ledgerBook, _ netip.Addr, out io.Writer) error {

@@ -44,8 +44,8 @@ type Book struct {
 	Pause time.Duration
 }
 
-// Check proves that the ledger is right, and that it agrees with the cluster. A difference that is gone at a second look
-// was a change under way and is left out.
+// Check proves that the ledger is right, and that it agrees with the cluster. A difference that is gone at a second
+// look was a change under way and is left out.
 func (b Book) Check(ctx context.Context) (Report, error) {
 	first, err := b.check(ctx)
 	if err != nil || len(first.Problems) == 0 || b.Cluster == nil {
@@ -64,7 +64,9 @@ func (b Book) Check(ctx context.Context) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
-	second.Problems = slices.DeleteFunc(second.Problems, func(p ipam.Problem) bool { return !slices.Contains(first.Problems, p) })
+	second.Problems = slices.DeleteFunc(second.Problems, func(p ipam.Problem) bool {
+		return !slices.Contains(first.Problems, p)
+	})
 	return reportOf(second), nil
 }
 
@@ -151,7 +153,8 @@ func (b Book) Resolve(ctx context.Context, address netip.Addr, keep, reason stri
 		return Line{}, err
 	}
 	if err := b.Cluster.Settle(ctx, address, parties); err != nil {
-		return Line{}, fmt.Errorf("the ledger gives %s to VM %s now, but not all objects show it yet, ask again: %w", address, line.Owner, err)
+		return Line{}, fmt.Errorf("the ledger gives %s to VM %s now, but not all objects show it yet, ask again: %w",
+			address, line.Owner, err)
 	}
 	return lineOf(line), nil
 }
@@ -170,7 +173,8 @@ func (b Book) parties(address netip.Addr) []floatip.Owner {
 	return nil
 }
 
-// Release gives back all addresses of the VM that holds address, if neither it nor anything of it is left in the cluster.
+// Release gives back all addresses of the VM that holds address, if neither it nor anything of it is left in the
+// cluster.
 func (b Book) Release(ctx context.Context, address netip.Addr, reason string) (Lines, error) {
 	if b.Cluster == nil {
 		return Lines{}, fmt.Errorf("release %s: %w: ask the running floatip-webhook, without --file", address, ErrCopy)
@@ -184,8 +188,8 @@ func (b Book) Release(ctx context.Context, address netip.Addr, reason string) (L
 	case err != nil:
 		return Lines{}, fmt.Errorf("release %s: whether VM %s is gone is not known: %w", address, line.Owner, err)
 	case by != "":
-		return Lines{}, fmt.Errorf("release %s: %w: the %s of VM %s (UID %s) exists; delete the VM, and floatip releases the address",
-			address, ErrCarried, by, line.Owner, line.Owner.UID)
+		return Lines{}, fmt.Errorf("release %s: %w: the %s of VM %s (UID %s) exists; delete the VM, and floatip releases "+
+			"the address", address, ErrCarried, by, line.Owner, line.Owner.UID)
 	}
 	parties := b.parties(address)
 	released, err := b.Ledger.Release(ctx, line.Owner.UID, causeOf(reason, "released"))

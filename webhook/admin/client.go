@@ -28,7 +28,8 @@ func NewClient(socket string) *Client {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
 	}
-	return &Client{socket: socket, http: &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}
+	transport := &http.Transport{DialContext: dial, DisableKeepAlives: true}
+	return &Client{socket: socket, http: &http.Client{Transport: transport}}
 }
 
 // Check is Book.Check.
@@ -129,7 +130,8 @@ func (c *Client) explain(err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Errorf("no floatip-webhook listens on %s: run the command in its container "+
-			"(kubectl -n floatip-system exec deploy/floatip-webhook -- /floatip-webhook ledger ...), or read a copied file with --file", c.socket)
+			"(kubectl -n floatip-system exec deploy/floatip-webhook -- /floatip-webhook ledger ...), or read a copied "+
+			"file with --file", c.socket)
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("%s is for the user of the floatip-webhook that made it: run the command as that user", c.socket)
 	}

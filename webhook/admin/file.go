@@ -58,7 +58,8 @@ func copyAside(path string) (dir string, err error) {
 	}
 	defer source.Close()
 	if err := syscall.Flock(int(source.Fd()), syscall.LOCK_SH|syscall.LOCK_NB); err != nil {
-		return "", fmt.Errorf("%w: ask that floatip-webhook, without --file, or have it write a copy with \"ledger backup\"", ipam.ErrLocked)
+		return "", fmt.Errorf("%w: ask that floatip-webhook, without --file, or have it write a copy with \"ledger backup\"",
+			ipam.ErrLocked)
 	}
 	if dir, err = os.MkdirTemp("", "floatip-ledger-"); err != nil {
 		return "", fmt.Errorf("%w; set TMPDIR to a folder that can be written", err)

@@ -184,7 +184,8 @@ func readDecision(r *http.Request) (decision, error) {
 	case !d.Address.IsValid():
 		return decision{}, fmt.Errorf("%w: an address is needed", ErrInvalid)
 	case len(d.Reason) > maxReason:
-		return decision{}, fmt.Errorf("%w: the reason has %d bytes, at most %d are kept", ErrInvalid, len(d.Reason), maxReason)
+		return decision{}, fmt.Errorf("%w: the reason has %d bytes, at most %d are kept",
+			ErrInvalid, len(d.Reason), maxReason)
 	}
 	d.Address = d.Address.Unmap()
 	return d, nil

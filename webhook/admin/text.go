@@ -35,7 +35,8 @@ func note(l Line) string {
 func (e Events) Text(w io.Writer) error {
 	t := newTable(w, "TIME", "ADDRESS", "POOL", "VM", "WHAT", "USER", "REQUEST", "REASON", "UID")
 	for _, event := range e.Events {
-		t.row(at(event.Time), event.Address, event.Pool, event.VM, event.Action, event.User, event.RequestUID, event.Reason, event.VM.UID)
+		t.row(at(event.Time), event.Address, event.Pool, event.VM, event.Action, event.User, event.RequestUID,
+			event.Reason, event.VM.UID)
 	}
 	return t.end(e.More, "there are older ones: narrow the question with --since and --until, or raise --limit")
 }
@@ -48,9 +49,10 @@ func (d Disputes) Text(w io.Writer) error {
 	}
 	t := newTable(w, "ADDRESS", "VM", "PART", "SINCE", "SEEN IN", "UID")
 	for _, dispute := range d.Disputes {
-		t.row(dispute.Holder.Address, dispute.Holder.VM, "holds it", at(dispute.Holder.Since), "ledger", dispute.Holder.VM.UID)
+		holder := dispute.Holder
+		t.row(holder.Address, holder.VM, "holds it", at(holder.Since), "ledger", holder.VM.UID)
 		for _, c := range dispute.Claimants {
-			t.row(dispute.Holder.Address, c.VM, "claims it", at(c.Since), c.Source, c.VM.UID)
+			t.row(holder.Address, c.VM, "claims it", at(c.Since), c.Source, c.VM.UID)
 		}
 	}
 	return t.end(d.More, "there are more: resolve these first; ledger resolve ADDRESS --keep UID decides")

@@ -38,7 +38,8 @@ func (r *VMs) flag(ctx context.Context, line ipam.Allocation) (bool, error) {
 	for _, c := range claimantsOf(r.Ledger, line.Address) {
 		text += fmt.Sprintf(", %s shows it with VM %s (UID %s)", c.Source, c.Owner, c.Owner.UID)
 	}
-	return true, r.setDisputed(ctx, have, metav1.ConditionTrue, reasonManyClaim, text+"; ledger resolve decides (docs/ledger.md)")
+	text += "; ledger resolve decides (docs/ledger.md)"
+	return true, r.setDisputed(ctx, have, metav1.ConditionTrue, reasonManyClaim, text)
 }
 
 // unflag ends the condition where it stands.
@@ -50,7 +51,9 @@ func (r *VMs) unflag(ctx context.Context, have *v1alpha1.FloatingIP) error {
 }
 
 // setDisputed leaves the node agent's conditions alone: the list is written for the very version that was read.
-func (r *VMs) setDisputed(ctx context.Context, have *v1alpha1.FloatingIP, status metav1.ConditionStatus, reason, text string) error {
+func (r *VMs) setDisputed(
+	ctx context.Context, have *v1alpha1.FloatingIP, status metav1.ConditionStatus, reason, text string,
+) error {
 	after := have.DeepCopy()
 	changed := meta.SetStatusCondition(&after.Status.Conditions, metav1.Condition{
 		Type: v1alpha1.ConditionDisputed, Status: status, Reason: reason, Message: text, ObservedGeneration: have.Generation,
@@ -109,11 +112,12 @@ func (r *VMs) dropClaims(ctx context.Context, key types.NamespacedName, now carr
 
 // tellParties writes an event on each VM of a dispute.
 func (e Events) tellParties(d ipam.Dispute) {
-	e.Warn(d.Holder.Owner, EventDisputed, fmt.Sprintf("floating IP %s is claimed by VM %s too; it stays as it is until ledger resolve decides "+
-		"(docs/ledger.md)", d.Holder.Address, d.Claimants[0].Owner))
+	const remedy = "it stays as it is until ledger resolve decides (docs/ledger.md)"
+	e.Warn(d.Holder.Owner, EventDisputed, fmt.Sprintf("floating IP %s is claimed by VM %s too; %s",
+		d.Holder.Address, d.Claimants[0].Owner, remedy))
 	for _, c := range d.Claimants {
-		e.Warn(c.Owner, EventDisputed, fmt.Sprintf("floating IP %s is held by VM %s in the ledger; it stays as it is until ledger resolve decides "+
-			"(docs/ledger.md)", c.Address, d.Holder.Owner))
+		e.Warn(c.Owner, EventDisputed, fmt.Sprintf("floating IP %s is held by VM %s in the ledger; %s",
+			c.Address, d.Holder.Owner, remedy))
 	}
 }
 

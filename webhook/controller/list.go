@@ -14,9 +14,9 @@ import (
 // maxList bounds what ReadList takes, in bytes: some ten thousand VMs with everything that kubectl writes of them.
 const maxList = 512 << 20
 
-// ReadList reads a list of VirtualMachines, FloatingIPs and FloatingIPPools, as kubectl writes it in JSON, for a check of
-// ledger. A list without pools says nothing about them; one without VMs is refused, since a check against it would report
-// every address.
+// ReadList reads a list of VirtualMachines, FloatingIPs and FloatingIPPools, as kubectl writes it in JSON, for a check
+// of ledger. A list without pools says nothing about them; one without VMs is refused, since a check against it would
+// report every address.
 func ReadList(in io.Reader, ledger *ipam.Ledger) (ipam.Against, error) {
 	var list struct {
 		Items []json.RawMessage `json:"items"`
@@ -46,8 +46,8 @@ func ReadList(in io.Reader, ledger *ipam.Ledger) (ipam.Against, error) {
 		}
 	}
 	if len(vms) == 0 {
-		return ipam.Against{}, fmt.Errorf("no VirtualMachine among %d items: was it written by kubectl get vm,floatingips,floatingippools -A -o json?",
-			len(list.Items))
+		return ipam.Against{}, fmt.Errorf("no VirtualMachine among %d items: was it written by "+
+			"kubectl get vm,floatingips,floatingippools -A -o json?", len(list.Items))
 	}
 	against := ipam.Against{Seen: sighter{ledger.ByClaim, func(string) {}}.sightings(ips, vms)}
 	if len(pools) > 0 {

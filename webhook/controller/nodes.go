@@ -15,8 +15,8 @@ import (
 	"floatip.io/floatip/ipam"
 )
 
-// nodeAddresses returns the addresses that the nodes have on provider networks, as their agents wrote them, sorted. What
-// cannot be read is left out: a node that spoils its annotation must not stop the pools of all.
+// nodeAddresses returns the addresses that the nodes have on provider networks, as their agents wrote them, sorted.
+// What cannot be read is left out: a node that spoils its annotation must not stop the pools of all.
 func nodeAddresses(ctx context.Context, reader client.Reader) ([]netip.Addr, error) {
 	nodes := metadataList(nodeKind)
 	if err := reader.List(ctx, nodes); err != nil {

@@ -15,8 +15,8 @@ import (
 	"floatip.io/floatip/webhook"
 )
 
-// People is what the commands of people need to know of the cluster (admin.Cluster). It reads from the API server itself:
-// commands are rare, and whoever decides about an address wants to know what is so now.
+// People is what the commands of people need to know of the cluster (admin.Cluster). It reads from the API server
+// itself: commands are rare, and whoever decides about an address wants to know what is so now.
 type People struct {
 	Ledger  *ipam.Ledger
 	Live    client.Reader
@@ -45,8 +45,8 @@ func (p *People) Carrier(ctx context.Context, owner floatip.Owner) (string, erro
 	return found.carry(owner.UID), nil
 }
 
-// Settle implements admin.Cluster: no VM shows the address but the one that holds it, those that have lost it are told, and
-// the controller looks at all of them.
+// Settle implements admin.Cluster: no VM shows the address but the one that holds it, those that have lost it are told,
+// and the controller looks at all of them.
 func (p *People) Settle(ctx context.Context, address netip.Addr, owners []floatip.Owner) error {
 	vms := metadataList(vmKind)
 	if err := p.Live.List(ctx, vms); err != nil {
@@ -85,6 +85,7 @@ func (p *People) takeFrom(ctx context.Context, address netip.Addr, vm *metav1.Pa
 	if err := p.Writer.Patch(ctx, vm, patch, client.FieldOwner(FieldManager)); client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("take %s from the annotations of VM %s: %w", address, owner, err)
 	}
-	p.Events.Warn(owner, EventLost, fmt.Sprintf("floating IP %s was given to another VM by command; delete and create this VM for a new one", address))
+	p.Events.Warn(owner, EventLost, fmt.Sprintf("floating IP %s was given to another VM by command; "+
+		"delete and create this VM for a new one", address))
 	return nil
 }
