@@ -34,6 +34,10 @@ const socketMode = 0o600
 // headerTimeout bounds how long somebody may hold a connection without asking.
 const headerTimeout = 5 * time.Second
 
+// answerTimeout bounds how long an answer may take to be read, a backup too: bbolt uses no page again that a view of the
+// file, such as a backup's, still needs.
+const answerTimeout = 2 * time.Minute
+
 // shutdownTimeout is how long the answers that are under way may take at the end of the process.
 const shutdownTimeout = 2 * time.Second
 
@@ -53,7 +57,7 @@ func (s *Server) Start(ctx context.Context) error {
 		return fmt.Errorf("listen for ledger commands on %s: %w", s.Path, err)
 	}
 	server := &http.Server{
-		Handler: s.Handler(), ReadHeaderTimeout: headerTimeout, MaxHeaderBytes: maxQuestion,
+		Handler: s.Handler(), ReadHeaderTimeout: headerTimeout, WriteTimeout: answerTimeout, MaxHeaderBytes: maxQuestion,
 	}
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(listener) }()
