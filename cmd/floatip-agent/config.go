@@ -7,7 +7,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strings"
+
+	"floatip.io/floatip"
 )
 
 // config is what the flags say.
@@ -57,17 +58,9 @@ func (c config) validate() ([]netip.Prefix, error) {
 	if c.sysctlDir != "" && !filepath.IsAbs(c.sysctlDir) {
 		errs = append(errs, fmt.Errorf("--sysctl-dir %q must be absolute", c.sysctlDir))
 	}
-	var networks []netip.Prefix
-	for text := range strings.SplitSeq(c.clusterNetworks, ",") {
-		if text = strings.TrimSpace(text); text == "" {
-			continue
-		}
-		n, err := netip.ParsePrefix(text)
-		if err != nil || n != n.Masked() {
-			errs = append(errs, fmt.Errorf("--cluster-networks: %q is not a network", text))
-			continue
-		}
-		networks = append(networks, n)
+	networks, err := floatip.ParseNetworks(c.clusterNetworks)
+	if err != nil {
+		errs = append(errs, fmt.Errorf("--cluster-networks: %w", err))
 	}
 	return networks, errors.Join(errs...)
 }

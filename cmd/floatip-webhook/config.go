@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"strings"
 	"time"
 
+	"floatip.io/floatip"
 	"floatip.io/floatip/webhook/kubevirt"
 )
 
@@ -104,27 +104,12 @@ func (c *config) validate() ([]netip.Prefix, error) {
 	if c.historySize < 1 {
 		errs = append(errs, fmt.Errorf("--history-size %d must be at least 1", c.historySize))
 	}
-	networks, err := parseNetworks(c.clusterNetworks)
+	networks, err := floatip.ParseNetworks(c.clusterNetworks)
+	if err == nil && len(networks) == 0 {
+		err = errors.New(`is empty, write the networks of pods, services and nodes: "10.244.0.0/16,10.96.0.0/12"`)
+	}
 	if err != nil {
 		errs = append(errs, fmt.Errorf("--cluster-networks: %w", err))
 	}
 	return networks, errors.Join(errs...)
-}
-
-func parseNetworks(text string) ([]netip.Prefix, error) {
-	if text == "" {
-		return nil, errors.New(`is empty, write the networks of pods, services and nodes: "10.244.0.0/16,10.96.0.0/12"`)
-	}
-	var networks []netip.Prefix
-	for _, part := range strings.Split(text, ",") {
-		p, err := netip.ParsePrefix(strings.TrimSpace(part))
-		if err != nil {
-			return nil, fmt.Errorf("%q is not a network: %w", part, err)
-		}
-		if p != p.Masked() {
-			return nil, fmt.Errorf("%s has bits of a host, write %s", p, p.Masked())
-		}
-		networks = append(networks, p)
-	}
-	return networks, nil
 }
