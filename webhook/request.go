@@ -36,11 +36,14 @@ func (r Request) explicit() bool { return len(r.Pools) > 0 || len(r.Addresses) >
 
 var annotationsPath = field.NewPath("metadata", "annotations")
 
-// knownAnnotations are the keys with floatip's prefix that may stand on a VirtualMachine.
-var knownAnnotations = []string{
-	floatip.LabelEnabled, floatip.AnnotationPool, floatip.AnnotationRequest, floatip.AnnotationRequire,
-	floatip.AnnotationAllow, floatip.AnnotationUserData, floatip.AnnotationAddress, floatip.AnnotationClaim,
+// userAnnotations are the keys with floatip's prefix that a user writes on a VirtualMachine.
+var userAnnotations = []string{
+	floatip.AnnotationRequest, floatip.AnnotationPool, floatip.AnnotationAllow, floatip.LabelEnabled,
+	floatip.AnnotationRequire, floatip.AnnotationUserData,
 }
+
+// knownAnnotations are the keys with floatip's prefix that may stand on a VirtualMachine.
+var knownAnnotations = slices.Concat(userAnnotations, []string{floatip.AnnotationAddress, floatip.AnnotationClaim})
 
 // annotationPrefix is the prefix of all of floatip's keys.
 const annotationPrefix = "floatip.io/"

@@ -2,6 +2,7 @@ package webhook
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -65,5 +66,18 @@ func TestParseRequestErrors(t *testing.T) {
 func TestPointer(t *testing.T) {
 	if got := pointer("metadata", "annotations", "a/b~c"); got != "/metadata/annotations/a~1b~0c" {
 		t.Error(got)
+	}
+}
+
+// A warning about a misspelt key names every key that there is.
+func TestMisspelt(t *testing.T) {
+	warnings := misspelt(Request{Unknown: []string{"floatip.io/adress"}})
+	if len(warnings) != 1 || !strings.Contains(warnings[0], "floatip.io/adress is unknown") {
+		t.Fatalf("warnings: %q", warnings)
+	}
+	for _, key := range userAnnotations {
+		if !strings.Contains(warnings[0], key) {
+			t.Errorf("%q does not name %s", warnings[0], key)
+		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"gomodules.xyz/jsonpatch/v2"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
@@ -158,9 +159,8 @@ func optOutWarnings(wish Request) []string {
 func misspelt(wish Request) []string {
 	var warnings []string
 	for _, key := range wish.Unknown {
-		warnings = append(warnings, fmt.Sprintf("floatip: annotation %s is unknown and ignored; there are %s, %s, %s, %s and %s",
-			key, floatip.AnnotationRequest, floatip.AnnotationPool, floatip.AnnotationAllow, floatip.LabelEnabled,
-			floatip.AnnotationRequire))
+		warnings = append(warnings, fmt.Sprintf("floatip: annotation %s is unknown and ignored; there are %s",
+			key, strings.Join(userAnnotations, ", ")))
 	}
 	return warnings
 }
