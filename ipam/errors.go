@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"strings"
 	"time"
+
+	"floatip.io/floatip"
 )
 
 // Errors of a request for an address. They are the causes that errors.Is finds; the text around them names the
@@ -37,7 +39,8 @@ var (
 var (
 	// ErrUnknownClaim: no reservation and no allocation has the claim, and no addresses were given to take instead.
 	ErrUnknownClaim = errors.New("unknown or expired claim")
-	// ErrClaimInUse: the claim belongs to another virtual machine that exists, as after copying its annotations.
+	// ErrClaimInUse: the claim belongs to another virtual machine that exists, as after copying its annotations. See
+	// ClaimError.
 	ErrClaimInUse = errors.New("claim belongs to another virtual machine")
 	// ErrOwnerHolds: the virtual machine already holds another address of that family.
 	ErrOwnerHolds = errors.New("virtual machine already holds an address of this family")
@@ -92,6 +95,23 @@ func (e *TakenError) Error() string {
 
 // Is matches ErrTaken.
 func (e *TakenError) Is(target error) bool { return target == ErrTaken }
+
+// ClaimError says whose claim it is. It matches ErrClaimInUse.
+type ClaimError struct {
+	// Holder has an empty Name as long as its object has none.
+	Holder floatip.Owner
+}
+
+// Error names the holder.
+func (e *ClaimError) Error() string {
+	if e.Holder.Name == "" {
+		return fmt.Sprintf("%v in namespace %s", ErrClaimInUse, e.Holder.Namespace)
+	}
+	return fmt.Sprintf("%v, %s", ErrClaimInUse, e.Holder)
+}
+
+// Is matches ErrClaimInUse.
+func (e *ClaimError) Is(target error) bool { return target == ErrClaimInUse }
 
 // FullError says that pools have no free address. It matches ErrFull.
 type FullError struct {

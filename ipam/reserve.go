@@ -79,7 +79,7 @@ func (l *Ledger) repeated(r Request) (Offer, bool, error) {
 	}
 	if f := l.offers.byClaim[r.Claim]; f != nil {
 		if f.namespace != r.Namespace {
-			return Offer{}, false, fmt.Errorf("reserve for namespace %s: %w in namespace %s", r.Namespace, ErrClaimInUse, f.namespace)
+			return Offer{}, false, fmt.Errorf("reserve for namespace %s: %w", r.Namespace, &ClaimError{floatip.Owner{Namespace: f.namespace}})
 		}
 		return Offer{Claim: f.claim, Addresses: slices.Clone(f.addresses), Pools: slices.Clone(f.pools), Expires: f.expires}, true, nil
 	}
@@ -89,7 +89,7 @@ func (l *Ledger) repeated(r Request) (Offer, bool, error) {
 			continue
 		}
 		if line.Owner.Namespace != r.Namespace || line.State == Bound && r.Name != "" && line.Owner.Name != r.Name {
-			return Offer{}, false, fmt.Errorf("reserve for namespace %s: %w, %s", r.Namespace, ErrClaimInUse, line.Owner)
+			return Offer{}, false, fmt.Errorf("reserve for namespace %s: %w", r.Namespace, &ClaimError{line.Owner})
 		}
 		answer.Addresses = append(answer.Addresses, line.Address)
 		answer.Pools = append(answer.Pools, line.Pool)

@@ -42,7 +42,7 @@ func (b *batch) commit(claim floatip.Claim, owner floatip.Owner, addresses []net
 	f := l.offers.byClaim[claim]
 	if f != nil {
 		if f.namespace != owner.Namespace {
-			return nil, fmt.Errorf("%w in namespace %s", ErrClaimInUse, f.namespace)
+			return nil, &ClaimError{floatip.Owner{Namespace: f.namespace}}
 		}
 		addresses = f.addresses
 	}
@@ -70,7 +70,7 @@ func (b *batch) recommit(known []Allocation, owner floatip.Owner, cause Cause) (
 			continue
 		}
 		if line.State != Pending || line.Owner.Namespace != owner.Namespace {
-			return nil, fmt.Errorf("%w, %s", ErrClaimInUse, line.Owner)
+			return nil, &ClaimError{line.Owner}
 		}
 		line.Owner, line.Since = owner, b.now
 		b.put(line, Committed, cause)
@@ -154,7 +154,7 @@ func (b *batch) bind(claim floatip.Claim, owner floatip.Owner, cause Cause) ([]A
 	}
 	for i, line := range lines {
 		if line.Owner.UID != owner.UID && (line.State != Pending || line.Owner.Namespace != owner.Namespace) {
-			return nil, fmt.Errorf("%s: %w, %s", line.Address, ErrClaimInUse, line.Owner)
+			return nil, about(line.Address, &ClaimError{line.Owner})
 		}
 		if line.State == Bound && !line.Missing {
 			continue

@@ -130,6 +130,12 @@ func ownerOf(req admission.Request, m metadata) floatip.Owner {
 	return floatip.Owner{Namespace: req.Namespace, Name: m.Name, UID: string(m.UID)}
 }
 
+// heldBy returns what the ledger has for a VM as an owner reference names it. Who writes such a reference himself may
+// know the UID of another tenant's VM: namespace and name must be those of the holder too.
+func (h *Hooks) heldBy(vm floatip.Owner) []ipam.Allocation {
+	return slices.DeleteFunc(h.Ledger.ByOwner(vm.UID), func(line ipam.Allocation) bool { return line.Owner != vm })
+}
+
 // holding sums up lines of the ledger that belong to one VM.
 type holding struct {
 	addresses []netip.Addr // IPv4 first

@@ -34,11 +34,11 @@ func (h *Hooks) createPod(ctx context.Context, req admission.Request) Decision {
 	if err != nil {
 		return refuse(internal(req), fmt.Errorf("VMI %s/%s with UID %s of the pod: %w", req.Namespace, ref.Name, ref.UID, err))
 	}
-	vm, ok := kubevirt.OwnerOf(vmi.OwnerReferences, kubevirt.KindVM)
+	vm, ok := kubevirt.VMOf(vmi.Name, vmi.OwnerReferences)
 	if !ok {
-		return plainPod(pod, Decision{Action: Ignored, Reason: "the VMI has no VM"})
+		return plainPod(pod, Decision{Action: Ignored, Reason: "the VMI has no VM of its name"})
 	}
-	lines := h.Ledger.ByOwner(string(vm.UID))
+	lines := h.heldBy(floatip.Owner{Namespace: req.Namespace, Name: vm.Name, UID: string(vm.UID)})
 	if len(lines) == 0 {
 		return plainPod(pod, Decision{Action: Ignored, Reason: "the VM has no address"})
 	}

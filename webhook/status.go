@@ -20,29 +20,40 @@ import (
 //	422 Invalid         the request contradicts itself, the pool, or what exists
 //	500 InternalError   the ledger cannot be written, and why; or a surprise: plain text here, the cause in the log
 //
-// A full pool is no 5xx or 429: the API server would take the hook for broken, and clients would try again for ever.
+// VMs of other namespaces are not named. A full pool is no 5xx or 429: the API server would take the hook for broken,
+// and clients would try again for ever.
 func statusOfLedger(req admission.Request, err error) *metav1.Status {
 	request := annotationsPath.Key(floatip.AnnotationRequest).String()
 	pool := annotationsPath.Key(floatip.AnnotationPool).String()
+	told := Tell(req.Namespace, err)
 	switch {
 	case errors.Is(err, ipam.ErrTaken):
-		return conflict(req, request, err)
+		return conflict(req, request, told)
 	case errors.Is(err, ipam.ErrOwnerHolds), errors.Is(err, ipam.ErrClaimInUse), errors.Is(err, ipam.ErrDisputed),
 		errors.Is(err, ipam.ErrUnknownClaim):
-		return conflict(req, annotationsPath.Key(floatip.AnnotationAddress).String(), err)
+		return conflict(req, annotationsPath.Key(floatip.AnnotationAddress).String(), told)
 	case errors.Is(err, ipam.ErrFull), errors.Is(err, ipam.ErrLimit), errors.Is(err, ipam.ErrDraining),
 		errors.Is(err, ipam.ErrNotAllowed), errors.Is(err, ipam.ErrNoPool):
-		return status(req, http.StatusForbidden, metav1.StatusReasonForbidden, pool, err)
+		return status(req, http.StatusForbidden, metav1.StatusReasonForbidden, pool, told)
 	case errors.Is(err, ipam.ErrUnknownPool):
-		return status(req, http.StatusUnprocessableEntity, metav1.StatusReasonInvalid, pool, err)
+		return status(req, http.StatusUnprocessableEntity, metav1.StatusReasonInvalid, pool, told)
 	case errors.Is(err, ipam.ErrNotInPool), errors.Is(err, ipam.ErrNeverGiven), errors.Is(err, ipam.ErrInvalid):
-		return status(req, http.StatusUnprocessableEntity, metav1.StatusReasonInvalid, request, err)
+		return status(req, http.StatusUnprocessableEntity, metav1.StatusReasonInvalid, request, told)
 	case errors.Is(err, ipam.ErrDiskFull), errors.Is(err, ipam.ErrReadOnly):
 		// Whoever reads this cannot help it, but knows whom to ask and what for.
 		return status(req, http.StatusInternalServerError, metav1.StatusReasonInternalError, "", err)
 	default:
 		return internal(req)
 	}
+}
+
+// refuseByLedger makes a Decision of an error of the ledger. Audit log and log have what the user is not told.
+func refuseByLedger(req admission.Request, err error) Decision {
+	d := refuse(statusOfLedger(req, err), err)
+	if d.Action == Refused {
+		d.Reason = err.Error()
+	}
+	return d
 }
 
 func conflict(req admission.Request, path string, err error) *metav1.Status {

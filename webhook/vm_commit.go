@@ -43,7 +43,7 @@ func (h *Hooks) commitVM(ctx context.Context, req admission.Request) Decision {
 	}
 	lines, err := h.Ledger.Commit(ctx, claim, ownerOf(req, m), addresses, causeOf(req))
 	if err != nil {
-		d := refuse(statusOfLedger(req, err), err)
+		d := refuseByLedger(req, err)
 		d.Address, d.Claim = address, claimText
 		return d
 	}

@@ -53,11 +53,15 @@ func (h *Hooks) createVM(ctx context.Context, req admission.Request) Decision {
 func (h *Hooks) reserve(ctx context.Context, req admission.Request, m metadata, wish Request, ask ipam.Request) Decision {
 	warnings := misspelt(wish)
 	ask.Claim = floatip.NewClaim()
+	reason := "next free address"
+	if len(ask.Addresses) > 0 {
+		reason = "requested address"
+	}
 	offer, err := h.Ledger.Reserve(ctx, ask)
 	if errors.Is(err, ipam.ErrTaken) && h.isCopy(req, m) {
 		// A clone or a restore carries the annotations of its source. Refused, KubeVirt would try for ever.
-		warnings = append(warnings, fmt.Sprintf("floatip: %v; another address was chosen for this copy", err))
-		ask.Addresses = nil
+		warnings = append(warnings, fmt.Sprintf("floatip: %v; another address was chosen for this copy", Tell(req.Namespace, err)))
+		ask.Addresses, reason = nil, "another address for a copy: "+err.Error()
 		offer, err = h.Ledger.Reserve(ctx, ask)
 	}
 	if errors.Is(err, ipam.ErrNoPool) && !wish.explicit() {
@@ -67,17 +71,13 @@ func (h *Hooks) reserve(ctx context.Context, req admission.Request, m metadata, 
 		}
 	}
 	if err != nil {
-		return refuse(statusOfLedger(req, err), err)
+		return refuseByLedger(req, err)
 	}
 	if isDryRun(req) && len(wish.Addresses) == 0 {
 		warnings = append(warnings, fmt.Sprintf("floatip: dry run: %s would be given now, it is not reserved", FormatAddresses(offer.Addresses)))
 	}
 	if err := sidecarForbidden(ask.NamespaceLabels); err != nil {
 		warnings = append(warnings, "floatip: "+err.Error()+"; the VM will start without its floating address")
-	}
-	reason := "next free address"
-	if len(ask.Addresses) > 0 {
-		reason = "requested address"
 	}
 	d := holding{offer.Addresses, offer.Pools, offer.Claim}.decision(Reserved, reason)
 	d.Warnings = warnings

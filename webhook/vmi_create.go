@@ -27,12 +27,12 @@ func (h *Hooks) createVMI(ctx context.Context, req admission.Request) Decision {
 	if err := decode(req.Object.Raw, &vmi); err != nil {
 		return refuse(malformed(req, err), err)
 	}
-	vm, ok := kubevirt.OwnerOf(vmi.Metadata.OwnerReferences, kubevirt.KindVM)
+	vm, ok := kubevirt.VMOf(vmi.Metadata.Name, vmi.Metadata.OwnerReferences)
 	if !ok {
-		return uncarried(vmi, Decision{Action: Ignored, Reason: "the VMI has no VM"})
+		return uncarried(vmi, Decision{Action: Ignored, Reason: "the VMI has no VM of its name"})
 	}
 	owner := floatip.Owner{Namespace: req.Namespace, Name: vm.Name, UID: string(vm.UID)}
-	have := holdingOf(h.Ledger.ByOwner(owner.UID))
+	have := holdingOf(h.heldBy(owner))
 	if len(have.addresses) == 0 {
 		return uncarried(vmi, Decision{Action: Ignored, Reason: "the VM has no address"})
 	}

@@ -160,12 +160,12 @@ func setup(ctx context.Context, mgr ctrl.Manager, c config, networks []netip.Pre
 	hooks.Register(mgr.GetWebhookServer(), gate)
 
 	starter := controller.NewStarter()
-	starter.Ledger, starter.Cached, starter.Events, starter.Gate, starter.Log = ledger, cached, events, gate, log.WithName("start")
+	starter.Ledger, starter.Cluster, starter.Events, starter.Gate, starter.Log = ledger, reader, events, gate, log.WithName("start")
 	if err := controller.IndexFloatingIPs(ctx, mgr.GetFieldIndexer()); err != nil {
 		return fmt.Errorf("index FloatingIPs: %w", err)
 	}
-	if err := controller.CachePolicies(ctx, mgr.GetCache()); err != nil {
-		return fmt.Errorf("watch NetworkPolicies: %w", err)
+	if err := controller.FillCaches(ctx, mgr.GetCache()); err != nil {
+		return err
 	}
 	for _, s := range []interface{ SetupWithManager(ctrl.Manager) error }{
 		source,

@@ -195,8 +195,9 @@ func validUID(uid string) bool {
 }
 
 // checkMachine looks at the VirtualMachineInstance that the pod's owner reference names. Anyone who may create pods may
-// write such a reference, but not make the instance's own reference point at somebody else's VirtualMachine: KubeVirt's
-// webhook lets its own service accounts alone create instances that a VirtualMachine controls.
+// write such a reference, and anyone who may create instances may let one point at a VirtualMachine (KubeVirt 1.8.4 does
+// not look at it, vmi-create-admitter.go). So checkAddress wants the VirtualMachine in the pod's own namespace, and the
+// pod's description, which nobody but floatip writes, has to name it.
 func checkMachine(p Pod, m Machine, known bool) error {
 	switch {
 	case !known:

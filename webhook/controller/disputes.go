@@ -15,6 +15,7 @@ import (
 	"floatip.io/floatip"
 	"floatip.io/floatip/ipam"
 	"floatip.io/floatip/ipam/v1alpha1"
+	"floatip.io/floatip/webhook"
 )
 
 // Reasons of the condition Disputed.
@@ -110,14 +111,14 @@ func (r *VMs) dropClaims(ctx context.Context, key types.NamespacedName, now carr
 	return nil
 }
 
-// tellParties writes an event on each VM of a dispute.
+// tellParties writes an event on each VM of a dispute. Those of other namespaces are not named.
 func (e Events) tellParties(d ipam.Dispute) {
 	const remedy = "it stays as it is until ledger resolve decides (docs/ledger.md)"
-	e.Warn(d.Holder.Owner, EventDisputed, fmt.Sprintf("floating IP %s is claimed by VM %s too; %s",
-		d.Holder.Address, d.Claimants[0].Owner, remedy))
+	e.Warn(d.Holder.Owner, EventDisputed, fmt.Sprintf("floating IP %s is claimed by %s too; %s",
+		d.Holder.Address, webhook.NameFor(d.Holder.Owner.Namespace, d.Claimants[0].Owner), remedy))
 	for _, c := range d.Claimants {
-		e.Warn(c.Owner, EventDisputed, fmt.Sprintf("floating IP %s is held by VM %s in the ledger; %s",
-			c.Address, d.Holder.Owner, remedy))
+		e.Warn(c.Owner, EventDisputed, fmt.Sprintf("floating IP %s is held by %s in the ledger; %s",
+			c.Address, webhook.NameFor(c.Owner.Namespace, d.Holder.Owner), remedy))
 	}
 }
 

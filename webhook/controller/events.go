@@ -20,6 +20,8 @@ const (
 	EventAllocated = "FloatingIPAllocated"
 	// EventDisputed: two VMs claim one address.
 	EventDisputed = "FloatingIPDisputed"
+	// EventNotHeld: the VM shows an address that the ledger does not give it.
+	EventNotHeld = "FloatingIPNotHeld"
 	// EventLost: a command gave the address to another VM.
 	EventLost = "FloatingIPLost"
 )

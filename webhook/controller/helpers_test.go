@@ -44,7 +44,7 @@ type world struct {
 
 var epoch = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
-// newWorld has the pool "provider" with 192.168.100.50 to .59 and the objects. The starter has not run.
+// newWorld has the pool "provider" with 192.168.100.50 to .59, the opted-in namespace "vms", and the objects. The starter has not run.
 func newWorld(t *testing.T, objects ...client.Object) *world {
 	t.Helper()
 	scheme := runtime.NewScheme()
@@ -62,7 +62,7 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 			vm := o.(*v1alpha1.FloatingIP).Spec.VM
 			return []string{vm.Namespace + "/" + vm.Name}
 		}).
-		WithObjects(append(objects, pool("provider", "192.168.100.50-192.168.100.59"))...).Build()
+		WithObjects(append(objects, pool("provider", "192.168.100.50-192.168.100.59"), namespace("vms", "true"))...).Build()
 	ledger, err := ipam.Open(filepath.Join(t.TempDir(), "ledger.db"), ipam.Options{Now: func() time.Time { return w.now }})
 	if err != nil {
 		t.Fatal(err)
@@ -74,7 +74,7 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 	metrics := NewMetrics(prometheus.NewRegistry(), ledger)
 	told := Events{Recorder: w.recorder}
 	w.starter = NewStarter()
-	w.starter.Ledger, w.starter.Cached, w.starter.Events, w.starter.Gate, w.starter.Log = ledger, w.client, told, w.gate, logr.Discard()
+	w.starter.Ledger, w.starter.Cluster, w.starter.Events, w.starter.Gate, w.starter.Log = ledger, reader, told, w.gate, logr.Discard()
 	w.vms = &VMs{Ledger: ledger, Cluster: reader, Writer: w.client, Events: told, Metrics: metrics, Started: w.starter}
 	w.pools = &Pools{Ledger: ledger, Cached: w.client, Writer: w.client, Started: w.starter}
 	w.pending = &Pending{Ledger: ledger, Cluster: reader, Metrics: metrics, Started: w.starter, Log: logr.Discard()}
@@ -98,6 +98,10 @@ func pool(name string, addresses ...string) *v1alpha1.FloatingIPPool {
 		ObjectMeta: metav1.ObjectMeta{Name: name, Generation: 1, CreationTimestamp: metav1.NewTime(epoch)},
 		Spec:       v1alpha1.FloatingIPPoolSpec{Addresses: addresses},
 	}
+}
+
+func namespace(name, enabled string) *corev1.Namespace {
+	return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{floatip.LabelEnabled: enabled}}}
 }
 
 func vm(name, uid string, annotations map[string]string) *unstructured.Unstructured {

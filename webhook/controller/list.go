@@ -49,7 +49,7 @@ func ReadList(in io.Reader, ledger *ipam.Ledger) (ipam.Against, error) {
 		return ipam.Against{}, fmt.Errorf("no VirtualMachine among %d items: was it written by "+
 			"kubectl get vm,floatingips,floatingippools -A -o json?", len(list.Items))
 	}
-	against := ipam.Against{Seen: sighter{ledger.ByClaim, func(string) {}}.sightings(ips, vms)}
+	against := ipam.Against{Seen: sighter{ledger.ByClaim, func(string) {}}.sightings(ips, vms).all()}
 	if len(pools) > 0 {
 		against.Pools = valid(poolObjects(pools, nil))
 	}

@@ -33,7 +33,11 @@ func (p *People) Pools(ctx context.Context) ([]ipam.Pool, error) {
 
 // Seen implements admin.Cluster.
 func (p *People) Seen(ctx context.Context) ([]ipam.Sighting, error) {
-	return sighter{p.Ledger.ByClaim, func(string) {}}.read(ctx, p.Live)
+	seen, err := sighter{p.Ledger.ByClaim, func(string) {}}.read(ctx, p.Live)
+	if err != nil {
+		return nil, err
+	}
+	return seen.all(), nil
 }
 
 // Carrier implements admin.Cluster.

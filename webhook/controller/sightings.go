@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -23,27 +24,50 @@ type sighter struct {
 	skipped func(name string)
 }
 
+// sightings are what a cluster shows: by objects that only floatip writes or by claims that the ledger knows, and what VMs
+// show besides. A VM's annotations can be written by its owner while the webhook is away, by way of KubeVirt's
+// accounts, which the admission policies let through: they are wishes (Starter.adopt).
+type sightings struct {
+	proven []ipam.Sighting // not nil, which stands for an unknown cluster
+	wishes []wish
+}
+
+// wish is what only a VM's annotations say.
+type wish struct {
+	ipam.Sighting
+	optedOut bool
+}
+
+// all returns both kinds, what is proven first.
+func (s sightings) all() []ipam.Sighting {
+	seen := slices.Clip(s.proven)
+	for _, w := range s.wishes {
+		seen = append(seen, w.Sighting)
+	}
+	return seen
+}
+
 // read lists both kinds of objects from reader.
-func (s sighter) read(ctx context.Context, reader client.Reader) ([]ipam.Sighting, error) {
+func (s sighter) read(ctx context.Context, reader client.Reader) (sightings, error) {
 	var ips v1alpha1.FloatingIPList
 	if err := reader.List(ctx, &ips); err != nil {
-		return nil, fmt.Errorf("list FloatingIPs: %w", err)
+		return sightings{}, fmt.Errorf("list FloatingIPs: %w", err)
 	}
 	vms := metadataList(vmKind)
 	if err := reader.List(ctx, vms); err != nil {
-		return nil, fmt.Errorf("list VMs: %w", err)
+		return sightings{}, fmt.Errorf("list VMs: %w", err)
 	}
 	return s.sightings(ips.Items, vms.Items), nil
 }
 
-func (s sighter) sightings(ips []v1alpha1.FloatingIP, vms []metav1.PartialObjectMetadata) []ipam.Sighting {
+func (s sighter) sightings(ips []v1alpha1.FloatingIP, vms []metav1.PartialObjectMetadata) sightings {
 	claims := map[string]floatip.Claim{}
 	for _, vm := range vms {
 		if claim, err := floatip.ParseClaim(vm.Annotations[floatip.AnnotationClaim]); err == nil {
 			claims[string(vm.UID)] = claim
 		}
 	}
-	seen := []ipam.Sighting{} // not nil, which stands for an unknown cluster
+	found := sightings{proven: []ipam.Sighting{}}
 	shown := map[netip.Addr]bool{}
 	for _, ip := range ips {
 		address, err := ipam.ParseAddress(ip.Spec.Address)
@@ -53,16 +77,29 @@ func (s sighter) sightings(ips []v1alpha1.FloatingIP, vms []metav1.PartialObject
 		}
 		shown[address] = true
 		uid := string(ip.Spec.VM.UID)
-		seen = append(seen, ipam.Sighting{
+		found.proven = append(found.proven, ipam.Sighting{
 			Address: address, Pool: ip.Spec.Pool, Claim: claims[uid], Source: "FloatingIP",
 			Owner: floatip.Owner{Namespace: ip.Spec.VM.Namespace, Name: ip.Spec.VM.Name, UID: uid},
 		})
 	}
 	for _, vm := range vms {
 		owner := floatip.Owner{Namespace: vm.Namespace, Name: vm.Name, UID: string(vm.UID)}
-		seen = append(seen, s.ofVM(owner, vm.Annotations, shown)...)
+		for _, seen := range s.ofVM(owner, vm.Annotations, shown) {
+			if s.proves(seen) {
+				found.proven = append(found.proven, seen)
+			} else {
+				found.wishes = append(found.wishes, wish{seen, vm.Annotations[floatip.LabelEnabled] == "false"})
+			}
+		}
 	}
-	return seen
+	return found
+}
+
+// proves reports whether the ledger itself has the address for that VM under its claim.
+func (s sighter) proves(seen ipam.Sighting) bool {
+	return slices.ContainsFunc(s.known(seen.Claim), func(line ipam.Allocation) bool {
+		return line.Address == seen.Address && line.Owner.UID == seen.Owner.UID
+	})
 }
 
 // ofVM reads the annotations of a VM. Those without a claim, and those whose claim the ledger knows with somebody else,

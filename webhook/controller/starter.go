@@ -6,7 +6,6 @@ import (
 
 	"github.com/go-logr/logr"
 	ctrl "sigs.k8s.io/controller-runtime"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 
@@ -21,9 +20,9 @@ const orphanHold = 24 * time.Hour
 
 // Starter compares ledger and cluster once, before anything is handed out or taken back.
 type Starter struct {
-	Ledger *ipam.Ledger
-	Cached client.Reader
-	Events Events
+	Ledger  *ipam.Ledger
+	Cluster Cluster
+	Events  Events
 	// Gate is opened when the comparison is done.
 	Gate *webhook.Gate
 	Log  logr.Logger
@@ -49,17 +48,17 @@ func (s *Starter) SetupWithManager(mgr ctrl.Manager) error { return mgr.Add(s) }
 // Start compares and opens the gate. An error ends the process: it must not serve with half a ledger.
 func (s *Starter) Start(ctx context.Context) error {
 	began := time.Now()
-	pools, err := readPools(ctx, s.Cached)
+	pools, err := readPools(ctx, s.Cluster.Cached)
 	if err != nil {
 		return err
 	}
 	s.Ledger.SetPools(valid(pools))
 	skipped := func(name string) { s.Log.Info("skipped a FloatingIP that cannot be read", "floatingip", name) }
-	seen, err := sighter{s.Ledger.ByClaim, skipped}.read(ctx, s.Cached)
+	seen, err := sighter{s.Ledger.ByClaim, skipped}.read(ctx, s.Cluster.Cached)
 	if err != nil {
 		return err
 	}
-	found, err := s.Ledger.Adopt(ctx, seen, true)
+	found, err := s.adopt(ctx, seen)
 	if err != nil {
 		return err
 	}

@@ -60,6 +60,13 @@ func OwnerOf(references []metav1.OwnerReference, kind string) (metav1.OwnerRefer
 	return metav1.OwnerReference{}, false
 }
 
+// VMOf returns the VirtualMachine that controls the VirtualMachineInstance with that name and these references. KubeVirt
+// gives an instance the name of its VM. Whoever may create instances may write such a reference too: it proves nothing.
+func VMOf(name string, references []metav1.OwnerReference) (metav1.OwnerReference, bool) {
+	vm, ok := OwnerOf(references, KindVM)
+	return vm, ok && vm.Name == name
+}
+
 // IsPool reports whether a VirtualMachinePool made the object.
 func IsPool(r metav1.OwnerReference) bool {
 	return r.Kind == "VirtualMachinePool" && group(r) == "pool.kubevirt.io"
