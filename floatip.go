@@ -44,6 +44,16 @@ const (
 // networks, separated by commas. They are never handed out.
 const AnnotationProviderAddresses = "floatip.io/provider-addresses"
 
+// AnnotationAgent is written by the node agent on its Node: a NodeAgent in JSON.
+const AnnotationAgent = "floatip.io/agent"
+
+// NodeAgent is what a node agent tells the agents of other nodes about itself.
+type NodeAgent struct {
+	// MACs are the Ethernet addresses of the node's provider NICs, in the form "02:00:00:00:00:01". One of them that
+	// announces an address which migrates there takes it over; it is no conflict.
+	MACs []string `json:"macs,omitempty"`
+}
+
 // Names that the webhook writes into a virt-launcher pod and that the sidecar and the node agent rely on.
 const (
 	// SidecarContainer is the name of the injected native sidecar. KubeVirt reads a container named "volume*" as a

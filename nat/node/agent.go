@@ -122,7 +122,7 @@ func (a *Agent) resume(ctx context.Context) error {
 	if len(holding.Answered) > 0 {
 		a.Log.Info("going on with the addresses of an earlier agent", "addresses", fmt.Sprint(holding.Answered))
 	}
-	a.responders.set(ctx, holding.Answered)
+	a.responders.resume(ctx, holding.Answered)
 	return nil
 }
 
@@ -184,12 +184,17 @@ func (a *Agent) round(ctx context.Context, v View) (report Report, err error) {
 	d = Decide(v, a.Name, nics, holding.Networks)
 	a.logRefusals(d.Refusals)
 	plan := a.plan(ctx, d, holding)
-	a.responders.keep(plan.answered())
+	a.responders.keep(plan.answered(), plan.seen)
 	errs := []error{a.plug(&plan)}
 	applied, err := a.kernel.Apply(plan.config(d, a.ClusterNetworks))
 	errs = append(errs, err)
 	a.logChanges("node", applied)
-	a.responders.set(ctx, plan.answered())
+	a.responders.set(ctx, plan.answered(), plan.leaving(v), plan.seen)
+	for _, pp := range plan.pods {
+		if pp.mode == Staged {
+			a.expect(pp)
+		}
+	}
 	errs = append(errs, a.dismiss(d))
 	a.health.observe(a.responders.figures(), plan.traffic())
 	return a.report(v, d, plan, err), errors.Join(errs...)

@@ -51,6 +51,7 @@ func (c *cluster) set(v View) {
 // bench is a node with its agent, on a LAN.
 type bench struct {
 	t       *testing.T
+	name    string
 	world   *nodetest.World
 	node    *nodetest.Node
 	cluster *cluster
@@ -63,10 +64,18 @@ type bench struct {
 
 func newBench(t *testing.T) *bench {
 	t.Helper()
-	w := nodetest.NewWorld(t)
-	b := &bench{t: t, world: w, node: w.AddNode("10"), kubelet: t.TempDir(), cluster: &cluster{reports: make(chan Report, 1)}}
+	return newBenchOn(t, nodetest.NewWorld(t), "10")
+}
+
+// newBenchOn makes the bench of one of several nodes on a LAN.
+func newBenchOn(t *testing.T, w *nodetest.World, number string) *bench {
+	t.Helper()
+	b := &bench{
+		t: t, name: "node" + number, world: w, node: w.AddNode(number), kubelet: t.TempDir(),
+		cluster: &cluster{reports: make(chan Report, 1)},
+	}
 	b.view = View{
-		Addresses: map[netip.Addr]Held{}, Machines: map[string]Machine{},
+		Addresses: map[netip.Addr]Held{}, Machines: map[string]Machine{}, Peers: map[string]floatip.NodeAgent{},
 		Pools: map[string]Pool{"lan": {
 			Name: "lan", Leg: true, Networks: []netip.Prefix{netip.MustParsePrefix(nodetest.Pool)},
 			Gateways: []netip.Addr{netip.MustParseAddr(nodetest.Gateway)}, Sample: []netip.Addr{netip.MustParseAddr("192.168.100.50")},
@@ -80,8 +89,8 @@ func (b *bench) start() {
 	b.t.Helper()
 	b.last = nil
 	a, err := NewAgent(Options{
-		Name: "node10", KubeletDir: b.kubelet, NetNS: b.node.File, Sysctls: leg.DefaultSysctls,
-		Log: slog.New(slog.NewTextHandler(testWriter{b.t}, nil)),
+		Name: b.name, KubeletDir: b.kubelet, NetNS: b.node.File, Sysctls: leg.DefaultSysctls,
+		Log: slog.New(slog.NewTextHandler(testWriter{b.t}, nil)).With("node", b.name),
 	}, b.cluster, b.cluster)
 	if err != nil {
 		b.t.Fatal(err)
@@ -135,10 +144,12 @@ func (s *sidecar) set(state handover.State) {
 	s.server.Changed()
 }
 
+func uidOf(number int) string { return fmt.Sprintf("00000000-0000-4000-8000-%012d", number) }
+
 // addVM makes the pod and the objects; the agent learns of them by publish.
 func (b *bench) addVM(number int, address string) *vm {
 	b.t.Helper()
-	uid, name := fmt.Sprintf("00000000-0000-4000-8000-%012d", number), fmt.Sprintf("vm%d", number)
+	uid, name := uidOf(number), fmt.Sprintf("vm%d", number)
 	v := &vm{Pod: b.node.AddPod(fmt.Sprint(number), fmt.Sprintf("100.0.0.%d", number))}
 	a := netip.MustParseAddr(address)
 	nodetest.Translate(b.t, v.Pod, a)
@@ -153,7 +164,7 @@ func (b *bench) addVM(number int, address string) *vm {
 	v.entry = Pod{UID: uid, Namespace: "prod", Name: "virt-launcher-" + name, Machine: Reference{Name: name, UID: "vmi-" + uid}, NAT: nat}
 	b.view.Pods = append(b.view.Pods, v.entry)
 	b.view.Addresses[a] = Held{Pool: "lan", Owner: owner}
-	b.view.Machines["vmi-"+uid] = Machine{Namespace: "prod", Name: name, UID: "vmi-" + uid, VM: owner.UID, Node: "node10"}
+	b.view.Machines["vmi-"+uid] = Machine{Namespace: "prod", Name: name, UID: "vmi-" + uid, VM: owner.UID, Node: b.name}
 	return v
 }
 

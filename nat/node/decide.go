@@ -19,6 +19,8 @@ const (
 	Active Mode = "Active"
 	// Staged: the guest may arrive by live migration.
 	Staged Mode = "Staged"
+	// Left: the guest runs on another node by now. What still comes for it here is forwarded there.
+	Left Mode = "Left"
 )
 
 // Grant entitles a pod to the addresses.
@@ -30,6 +32,11 @@ type Grant struct {
 	// added.
 	Provisional bool
 	NAT         floatip.PodNAT
+	// From is the node that the guest of a Staged pod shall come from, To the one that the guest of an Active pod is about
+	// to move to. "" where nothing moves, or nobody has said yet.
+	From, To string
+	// MACs are those of the guest, as far as they are known.
+	MACs []string
 }
 
 // Refusal says why a pod does not get an address.
@@ -47,8 +54,10 @@ type Decision struct {
 	Networks []leg.Network
 	// Carries says for each pool whether this node has a NIC on its network, nil, or why not.
 	Carries map[string]error
-	// Own are the node's own addresses on the NICs of the pools' networks, sorted.
-	Own []netip.Addr
+	// Own are the node's own addresses on the NICs of the pools' networks, MACs the Ethernet addresses of these NICs. Both
+	// are sorted.
+	Own  []netip.Addr
+	MACs []string
 }
 
 // Decide says which pods of the view get which addresses on the node named self, whose interfaces are nics. Nothing
@@ -65,7 +74,7 @@ func Decide(v View, self string, nics []leg.NIC, inUse []leg.Network) Decision {
 			d.Carries[name] = carries(p, nics)
 		}
 	}
-	d.Own = ownAddresses(v.Pools, nics)
+	d.Own, d.MACs = ownAddresses(v.Pools, nics)
 	networks := map[netip.Prefix]leg.Network{}
 	taken := map[netip.Addr]Pod{}
 	for _, p := range inOrder(v.Pods) {
@@ -95,18 +104,18 @@ func carries(p Pool, nics []leg.NIC) error {
 }
 
 // ownAddresses lists what the node itself has on the pools' NICs: nobody else may get these.
-func ownAddresses(pools map[string]Pool, nics []leg.NIC) []netip.Addr {
-	var own []netip.Addr
+func ownAddresses(pools map[string]Pool, nics []leg.NIC) (own []netip.Addr, macs []string) {
 	for _, p := range pools {
 		for _, a := range p.Sample {
 			network, err := leg.Find(nics, p.provider(a))
 			if i := slices.IndexFunc(nics, func(n leg.NIC) bool { return n.Name == network.Interface }); err == nil && i >= 0 {
-				own = append(own, nics[i].Own...)
+				own, macs = append(own, nics[i].Own...), append(macs, nics[i].MAC)
 			}
 		}
 	}
 	slices.SortFunc(own, netip.Addr.Compare)
-	return slices.Compact(own)
+	slices.Sort(macs)
+	return slices.Compact(own), slices.Compact(macs)
 }
 
 func (p Pool) provider(a netip.Addr) leg.Provider {
@@ -147,7 +156,13 @@ func (d *Decision) decidePod(p Pod, v View, self string, f finder, taken map[net
 		if !here {
 			return // the guest went on to another node
 		}
-		g.Mode = mode
+		g.Mode, g.MACs = mode, machine.MACs
+		switch {
+		case mode == Staged:
+			g.From = machine.Node
+		case machine.Migration.leaves(self):
+			g.To = machine.Migration.TargetNode
+		}
 	}
 	for _, b := range nat.Bindings {
 		a := b.Floating
@@ -235,12 +250,17 @@ func checkAddress(a netip.Addr, held Held, exists bool, claimed floatip.Owner, m
 // modeOf says whether the guest of m is in p on the node self, or may come. KubeVirt keeps the marks of a migration on
 // a pod for its whole life, so what the machine says comes first.
 func modeOf(p Pod, m Machine, self string) (Mode, bool) {
+	expected := p.MigrationTarget && m.Migration.TargetPod == p.Name
 	switch {
+	case m.Node == self && m.Migration.leaves(self) && m.Migration.Arrived:
+		return Left, true
 	case m.Node == self:
 		return Active, true
-	case p.MigrationTarget && m.Target == p.Name && p.GuestArrived:
+	case expected && m.Migration.Failed:
+		return "", false
+	case expected && (p.GuestArrived || m.Migration.Arrived):
 		return Active, true
-	case p.MigrationTarget && (m.Target == p.Name || !p.GuestArrived):
+	case p.MigrationTarget && (expected || !p.GuestArrived):
 		return Staged, true
 	case m.Node == "":
 		return Active, true

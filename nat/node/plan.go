@@ -9,15 +9,20 @@ import (
 	"slices"
 	"time"
 
+	"floatip.io/floatip"
 	"floatip.io/floatip/nat/handover"
 	"floatip.io/floatip/nat/node/leg"
 )
 
 // plan is what a round does for each granted pod.
-type plan struct{ pods []*podPlan }
+type plan struct {
+	pods []*podPlan
+	seen uint64 // changes of the responders that it knows of
+}
 
 type podPlan struct {
 	grant   Grant
+	mode    Mode // the grant's, or what the agent has seen with its own eyes
 	session *session
 	state   handover.State
 	err     error // of the session
@@ -34,9 +39,10 @@ type podPlan struct {
 // plan starts sessions for new pods and decides what is answered for: an address whose rules stand in the pod and whose
 // leg is plugged. Once answered for, it stays so: a sidecar that restarts leaves the rules in the kernel.
 func (a *Agent) plan(ctx context.Context, d Decision, holding leg.Holding) plan {
-	var p plan
+	p := plan{seen: a.responders.seen()}
 	for _, g := range d.Grants {
-		plugged := holding.Ports[leg.PortName(g.Pod.UID)]
+		port := leg.PortName(g.Pod.UID)
+		plugged := holding.Ports[port]
 		if g.Provisional && !plugged {
 			continue
 		}
@@ -47,7 +53,7 @@ func (a *Agent) plan(ctx context.Context, d Decision, holding leg.Holding) plan 
 			a.sessions[g.Pod.UID] = s
 		}
 		pp := &podPlan{
-			grant: g, session: s, plugged: plugged,
+			grant: g, mode: s.journey.seen(g, port, holding), session: s, plugged: plugged,
 			nics: map[netip.Addr]string{}, answered: map[netip.Addr]bool{}, already: map[netip.Addr]bool{},
 			guest: map[netip.Addr]bool{},
 		}
@@ -59,7 +65,8 @@ func (a *Agent) plan(ctx context.Context, d Decision, holding leg.Holding) plan 
 				pp.mtu = n.MTU
 			}
 			pp.already[address] = plugged && holding.Answers(address)
-			pp.answered[address] = g.Mode == Active && (pp.already[address] || translates(pp.state, address))
+			pp.answered[address] = pp.mode == Active &&
+				(pp.already[address] || !g.Provisional && translates(pp.state, address))
 			pp.guest[address] = s.guestAnswers(g.NAT, address)
 		}
 		p.pods = append(p.pods, pp)
@@ -136,7 +143,8 @@ func (p plan) config(d Decision, cluster []netip.Prefix) leg.Config {
 		}
 		silent := !slices.ContainsFunc(pp.grant.Addresses, func(a netip.Addr) bool { return pp.answered[a] })
 		c.Legs = append(c.Legs, leg.Leg{
-			Pod: pp.grant.Pod.UID, Addresses: pp.grant.Addresses, Staged: pp.grant.Mode == Staged, Silent: silent,
+			Pod: pp.grant.Pod.UID, Addresses: pp.grant.Addresses, Staged: pp.mode == Staged, Silent: silent,
+			Left: pp.mode == Left,
 		})
 	}
 	for n := range networks {
@@ -146,13 +154,16 @@ func (p plan) config(d Decision, cluster []netip.Prefix) leg.Config {
 	return c
 }
 
-// answered lists by NIC what shall be answered for.
+// answered lists by NIC what shall be answered for. The NICs of addresses that may come are there with an empty list.
 func (p plan) answered() map[string][]netip.Addr {
 	answered := map[string][]netip.Addr{}
 	for _, pp := range p.pods {
 		for _, a := range sortedAddresses(pp.answered) {
-			if pp.answered[a] && pp.plugged {
-				answered[pp.nics[a]] = append(answered[pp.nics[a]], a)
+			switch nic := pp.nics[a]; {
+			case pp.answered[a] && pp.plugged:
+				answered[nic] = append(answered[nic], a)
+			case pp.mode == Staged && answered[nic] == nil:
+				answered[nic] = []netip.Addr{}
 			}
 		}
 	}
@@ -161,7 +172,9 @@ func (p plan) answered() map[string][]netip.Addr {
 
 // report tells the API server's side what came out. applied is the error of the node's kernel.
 func (a *Agent) report(v View, d Decision, p plan, applied error) Report {
-	r := Report{Statuses: map[netip.Addr]Status{}, Pools: map[string]bool{}, Own: d.Own}
+	r := Report{
+		Statuses: map[netip.Addr]Status{}, Pools: map[string]bool{}, Own: d.Own, Agent: floatip.NodeAgent{MACs: d.MACs},
+	}
 	for _, pp := range p.pods {
 		failed := pp.failed
 		if failed == nil {
@@ -173,7 +186,7 @@ func (a *Agent) report(v View, d Decision, p plan, applied error) Report {
 		for _, address := range pp.grant.Addresses {
 			nic := pp.nics[address]
 			r.Statuses[address] = Status{
-				Pod: pp.grant.Pod.Name, Here: pp.grant.Mode == Active,
+				Pod: pp.grant.Pod.Name, Here: pp.mode == Active, Move: pp.session.journey.last(),
 				NATReady:  natCondition(address, pp.state, pp.err),
 				LegReady:  legCondition(failed),
 				Announced: announcedCondition(pp.answered[address] && failed == nil, a.responders.announced(nic, address), nic),

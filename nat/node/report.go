@@ -24,7 +24,9 @@ type Status struct {
 	// Pod is the name of the pod.
 	Pod string
 	// Here: the guest runs on this node, so that the FloatingIP object shall name it.
-	Here                                   bool
+	Here bool
+	// Move is how the guest came here, nil where it was started here or nobody remembers.
+	Move                                   *Move
 	NATReady, LegReady, Announced, GuestUp Condition
 }
 
@@ -48,6 +50,8 @@ type Report struct {
 	Pools map[string]bool
 	// Own are the node's own addresses on the NICs of the pools' networks.
 	Own []netip.Addr
+	// Agent is what the agents of other nodes are to know of this one.
+	Agent floatip.NodeAgent
 }
 
 // left finds the addresses of which the API server must be told that they are here no more.

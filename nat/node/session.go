@@ -33,13 +33,14 @@ func socketPath(kubelet, pod string) string {
 
 // session keeps in touch with one sidecar, for as long as its pod is granted addresses.
 type session struct {
-	path   string
-	log    *slog.Logger
-	wake   func()
-	guests *guests
-	ctx    context.Context // until close
-	cancel context.CancelFunc
-	done   chan struct{}
+	path    string
+	log     *slog.Logger
+	wake    func()
+	guests  *guests
+	ctx     context.Context // until close
+	cancel  context.CancelFunc
+	done    chan struct{}
+	journey journey
 
 	mu    sync.Mutex // guards what follows
 	netns *os.File   // nil until the sidecar was reached for the first time

@@ -18,6 +18,9 @@ type View struct {
 	Machines map[string]Machine
 	// Unknown are UIDs of VirtualMachineInstances that could not be read. What hangs on them stays as it is.
 	Unknown map[string]bool
+	// Peers are other nodes whose agents this one has to do with, because a machine migrates from or to them. One that
+	// could not be read, or has no agent, is absent.
+	Peers map[string]floatip.NodeAgent
 }
 
 // Pod is a pod of this node.
@@ -48,10 +51,29 @@ type Machine struct {
 	VM string
 	// Node is where the guest runs, "" before it was handed to a node.
 	Node string
-	// Target is the pod of the latest live migration, "" where there was none or it failed.
-	Target string
+	// Migration is the latest live migration, the zero Migration where there was none.
+	Migration Migration
+	// MACs are the Ethernet addresses of the guest, as KubeVirt has seen them, in the form of net.HardwareAddr.String.
+	// Empty: it did not say yet.
+	MACs []string
 	// Pods are the UIDs of the pods that KubeVirt made for the machine. Empty: it did not say yet.
 	Pods []string
+}
+
+// Migration is a live migration of a machine, from the moment at which KubeVirt has a pod for it.
+type Migration struct {
+	SourceNode, TargetNode string
+	// TargetPod is the name of the pod that was made to receive the guest.
+	TargetPod string
+	// Arrived: the guest runs on the target, says virt-handler there.
+	Arrived bool
+	// Failed: it was given up, and the guest is where it was.
+	Failed bool
+}
+
+// leaves reports whether the guest is on its way from the node self to another one.
+func (m Migration) leaves(self string) bool {
+	return m.SourceNode == self && m.TargetNode != "" && m.TargetNode != self && !m.Failed
 }
 
 // Held is a FloatingIP object.

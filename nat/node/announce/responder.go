@@ -47,6 +47,13 @@ type Responder struct {
 type held struct {
 	schedule  schedule
 	announced bool
+	// known: an earlier agent has announced it, and the next announcement may wait.
+	known bool
+}
+
+// knownSchedule is that of an address whose announcements are over, until the next refresh.
+func knownSchedule(now time.Time) schedule {
+	return schedule{since: now.Add(-burst[len(burst)-1]), sent: len(burst)}
 }
 
 // Figures counts what a Responder did.
@@ -62,6 +69,11 @@ func (r *Responder) Figures() Figures {
 func (r *Responder) Set(addresses []netip.Addr) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.set(addresses)
+}
+
+// set is Set under the lock.
+func (r *Responder) set(addresses []netip.Addr) {
 	now, next := time.Now(), make(map[netip.Addr]*held, len(addresses))
 	changed := len(addresses) != len(r.addresses)
 	for _, a := range addresses {
@@ -75,6 +87,50 @@ func (r *Responder) Set(addresses []netip.Addr) {
 		// A socket that cannot be woken is broken, which its reader will find out.
 		_ = r.socket.wake()
 	}
+}
+
+// Resume is Set for addresses that an earlier agent of this node has announced: they are answered for at once, and
+// announced at the next refresh only. The agent may have been away while one of them moved to another node, where an
+// announcement would take it from.
+func (r *Responder) Resume(addresses []netip.Addr) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.addresses = make(map[netip.Addr]*held, len(addresses))
+	for _, a := range addresses {
+		r.addresses[a] = &held{schedule: knownSchedule(time.Now()), announced: true, known: true}
+	}
+}
+
+// Add answers for one more address, which is announced at once.
+func (r *Responder) Add(a netip.Addr) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.set(append(r.without(a), a))
+}
+
+// Drop answers for one address no more, from when it returns.
+func (r *Responder) Drop(a netip.Addr) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.set(r.without(a))
+}
+
+// Addresses lists what is answered for.
+func (r *Responder) Addresses() []netip.Addr {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.without(netip.Addr{})
+}
+
+// without lists the addresses but for a.
+func (r *Responder) without(a netip.Addr) []netip.Addr {
+	list := make([]netip.Addr, 0, len(r.addresses)+1)
+	for other := range r.addresses {
+		if other != a {
+			list = append(list, other)
+		}
+	}
+	return list
 }
 
 // Announced reports whether address was announced since it was set, on a NIC that has a carrier.
@@ -161,6 +217,10 @@ func (r *Responder) install(s *socket) {
 	r.socket = s
 	now := time.Now()
 	for _, h := range r.addresses {
+		if h.known && s != nil { // the first socket since Resume
+			h.known = false
+			continue
+		}
 		*h = held{schedule: schedule{since: now}}
 	}
 }

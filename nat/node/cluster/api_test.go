@@ -283,12 +283,13 @@ func podOn(nodeName string, vmi types.UID) *corev1.Pod {
 func TestMachineDecodes(t *testing.T) {
 	text := `{"apiVersion":"kubevirt.io/v1","kind":"VirtualMachineInstance","metadata":{"name":"web","namespace":"prod"},
 	  "spec":{"domain":{"devices":{"novelty":[1,2]}}},
-	  "status":{"activePods":{"p1":"n1"},"migrationState":{"targetPod":"b","failed":true,"completed":true}}}`
+	  "status":{"activePods":{"p1":"n1"},"migrationState":{"targetPod":"b","failed":true,"completed":true},
+	  "interfaces":[{"mac":"52:54:00:aa:bb:cc","name":"default"}]}}`
 	var m machine
 	if err := json.Unmarshal([]byte(text), &m); err != nil {
 		t.Fatal(err)
 	}
-	want := machineStatus{MigrationState: &migrationState{TargetPod: "b", Failed: true}, ActivePods: map[types.UID]string{"p1": "n1"}}
+	want := machineStatus{MigrationState: &migrationState{TargetPod: "b", Failed: true}, Interfaces: []guestInterface{{MAC: "52:54:00:aa:bb:cc"}}, ActivePods: map[types.UID]string{"p1": "n1"}}
 	if diff := cmp.Diff(want, m.Status); diff != "" {
 		t.Errorf("status (-want +got):\n%s", diff)
 	}

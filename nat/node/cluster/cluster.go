@@ -32,9 +32,11 @@ type Cluster struct {
 
 	core, kubevirt, floatip rest.Interface
 
-	pods, machines, addresses, pools, nodes informer
-	lookups                                 *lookups
-	reports                                 mailbox
+	pods, machines, arriving, addresses, pools, nodes informer
+	// others are machines that run elsewhere, peers the agents that this one has to do with.
+	others  *lookups[wantedMachine, node.Machine]
+	peers   *lookups[string, floatip.NodeAgent]
+	reports mailbox
 }
 
 // informer is a watch with its store.
@@ -64,7 +66,8 @@ func New(config *rest.Config, nodeName string, wake func(), log *slog.Logger) (*
 		}
 	}
 	c.watchAll()
-	c.lookups = newLookups(c.kubevirt, wake)
+	c.others = newLookups(askMachine(c.kubevirt), wake)
+	c.peers = newLookups(askAgent(c.core), wake)
 	return c, nil
 }
 
@@ -84,11 +87,14 @@ func (c *Cluster) watchAll() {
 	byName := func(field string) func(*metav1.ListOptions) {
 		return func(o *metav1.ListOptions) { o.FieldSelector = fields.OneTermEqualSelector(field, c.node).String() }
 	}
-	byLabel := func(o *metav1.ListOptions) { o.LabelSelector = nodeLabel + "=" + c.node }
+	byLabel := func(label string) func(*metav1.ListOptions) {
+		return func(o *metav1.ListOptions) { o.LabelSelector = label + "=" + c.node }
+	}
 	all := func(*metav1.ListOptions) {}
 	c.pods = c.watch(c.core, "pods", &corev1.Pod{}, byName("spec.nodeName"))
 	c.nodes = c.watch(c.core, "nodes", &corev1.Node{}, byName("metadata.name"))
-	c.machines = c.watch(c.kubevirt, "virtualmachineinstances", &machine{}, byLabel)
+	c.machines = c.watch(c.kubevirt, "virtualmachineinstances", &machine{}, byLabel(nodeLabel))
+	c.arriving = c.watch(c.kubevirt, "virtualmachineinstances", &machine{}, byLabel(targetLabel))
 	c.addresses = c.watch(c.floatip, "floatingips", &v1alpha1.FloatingIP{}, all)
 	c.pools = c.watch(c.floatip, "floatingippools", &v1alpha1.FloatingIPPool{}, all)
 }
@@ -104,7 +110,8 @@ func (c *Cluster) watch(client rest.Interface, resource string, object runtime.O
 			UpdateFunc: func(any, any) { c.wake() },
 			DeleteFunc: func(o any) {
 				if m, ok := o.(*machine); ok {
-					c.lookups.forget(string(m.UID)) // it moved, or it is gone
+					// It moved, or it is gone.
+					c.others.forget(func(w wantedMachine) bool { return w.uid == string(m.UID) })
 				}
 				c.wake()
 			},
@@ -123,13 +130,14 @@ func (c *Cluster) Run(ctx context.Context) error {
 			c.wake()
 		}
 	}()
-	go c.lookups.run(ctx)
+	go c.others.run(ctx)
+	go c.peers.run(ctx)
 	c.write(ctx)
 	return nil
 }
 
 func (c *Cluster) informers() []informer {
-	return []informer{c.pods, c.machines, c.addresses, c.pools, c.nodes}
+	return []informer{c.pods, c.machines, c.arriving, c.addresses, c.pools, c.nodes}
 }
 
 func (c *Cluster) synced() bool {
@@ -148,7 +156,7 @@ func (c *Cluster) View() (node.View, bool) {
 	}
 	v := node.View{
 		Addresses: map[netip.Addr]node.Held{}, Pools: map[string]node.Pool{}, Machines: map[string]node.Machine{},
-		Unknown: map[string]bool{},
+		Unknown: map[string]bool{}, Peers: map[string]floatip.NodeAgent{},
 	}
 	for _, o := range c.addresses.store.List() {
 		if a, held, ok := heldOf(o.(*v1alpha1.FloatingIP)); ok {
@@ -161,18 +169,23 @@ func (c *Cluster) View() (node.View, bool) {
 			v.Pools[p.Name] = p
 		}
 	}
-	for _, o := range c.machines.store.List() {
-		m := machineOf(o.(*machine))
-		v.Machines[m.UID] = m
+	// The node's own machines come last: when a migration ends, both watches have the machine for a moment, and this one
+	// says where it runs.
+	for _, i := range []informer{c.arriving, c.machines} {
+		for _, o := range i.store.List() {
+			m := machineOf(o.(*machine))
+			v.Machines[m.UID] = m
+		}
 	}
 	c.addPods(&v)
+	c.addPeers(&v)
 	return v, true
 }
 
 // addPods adds the pods with a description, and the machines behind them that do not run here: those of pods that a
 // guest is about to enter, or has left.
 func (c *Cluster) addPods(v *node.View) {
-	wanted := map[string]wantedMachine{}
+	wanted := map[wantedMachine]bool{}
 	for _, o := range c.pods.store.List() {
 		p := o.(*corev1.Pod)
 		if _, ours := p.Annotations[floatip.AnnotationNAT]; !ours {
@@ -184,14 +197,14 @@ func (c *Cluster) addPods(v *node.View) {
 		if _, here := v.Machines[uid]; here || uid == "" || pod.Final {
 			continue
 		}
-		wanted[uid] = wantedMachine{namespace: pod.Namespace, name: pod.Machine.Name}
+		wanted[wantedMachine{uid, pod.Namespace, pod.Machine.Name}] = true
 	}
-	for uid, answer := range c.lookups.answers(wanted) {
+	for w, answer := range c.others.answers(wanted) {
 		switch {
 		case answer == nil:
-			v.Unknown[uid] = true
-		case answer.UID == uid:
-			v.Machines[uid] = *answer
+			v.Unknown[w.uid] = true
+		case answer.UID == w.uid:
+			v.Machines[w.uid] = *answer
 		}
 	}
 }

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -53,8 +54,16 @@ func machineOf(m *machine) node.Machine {
 	out := node.Machine{
 		Namespace: m.Namespace, Name: m.Name, UID: string(m.UID), VM: controllerOf(m, vmKind).UID, Node: m.Labels[nodeLabel],
 	}
-	if s := m.Status.MigrationState; s != nil && !s.Failed {
-		out.Target = s.TargetPod
+	if s := m.Status.MigrationState; s != nil {
+		out.Migration = node.Migration{
+			SourceNode: s.SourceNode, TargetNode: s.TargetNode, TargetPod: s.TargetPod, Arrived: s.DomainReady != nil,
+			Failed: s.Failed,
+		}
+	}
+	for _, i := range m.Status.Interfaces {
+		if mac, err := net.ParseMAC(i.MAC); err == nil {
+			out.MACs = append(out.MACs, mac.String())
+		}
 	}
 	for uid := range m.Status.ActivePods {
 		out.Pods = append(out.Pods, string(uid))
@@ -130,8 +139,10 @@ func strip(object any) (any, error) {
 		out := &corev1.Node{ObjectMeta: metav1.ObjectMeta{
 			Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion, Labels: o.Labels,
 		}}
-		if own := o.Annotations[floatip.AnnotationProviderAddresses]; own != "" {
-			out.Annotations = map[string]string{floatip.AnnotationProviderAddresses: own}
+		for _, key := range []string{floatip.AnnotationProviderAddresses, floatip.AnnotationAgent} {
+			if text := o.Annotations[key]; text != "" {
+				metav1.SetMetaDataAnnotation(&out.ObjectMeta, key, text)
+			}
 		}
 		return out, nil
 	case metav1.Object:

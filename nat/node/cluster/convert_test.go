@@ -116,16 +116,21 @@ func TestMachines(t *testing.T) {
 				APIVersion: "kubevirt.io/v1", Kind: vmKind, Name: "web", UID: "vm-1", Controller: &yes,
 			}},
 		},
-		Status: machineStatus{MigrationState: &migrationState{TargetPod: "b"}},
+		Status: machineStatus{
+			MigrationState: &migrationState{SourceNode: "n1", TargetNode: "n2", TargetPod: "b"},
+			Interfaces:     []guestInterface{{MAC: "52:54:00:AA:BB:CC"}, {MAC: ""}},
+		},
 	}
 	m.Status.ActivePods = map[types.UID]string{"p2": "n2", "p1": "n1"}
 	want := node.Machine{
-		Namespace: "prod", Name: "web", UID: "vmi-1", VM: "vm-1", Node: "n1", Target: "b", Pods: []string{"p1", "p2"},
+		Namespace: "prod", Name: "web", UID: "vmi-1", VM: "vm-1", Node: "n1", Pods: []string{"p1", "p2"},
+		MACs: []string{"52:54:00:aa:bb:cc"}, Migration: node.Migration{SourceNode: "n1", TargetNode: "n2", TargetPod: "b"},
 	}
 	if diff := cmp.Diff(want, machineOf(m.DeepCopyObject().(*machine))); diff != "" {
 		t.Errorf("machine (-want +got):\n%s", diff)
 	}
-	m.Status.MigrationState.Failed, want.Target = true, ""
+	m.Status.MigrationState.Failed, want.Migration.Failed = true, true
+	m.Status.MigrationState.DomainReady, want.Migration.Arrived = &metav1.Time{Time: time.Unix(1, 0)}, true
 	if diff := cmp.Diff(want, machineOf(m)); diff != "" {
 		t.Errorf("machine after a failed migration (-want +got):\n%s", diff)
 	}

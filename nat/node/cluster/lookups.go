@@ -5,11 +5,6 @@ import (
 	"reflect"
 	"sync"
 	"time"
-
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/client-go/rest"
-
-	"floatip.io/floatip/nat/node"
 )
 
 const (
@@ -19,47 +14,45 @@ const (
 	lookupEvery = 500 * time.Millisecond
 )
 
-type wantedMachine struct{ namespace, name string }
-
-// lookups asks for single VirtualMachineInstances that no watch of this node covers. They are few: a watch of all of
-// them on every node would cost the API server more.
-type lookups struct {
-	client rest.Interface
-	wake   func()
-	poke   chan struct{} // capacity 1
+// lookups asks for single objects that no watch of this node covers. They are few: a watch of all of them on every node
+// would cost the API server more.
+type lookups[Q comparable, A any] struct {
+	// ask gets one object, or the zero A for one that does not exist.
+	ask  func(context.Context, Q) (A, error)
+	wake func()
+	poke chan struct{} // capacity 1
 
 	mu      sync.Mutex // guards what follows
-	wanted  map[string]wantedMachine
-	results map[string]lookup
+	wanted  map[Q]bool
+	results map[Q]lookup[A]
 }
 
-type lookup struct {
-	machine node.Machine // the zero Machine: it does not exist
-	at      time.Time
+type lookup[A any] struct {
+	answer A
+	at     time.Time
 }
 
-func newLookups(client rest.Interface, wake func()) *lookups {
-	return &lookups{client: client, wake: wake, poke: make(chan struct{}, 1), results: map[string]lookup{}}
+func newLookups[Q comparable, A any](ask func(context.Context, Q) (A, error), wake func()) *lookups[Q, A] {
+	return &lookups[Q, A]{ask: ask, wake: wake, poke: make(chan struct{}, 1), results: map[Q]lookup[A]{}}
 }
 
-// answers returns what is known about the wanted machines by UID: nil where nothing is known yet, the zero Machine
-// where it does not exist. It does not wait; wake is called when an answer changed.
-func (l *lookups) answers(wanted map[string]wantedMachine) map[string]*node.Machine {
+// answers returns what is known about the wanted objects: nil where nothing is known yet, the zero A where it does not
+// exist. It does not wait; wake is called when an answer changed.
+func (l *lookups[Q, A]) answers(wanted map[Q]bool) map[Q]*A {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.wanted = wanted
-	out := make(map[string]*node.Machine, len(wanted))
-	for uid := range wanted {
-		if r, ok := l.results[uid]; ok {
-			m := r.machine
-			out[uid] = &m
+	out := make(map[Q]*A, len(wanted))
+	for q := range wanted {
+		if r, ok := l.results[q]; ok {
+			out[q] = &r.answer
 		} else {
-			out[uid] = nil
+			out[q] = nil
 		}
 	}
-	for uid := range l.results {
-		if _, ok := wanted[uid]; !ok {
-			delete(l.results, uid)
+	for q := range l.results {
+		if !wanted[q] {
+			delete(l.results, q)
 		}
 	}
 	if len(wanted) > 0 {
@@ -71,13 +64,18 @@ func (l *lookups) answers(wanted map[string]wantedMachine) map[string]*node.Mach
 	return out
 }
 
-func (l *lookups) forget(uid string) {
+// forget drops the answers to questions that match, so that they are asked anew.
+func (l *lookups[Q, A]) forget(match func(Q) bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	delete(l.results, uid)
+	for q := range l.results {
+		if match(q) {
+			delete(l.results, q)
+		}
+	}
 }
 
-func (l *lookups) run(ctx context.Context) {
+func (l *lookups[Q, A]) run(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
@@ -95,40 +93,35 @@ func (l *lookups) run(ctx context.Context) {
 }
 
 // due asks for what is missing or old, and reports whether anything is wanted at all.
-func (l *lookups) due(ctx context.Context) bool {
+func (l *lookups[Q, A]) due(ctx context.Context) bool {
 	l.mu.Lock()
-	questions := map[string]wantedMachine{}
-	for uid, w := range l.wanted {
-		if r, ok := l.results[uid]; !ok || time.Since(r.at) > fresh {
-			questions[uid] = w
+	var questions []Q
+	for q := range l.wanted {
+		if r, ok := l.results[q]; !ok || time.Since(r.at) > fresh {
+			questions = append(questions, q)
 		}
 	}
 	any := len(l.wanted) > 0
 	l.mu.Unlock()
-	for uid, w := range questions {
-		l.ask(ctx, uid, w)
+	for _, q := range questions {
+		l.askOne(ctx, q)
 	}
 	return any
 }
 
-func (l *lookups) ask(ctx context.Context, uid string, w wantedMachine) {
+// askOne keeps the last answer when the API server is away.
+func (l *lookups[Q, A]) askOne(ctx context.Context, q Q) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	var m machine
-	err := l.client.Get().Namespace(w.namespace).Resource("virtualmachineinstances").Name(w.name).Do(ctx).Into(&m)
-	found := node.Machine{}
-	switch {
-	case apierrors.IsNotFound(err):
-	case err != nil:
-		return // the API server is away; the last answer stays
-	case string(m.UID) == uid:
-		found = machineOf(&m)
+	found, err := l.ask(ctx, q)
+	if err != nil {
+		return
 	}
 	l.mu.Lock()
-	old, known := l.results[uid]
-	l.results[uid] = lookup{found, time.Now()}
+	old, known := l.results[q]
+	l.results[q] = lookup[A]{found, time.Now()}
 	l.mu.Unlock()
-	if !known || !reflect.DeepEqual(old.machine, found) {
+	if !known || !reflect.DeepEqual(old.answer, found) {
 		l.wake()
 	}
 }

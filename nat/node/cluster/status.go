@@ -205,7 +205,7 @@ func (c *Cluster) writeNode(ctx context.Context, r node.Report) error {
 	if err != nil || !exists {
 		return err
 	}
-	labels, annotations := labelChanges(o.(*corev1.Node).Labels, r.Pools), ownChanges(o.(*corev1.Node).Annotations, r.Own)
+	labels, annotations := labelChanges(o.(*corev1.Node).Labels, r.Pools), nodeChanges(o.(*corev1.Node).Annotations, r)
 	changes := map[string]any{}
 	if len(labels) > 0 { // null would stand for the removal of all of them (RFC 7386)
 		changes["labels"] = labels
@@ -230,18 +230,25 @@ func (c *Cluster) writeNode(ctx context.Context, r node.Report) error {
 	return nil
 }
 
-// ownChanges returns what a merge patch has to set so that the node shows its own provider addresses. While a NIC is gone
-// what was shown stays: the addresses are the node's when the NIC is back.
-func ownChanges(have map[string]string, own []netip.Addr) map[string]any {
+// nodeChanges returns what a merge patch has to set so that the node shows its own provider addresses and its agent.
+// While a NIC is gone what was shown of it stays: the addresses are the node's when the NIC is back.
+func nodeChanges(have map[string]string, r node.Report) map[string]any {
+	changes := map[string]any{}
 	var texts []string
-	for _, a := range own {
+	for _, a := range r.Own {
 		texts = append(texts, a.String())
 	}
-	want := strings.Join(texts, ",")
-	if want == "" || have[floatip.AnnotationProviderAddresses] == want {
-		return nil
+	if want := strings.Join(texts, ","); want != "" && have[floatip.AnnotationProviderAddresses] != want {
+		changes[floatip.AnnotationProviderAddresses] = want
 	}
-	return map[string]any{floatip.AnnotationProviderAddresses: want}
+	agent := r.Agent
+	if len(agent.MACs) == 0 {
+		agent.MACs = agentOf(have[floatip.AnnotationAgent]).MACs
+	}
+	if want, err := json.Marshal(agent); err == nil && string(want) != "{}" && have[floatip.AnnotationAgent] != string(want) {
+		changes[floatip.AnnotationAgent] = string(want)
+	}
+	return changes
 }
 
 // labelChanges returns what a merge patch has to set, nil for a label that goes.

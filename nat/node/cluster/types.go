@@ -1,6 +1,8 @@
 package cluster
 
 import (
+	"slices"
+
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -18,6 +20,8 @@ const (
 
 	// nodeLabel of a VirtualMachineInstance is the node that its guest runs on.
 	nodeLabel = "kubevirt.io/nodeName"
+	// targetLabel of a VirtualMachineInstance is the node that its guest migrates to, while it does.
+	targetLabel = "kubevirt.io/migrationTargetNodeName"
 	// migrationLabel marks a pod that was made to receive a migration. It stays for the pod's whole life.
 	migrationLabel = "kubevirt.io/migrationJobUID"
 	// arrivedAnnotation is put on the receiving pod when the guest runs in it (pkg/virt-controller/watch/migration).
@@ -40,11 +44,20 @@ type machineStatus struct {
 	MigrationState *migrationState `json:"migrationState,omitempty"`
 	// ActivePods are the pods that KubeVirt made for the machine: UID to node.
 	ActivePods map[types.UID]string `json:"activePods,omitempty"`
+	Interfaces []guestInterface     `json:"interfaces,omitempty"`
 }
 
 type migrationState struct {
-	TargetPod string `json:"targetPod,omitempty"`
-	Failed    bool   `json:"failed,omitempty"`
+	SourceNode string `json:"sourceNode,omitempty"`
+	TargetNode string `json:"targetNode,omitempty"`
+	TargetPod  string `json:"targetPod,omitempty"`
+	Failed     bool   `json:"failed,omitempty"`
+	// DomainReady is set by virt-handler of the target when the guest runs there.
+	DomainReady *metav1.Time `json:"targetNodeDomainReadyTimestamp,omitempty"`
+}
+
+type guestInterface struct {
+	MAC string `json:"mac,omitempty"`
 }
 
 type machineList struct {
@@ -61,6 +74,7 @@ func (m *machine) DeepCopyObject() runtime.Object {
 		state := *m.Status.MigrationState
 		out.Status.MigrationState = &state
 	}
+	out.Status.Interfaces = slices.Clone(m.Status.Interfaces)
 	out.Status.ActivePods = make(map[types.UID]string, len(m.Status.ActivePods))
 	for uid, node := range m.Status.ActivePods {
 		out.Status.ActivePods[uid] = node

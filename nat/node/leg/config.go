@@ -30,6 +30,9 @@ type Leg struct {
 	Staged bool
 	// Silent legs carry everything, but the kernel does not answer for their addresses: the pod is not ready.
 	Silent bool
+	// Left legs carry nothing any more: their guests are on another node, and what comes for them takes the node's
+	// ordinary routes to the provider network.
+	Left bool
 }
 
 // Config is all that the node shall hold. The zero Config stands for nothing at all.

@@ -111,6 +111,9 @@ func (s *state) addLeg(l Leg, c Config) {
 		}
 		s.neighbours[a] = ether
 		s.guard.Sources[source{name, a}] = struct{}{}
+		if l.Left {
+			continue
+		}
 		s.routes[routeKey{tableOf(l), netip.PrefixFrom(a, a.BitLen())}] = route{Kind: unix.RTN_UNICAST, Dev: Bridge}
 		if !l.Staged && !l.Silent {
 			s.proxies[proxy{n.Interface, a}] = struct{}{}

@@ -23,6 +23,8 @@ type NIC struct {
 	Networks []netip.Prefix
 	// Own are its addresses, without link-local ones.
 	Own []netip.Addr
+	// MAC is its Ethernet address, in the form of net.HardwareAddr.String.
+	MAC string
 }
 
 // Provider says which provider network is looked for.
@@ -48,7 +50,7 @@ func (n *Node) NICs() ([]NIC, error) {
 		a := l.Attrs()
 		names[a.Index] = a.Name
 		if a.Flags&net.FlagLoopback == 0 && a.Name != Bridge && !isPort(a.Name) {
-			nics[a.Index] = &NIC{Name: a.Name, Up: a.Flags&net.FlagUp != 0, MTU: a.MTU}
+			nics[a.Index] = &NIC{Name: a.Name, Up: a.Flags&net.FlagUp != 0, MTU: a.MTU, MAC: a.HardwareAddr.String()}
 		}
 	}
 	for _, l := range links {

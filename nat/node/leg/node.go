@@ -140,6 +140,8 @@ type Holding struct {
 	Answered map[string][]netip.Addr
 	// Ports are the names of the legs' ends on the node.
 	Ports map[string]bool
+	// Active and Staged are the addresses whose packets are led to a leg, with the name of the leg's end on the node.
+	Active, Staged map[netip.Addr]string
 	// Networks are the provider networks that have rules. Their MTU is not known.
 	Networks []Network
 }
@@ -158,11 +160,21 @@ func (h Holding) Answers(a netip.Addr) bool {
 func (n *Node) Holding() (Holding, error) {
 	have, err := n.read()
 	h := Holding{Answered: map[string][]netip.Addr{}, Ports: map[string]bool{}}
+	h.Active, h.Staged = map[netip.Addr]string{}, map[netip.Addr]string{}
 	for p := range have.proxies {
 		h.Answered[p.Dev] = append(h.Answered[p.Dev], p.Address)
 	}
 	for name := range have.ports {
 		h.Ports[name] = true
+	}
+	for k := range have.routes {
+		port := have.fdb[have.neighbours[k.To.Addr()]]
+		switch k.Table {
+		case tableActive:
+			h.Active[k.To.Addr()] = port
+		case tableStaged:
+			h.Staged[k.To.Addr()] = port
+		}
 	}
 	h.Networks = have.networks()
 	return h, err

@@ -54,6 +54,29 @@ func (n *Namespace) Probe(link string, a netip.Addr, wait time.Duration) (string
 	}
 }
 
+// Claim announces an address from the link, as somebody does who takes it.
+func (n *Namespace) Claim(link string, a netip.Addr) {
+	n.t.Helper()
+	own := n.Get(link).Attrs()
+	p, err := arp.NewPacket(arp.OperationRequest, own.HardwareAddr, a, make(net.HardwareAddr, 6), a)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	raw, err := p.MarshalBinary()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.Do(func() error {
+		c, err := packet.Listen(&net.Interface{Index: own.Index}, packet.Datagram, unix.ETH_P_ARP, nil)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_, err = c.WriteTo(raw, &packet.Addr{HardwareAddr: net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}})
+		return err
+	})
+}
+
 // SendMarked sends one UDP packet that carries the mark, from a source address of the namespace.
 func (n *Namespace) SendMarked(mark int, source, address string) {
 	n.t.Helper()

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"time"
 
+	"github.com/mdlayher/packet"
 	"golang.org/x/sys/unix"
 )
 
@@ -65,4 +67,23 @@ func (n *Namespace) Dial(address string, patience time.Duration) (net.Conn, erro
 		return err
 	})
 	return c, err
+}
+
+// AnnounceSelf sends what qemu sends for a guest that has arrived by migration: a RARP request for its own address
+// (qemu net/announce.c, announce_self_create).
+func (n *Namespace) AnnounceSelf(link string) {
+	n.t.Helper()
+	own := n.Get(link).Attrs()
+	everyone := net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+	frame := slices.Concat(everyone, own.HardwareAddr, []byte{0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3},
+		own.HardwareAddr, make([]byte, 4), own.HardwareAddr, make([]byte, 22))
+	n.Do(func() error {
+		c, err := packet.Listen(&net.Interface{Index: own.Index}, packet.Raw, 0, nil)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_, err = c.WriteTo(frame, &packet.Addr{HardwareAddr: everyone})
+		return err
+	})
 }

@@ -52,12 +52,18 @@ func Translate(t testing.TB, p *Pod, addresses ...netip.Addr) {
 		}
 		return nil
 	})
+	Install(t, p, Describe(floatip.Owner{Namespace: "prod", Name: "vm", UID: "u"}, addresses...))
+}
+
+// Install writes the rules that the sidecar makes of a description.
+func Install(t testing.TB, p *Pod, d floatip.PodNAT) {
+	t.Helper()
 	kernel, err := nat.Open(nat.Config{NetNS: int(p.File.Fd())})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer kernel.Close()
-	if err := kernel.Apply(nat.Desired(Describe(floatip.Owner{Namespace: "prod", Name: "vm", UID: "u"}, addresses...))); err != nil {
+	if err := kernel.Apply(nat.Desired(d)); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -32,12 +32,14 @@ var ClusterNetworks = []string{"100.0.0.0/16", "201.0.0.0/24", "fd30::/64", "fd2
 type World struct {
 	t                  testing.TB
 	LAN, Host, Cluster *Namespace
+	nodes              int
 }
 
 // Node is a node of the World.
 type Node struct {
 	*Namespace
-	world *World
+	world  *World
+	number string // the last byte of its addresses
 }
 
 // Pod is a pod with a guest behind a bridge, as KubeVirt's masquerade binding makes it.
@@ -55,6 +57,8 @@ func NewWorld(t testing.TB) *World {
 	w.LAN.Bridge("br", "host")
 	w.Host.Address("eth0", Gateway+"/24", LANHost+"/24", Gateway6+"/64", LANHost6+"/64")
 	w.Host.Address("lo", Beyond+"/32", Beyond6+"/128")
+	w.Cluster.Bridge("green")
+	w.Cluster.Address("green", Peer+"/24", Peer6+"/64")
 	return w
 }
 
@@ -68,12 +72,16 @@ func (w *World) AddNode(number string) *Node {
 	n.Cable("green0", w.Cluster, "g"+number)
 	n.Address("red0", "192.168.100."+number+"/24", "2001:db8:100::"+number+"/64")
 	n.Address("green0", "201.0.0."+number+"/24", "fd20::"+number+"/64")
-	w.Cluster.Address("g"+number, Peer+"/24", Peer6+"/64")
+	w.Cluster.Enslave("green", "g"+number)
 	n.Route("0.0.0.0/0", Peer, "green0")
-	w.Cluster.Route("100.0.0.0/16", "201.0.0."+number, "g"+number)
-	w.Cluster.Route("192.168.100.0/24", "201.0.0."+number, "g"+number)
-	w.Cluster.Route("fd30::/64", "fd20::"+number, "g"+number)
-	w.Cluster.Route(Pool6, "fd20::"+number, "g"+number)
+	if w.nodes++; w.nodes == 1 {
+		// The cluster knows the way to the pods and the pool by the first node; pods of others have routes of their own.
+		w.Cluster.Route("100.0.0.0/16", "201.0.0."+number, "green")
+		w.Cluster.Route("192.168.100.0/24", "201.0.0."+number, "green")
+		w.Cluster.Route("fd30::/64", "fd20::"+number, "green")
+		w.Cluster.Route(Pool6, "fd20::"+number, "green")
+	}
+	n.number = number
 	n.Sysctl("ipv4/ip_forward=1", "ipv6/conf/all/forwarding=1", "ipv4/conf/all/rp_filter=1",
 		"ipv4/conf/red0/rp_filter=1", "ipv4/conf/green0/rp_filter=1")
 	n.settle(Gateway)
@@ -86,7 +94,28 @@ func (w *World) AddNode(number string) *Node {
 // AddPod makes a pod with the address, routed to it, and with a guest.
 func (n *Node) AddPod(name, address string) *Pod {
 	n.t.Helper()
-	p := &Pod{Namespace: NewNamespace(n.t), Guest: NewNamespace(n.t), IP: address}
+	p := n.AddWaitingPod(name, address)
+	p.Guest = NewNamespace(n.t)
+	p.Cable("tap0", p.Guest, "eth0")
+	p.Enslave("k6t-eth0", "tap0")
+	p.Guest.Address("eth0", GuestFixed+"/24", "fd10:0:2::2/120")
+	p.Guest.Route("0.0.0.0/0", "10.0.2.1", "eth0")
+	p.Guest.Route("::/0", "fd10:0:2::1", "eth0")
+	p.Guest.settle("10.0.2.1")
+	p.Guest.settle("fd10:0:2::1")
+	return p
+}
+
+// bridgeMAC is what KubeVirt gives to the bridge in every pod, so that a guest that migrates finds its gateway where it
+// was (pkg/network/setup/netpod/masquerade).
+var bridgeMAC = net.HardwareAddr{2, 0, 0, 0, 0, 0}
+
+// AddWaitingPod makes a pod whose bridge has no guest yet: the target of a migration.
+func (n *Node) AddWaitingPod(name, address string) *Pod {
+	n.t.Helper()
+	p := &Pod{Namespace: NewNamespace(n.t), IP: address}
+	n.world.Cluster.Route(address+"/32", "201.0.0."+n.number, "green")
+	n.world.Cluster.Route(podAddress6(address)+"/128", "fd20::"+n.number, "green")
 	n.Cable("cali"+name, p.Namespace, "eth0")
 	p.Address("eth0", address+"/32")
 	p.Route("0.0.0.0/0", "169.254.1.1", "eth0")
@@ -97,18 +126,26 @@ func (n *Node) AddPod(name, address string) *Pod {
 	p.Route("::/0", "fe80::ca11", "eth0")
 	n.Route(podAddress6(address)+"/128", "", "cali"+name)
 	n.Sysctl("ipv4/conf/cali"+name+"/proxy_arp=1", "ipv4/neigh/cali"+name+"/proxy_delay=0")
-	p.Cable("tap0", p.Guest, "eth0")
-	p.Bridge("k6t-eth0", "tap0")
+	p.Bridge("k6t-eth0")
+	if err := p.Link.LinkSetHardwareAddr(p.Get("k6t-eth0"), bridgeMAC); err != nil {
+		n.t.Fatalf("address of the bridge: %v", err)
+	}
 	p.Address("k6t-eth0", "10.0.2.1/24", "fd10:0:2::1/120")
 	p.Sysctl("ipv4/ip_forward=1", "ipv6/conf/all/forwarding=1", "ipv4/conf/eth0/rp_filter=1", "ipv4/conf/all/rp_filter=1")
-	p.Guest.Address("eth0", GuestFixed+"/24", "fd10:0:2::2/120")
-	p.Guest.Route("0.0.0.0/0", "10.0.2.1", "eth0")
-	p.Guest.Route("::/0", "fd10:0:2::1", "eth0")
-	p.Guest.settle("10.0.2.1")
-	p.Guest.settle("fd10:0:2::1")
 	n.settle(address)
 	n.settle(podAddress6(address))
 	return p
+}
+
+// Receive moves the guest of another pod into this one, with its addresses and its open connections. It is paused while
+// its cable is in nobody's bridge. Nothing is heard of it before it speaks.
+func (p *Pod) Receive(from *Pod) {
+	p.t.Helper()
+	if err := from.Link.LinkSetNsFd(from.Get("tap0"), int(p.File.Fd())); err != nil {
+		p.t.Fatalf("move the guest: %v", err)
+	}
+	p.Guest, from.Guest = from.Guest, nil
+	p.Enslave("k6t-eth0", "tap0")
 }
 
 // podAddress6 returns the IPv6 address of the pod with this IPv4 address: fd30::5 beside 100.0.0.5.

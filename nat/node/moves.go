@@ -1,0 +1,228 @@
+package node
+
+import (
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"floatip.io/floatip/nat/node/arrival"
+	"floatip.io/floatip/nat/node/leg"
+)
+
+// Trigger is what told the node that a guest had arrived.
+type Trigger string
+
+const (
+	// FirstFrame: the guest was heard in the pod.
+	FirstFrame Trigger = "FirstFrame"
+	// KubeVirt: virt-handler or virt-controller said so in the API server.
+	KubeVirt Trigger = "KubeVirt"
+)
+
+// Move is a live migration that has brought a guest here.
+type Move struct {
+	// From is the node that it came from.
+	From    string
+	At      time.Time
+	Trigger Trigger
+}
+
+// journey is what a session knows of its guest's coming and going before the API server says it. Its lock is held for
+// moments only, other than the session's: a move waits for nobody.
+type journey struct {
+	mu      sync.Mutex // guards what follows
+	begun   bool       // what the kernel holds was looked at
+	waiting bool       // somebody listens for the guest
+	from    string     // the node that a staged pod's guest shall come from
+	arrived time.Time  // when the guest was first heard
+	yielded bool       // another node has announced the addresses
+	ready   map[netip.Addr]string
+	move    *Move
+}
+
+// seen is the mode of the pod: that of the grant, or what the journey or the kernel knows better.
+func (j *journey) seen(g Grant, port string, holding leg.Holding) Mode {
+	if g.Provisional {
+		return provisionalMode(g, port, holding)
+	}
+	j.begin(g, port, holding)
+	return j.mode(g)
+}
+
+// begin takes over what an earlier agent has decided: the kernel holds it.
+func (j *journey) begin(g Grant, port string, holding leg.Holding) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.begun {
+		return
+	}
+	j.begun = true
+	active := false
+	for _, a := range g.Addresses {
+		active = active || holding.Active[a] == port
+	}
+	switch {
+	case g.Mode == Staged && active:
+		j.arrived = time.Now()
+	case g.Mode == Active && g.To != "" && holding.Ports[port] && !active:
+		j.yielded = true
+	}
+}
+
+// mode is the mode of the grant as far as the journey knows better.
+func (j *journey) mode(g Grant) Mode {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	switch {
+	case g.Mode == Staged && j.arrived.IsZero():
+		j.from = g.From
+		return Staged
+	case g.Mode == Active && g.To != "" && j.yielded:
+		return Left
+	case g.Mode == Left:
+		return Left
+	}
+	if g.To == "" {
+		j.yielded = false // the migration was given up, and the guest is still here
+	}
+	if j.from != "" && j.move == nil {
+		j.move = &Move{From: j.from, At: j.arrived, Trigger: FirstFrame}
+		if j.arrived.IsZero() {
+			j.move.At, j.move.Trigger = time.Now(), KubeVirt
+		}
+	}
+	return Active
+}
+
+// provisionalMode is that of a pod whose machine is not known at the moment: the kernel's.
+func provisionalMode(g Grant, port string, holding leg.Holding) Mode {
+	for _, a := range g.Addresses {
+		switch port {
+		case holding.Active[a]:
+			return Active
+		case holding.Staged[a]:
+			return Staged
+		}
+	}
+	return Left
+}
+
+// leave notes that another node has taken the addresses over.
+func (j *journey) leave() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.yielded = true
+}
+
+// prepare says what shall be answered for as soon as the guest arrives, and on which NICs.
+func (j *journey) prepare(ready map[netip.Addr]string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.ready = ready
+}
+
+// arrive notes the first frame and returns what was prepared for it.
+func (j *journey) arrive(at time.Time) map[netip.Addr]string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.arrived = at
+	return j.ready
+}
+
+func (j *journey) last() *Move {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.move
+}
+
+// claim reports whether the caller is the one who shall listen.
+func (j *journey) claim() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	first := !j.waiting && j.arrived.IsZero()
+	j.waiting = j.waiting || first
+	return first
+}
+
+func (j *journey) unclaim() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.waiting = false
+}
+
+// expect prepares for the guest of a staged pod, and has somebody listen for it.
+func (a *Agent) expect(pp *podPlan) {
+	ready := map[netip.Addr]string{}
+	for address, nic := range pp.nics {
+		if pp.plugged && pp.failed == nil && translates(pp.state, address) {
+			ready[address] = nic
+		}
+	}
+	s := pp.session
+	s.journey.prepare(ready)
+	if !s.journey.claim() {
+		return
+	}
+	ns, err := s.duplicate()
+	if err != nil {
+		s.journey.unclaim() // reaching the sidecar brings another round
+		return
+	}
+	go func() {
+		defer ns.Close()
+		a.await(s, ns, pp.grant)
+	}()
+}
+
+// await lives until the guest arrives, or the session ends. On an arrival the address is announced at once; all else
+// that it calls for is done by the round that follows.
+func (a *Agent) await(s *session, ns *os.File, g Grant) {
+	frame, err := arrival.Await(s.ctx, ns, g.NAT.Interface, g.MACs)
+	if err != nil {
+		s.journey.unclaim()
+		if s.ctx.Err() == nil {
+			s.log.Warn("cannot listen for the guest; it arrives when KubeVirt says so", "reason", err)
+		}
+		return
+	}
+	ready := s.journey.arrive(frame.At)
+	a.responders.take(ready)
+	a.Wake()
+	s.log.Info("the guest has arrived", "from", g.From, "addresses", sortedAddresses(ready), "ethertype", frame.EtherType)
+}
+
+// duplicate returns the pod's namespace for somebody who keeps it.
+func (s *session) duplicate() (ns *os.File, err error) {
+	err = s.inNamespace(func(own *os.File) error {
+		fd, err := unix.FcntlInt(own.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		if err == nil {
+			ns = os.NewFile(uintptr(fd), "netns")
+		}
+		return err
+	})
+	return ns, err
+}
+
+// leaving lists the addresses that may move away, and who may take them.
+func (p plan) leaving(v View) map[netip.Addr]leaving {
+	out := map[netip.Addr]leaving{}
+	for _, pp := range p.pods {
+		if pp.mode != Active || pp.grant.To == "" {
+			continue
+		}
+		for _, a := range pp.grant.Addresses {
+			out[a] = leaving{macs: v.Peers[pp.grant.To].MACs, yielded: pp.session.yielded(a, pp.grant.To)}
+		}
+	}
+	return out
+}
+
+func (s *session) yielded(a netip.Addr, to string) func() {
+	return func() {
+		s.journey.leave()
+		s.log.Info("another node has the address now", "address", a, "node", to)
+	}
+}

@@ -1,0 +1,270 @@
+package node
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"floatip.io/floatip"
+	"floatip.io/floatip/nat/node/nodetest"
+)
+
+// road is two nodes with an agent each, and one guest that can go from one to the other.
+type road struct {
+	t        *testing.T
+	from, to *bench
+	pods     int
+	source   *vm // where the guest is
+	target   *vm // where it may go
+	machine  Machine
+	empty    map[string][]string // what each node holds without any address
+}
+
+// newRoad has the guest on the first of two nodes, reachable.
+func newRoad(t *testing.T) *road {
+	t.Helper()
+	w := nodetest.NewWorld(t)
+	r := &road{t: t, from: newBenchOn(t, w, "10"), to: newBenchOn(t, w, "11"), pods: 1}
+	r.empty = map[string][]string{r.from.name: inventory(t, r.from.node.Namespace), r.to.name: inventory(t, r.to.node.Namespace)}
+	r.source = r.from.addVM(1, fifty.String())
+	r.machine = r.from.view.Machines[r.source.entry.Machine.UID]
+	r.machine.MACs = []string{r.source.Guest.Get("eth0").Attrs().HardwareAddr.String()}
+	for _, b := range []*bench{r.from, r.to} {
+		b.view.Addresses = r.from.view.Addresses
+		for _, other := range []*bench{r.from, r.to} {
+			b.view.Peers[other.name] = floatip.NodeAgent{MACs: []string{other.node.Get("red0").Attrs().HardwareAddr.String()}}
+		}
+		b.start()
+	}
+	r.publish()
+	r.from.awaitReport("ready", ready(fifty.String()))
+	return r
+}
+
+// publish tells both agents of the machine as it is now.
+func (r *road) publish() {
+	for _, b := range []*bench{r.from, r.to} {
+		b.view.Machines = map[string]Machine{r.machine.UID: r.machine}
+		b.view.Pods = slices.Clone(b.view.Pods)
+		b.publish()
+	}
+}
+
+// begin makes a pod on the other node that waits for the guest, as virt-controller does, and returns when that node is
+// prepared.
+func (r *road) begin() {
+	r.t.Helper()
+	r.pods++
+	r.target = r.to.addTarget(r.pods, r.source.entry)
+	r.machine.Migration = Migration{SourceNode: r.from.name, TargetNode: r.to.name, TargetPod: r.target.entry.Name}
+	r.publish()
+	r.to.awaitReport("staged", func(report Report) bool {
+		s, ok := report.Statuses[fifty]
+		return ok && !s.Here && s.LegReady.True && s.NATReady.True
+	})
+}
+
+// addTarget makes a pod that waits for the guest of another one.
+func (b *bench) addTarget(number int, like Pod) *vm {
+	b.t.Helper()
+	v := &vm{entry: like}
+	v.entry.UID, v.entry.Name = uidOf(number), like.Name+"-"+v.entry.UID[len(v.entry.UID)-3:]
+	v.entry.MigrationTarget, v.entry.GuestArrived, v.entry.Created = true, false, int64(number)
+	name := v.entry.UID[len(v.entry.UID)-3:]
+	v.Pod = b.node.AddWaitingPod(name, fmt.Sprintf("100.0.0.%d", number))
+	nodetest.Translate(b.t, v.Pod, fifty)
+	v.sidecar = b.serveSidecar(v.Pod, v.entry.UID, fifty)
+	b.view.Pods = append(b.view.Pods, v.entry)
+	return v
+}
+
+// cut moves the guest and lets qemu announce it there. Until then nobody has said anything to the API server.
+func (r *road) cut() {
+	r.t.Helper()
+	r.target.Receive(r.source.Pod)
+	r.target.Guest.AnnounceSelf("eth0")
+}
+
+// arrived waits until the other node has taken over, without a word of KubeVirt.
+func (r *road) arrived() {
+	r.t.Helper()
+	r.to.awaitReport("arrived", func(report Report) bool {
+		s := report.Statuses[fifty]
+		return s.Here && s.Ready().True && s.Move != nil
+	})
+	r.from.awaitReport("left", func(report Report) bool { s, ok := report.Statuses[fifty]; return ok && !s.Here })
+}
+
+// finish is what KubeVirt says and does afterwards. The guest may go back then.
+func (r *road) finish() {
+	r.t.Helper()
+	r.target.entry.GuestArrived = true
+	r.machine.Migration.Arrived = true
+	r.machine.Node = r.to.name
+	r.from.set(r.source.entry.UID, func(p *Pod) { p.Final = true })
+	r.to.set(r.target.entry.UID, func(p *Pod) { p.GuestArrived = true })
+	r.publish()
+	r.from.awaitReport("gone", func(report Report) bool { return len(report.Statuses) == 0 })
+	r.to.awaitReport("ready", ready(fifty.String()))
+	r.from, r.to, r.source, r.target = r.to, r.from, r.target, nil
+}
+
+func (b *bench) set(uid string, change func(*Pod)) {
+	b.view.Pods = slices.Clone(b.view.Pods)
+	for i := range b.view.Pods {
+		if b.view.Pods[i].UID == uid {
+			change(&b.view.Pods[i])
+		}
+	}
+}
+
+// TestMove: a guest goes to another node and back, several times. Its connections live on, in both directions, and what
+// is left on a node that it has left is nothing.
+func TestMove(t *testing.T) {
+	r := newRoad(t)
+	host := r.from.world.Host
+	streams := []*stream{
+		startStream(t, r.source.Guest, host, fifty.String(), 81),  // from the LAN
+		startStream(t, host, r.source.Guest, nodetest.Beyond, 82), // to a host beyond the gateway
+		startStream(t, r.source.Guest, host, fifty.String(), 83),  // from the LAN, by somebody who knows one node only
+	}
+	udp := startEcho(t, r.source.Guest, host, fifty.String()+":7")
+	for range 3 {
+		end := udp.flow(time.Millisecond)
+		r.begin()
+		began := time.Now()
+		r.cut()
+		r.arrived()
+		for _, s := range streams {
+			s.proceeds(10)
+		}
+		sent, lost := end()
+		t.Logf("reported on both sides after %s; %d of %d UDP packets lost", time.Since(began), lost, sent)
+		r.finish()
+		for _, s := range streams {
+			s.proceeds(10)
+		}
+		if diff := cmp.Diff(r.empty[r.to.name], inventory(t, r.to.node.Namespace)); diff != "" {
+			t.Fatalf("left on the node that the guest has left (-before +after):\n%s", diff)
+		}
+	}
+}
+
+// TestLatePackets: a host that does not hear of the move goes on sending to the old node, which sends it on.
+func TestLatePackets(t *testing.T) {
+	r := newRoad(t)
+	host := r.from.world.Host
+	host.Run("ip neigh replace " + fifty.String() + " lladdr " + r.from.node.Get("red0").Attrs().HardwareAddr.String() +
+		" dev eth0 nud permanent")
+	s := startStream(t, r.source.Guest, host, fifty.String(), 81)
+	r.begin()
+	r.cut()
+	r.arrived()
+	s.proceeds(10)
+	r.finish()
+	s.proceeds(10)
+}
+
+// stream is a TCP connection over which numbered messages go to and fro.
+type stream struct {
+	t    *testing.T
+	conn net.Conn
+	mu   sync.Mutex // guards err and back
+	back uint64     // the last number that came back
+	err  error
+	more chan struct{}
+}
+
+// startStream opens a connection from one namespace to a server in the other and keeps it busy.
+func startStream(t *testing.T, server, client *nodetest.Namespace, address string, port uint16) *stream {
+	t.Helper()
+	l := server.Listen(netip.AddrPortFrom(netip.IPv4Unspecified(), port).String())
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		io.Copy(c, c)
+	}()
+	conn, err := client.Dial(netip.AddrPortFrom(netip.MustParseAddr(address), port).String(), patience)
+	if err != nil {
+		t.Fatalf("connect to %s port %d: %v", address, port, err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	s := &stream{t: t, conn: conn, more: make(chan struct{}, 1)}
+	go s.talk()
+	s.proceeds(3)
+	return s
+}
+
+// talk sends the next number when the last one has come back, or a millisecond later.
+func (s *stream) talk() {
+	var number, buf [8]byte
+	for n := uint64(1); ; n++ {
+		binary.BigEndian.PutUint64(number[:], n)
+		if _, err := s.conn.Write(number[:]); err != nil {
+			s.fail(err)
+			return
+		}
+		if _, err := io.ReadFull(s.conn, buf[:]); err != nil {
+			s.fail(err)
+			return
+		}
+		if buf != number {
+			s.fail(errors.New("another number came back"))
+			return
+		}
+		s.mu.Lock()
+		s.back = n
+		s.mu.Unlock()
+		select {
+		case s.more <- struct{}{}:
+		default:
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func (s *stream) fail(err error) {
+	s.mu.Lock()
+	s.err = err
+	s.mu.Unlock()
+	select {
+	case s.more <- struct{}{}:
+	default:
+	}
+}
+
+// proceeds wants so many more messages to come back.
+func (s *stream) proceeds(messages uint64) {
+	s.t.Helper()
+	s.mu.Lock()
+	from := s.back
+	s.mu.Unlock()
+	for timeout := time.After(patience); ; {
+		s.mu.Lock()
+		back, err := s.back, s.err
+		s.mu.Unlock()
+		if err != nil {
+			s.t.Fatalf("the stream broke after %d messages: %v", back, err)
+		}
+		if back >= from+messages {
+			return
+		}
+		select {
+		case <-s.more:
+		case <-timeout:
+			s.t.Fatalf("the stream stands still at message %d", back)
+		}
+	}
+}
