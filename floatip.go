@@ -49,10 +49,18 @@ const AnnotationAgent = "floatip.io/agent"
 
 // NodeAgent is what a node agent tells the agents of other nodes about itself.
 type NodeAgent struct {
-	// MACs are the Ethernet addresses of the node's provider NICs, in the form "02:00:00:00:00:01". One of them that
-	// announces an address which migrates there takes it over; it is no conflict.
+	// MACs are the Ethernet addresses of the node's provider NICs, in the form "02:00:00:00:00:01". What they announce is
+	// no conflict, and a move if the address migrates there.
 	MACs []string `json:"macs,omitempty"`
 }
+
+// Reasons of a condition ConflictFree that is false. The node agent writes them, and the webhook acts on the first.
+const (
+	// ReasonAddressTaken: another host has the address. It is not used here before that is over.
+	ReasonAddressTaken = "AddressTaken"
+	// ReasonAddressContested: the address is in use here and another host claims it too. It is defended.
+	ReasonAddressContested = "AddressContested"
+)
 
 // Names that the webhook writes into a virt-launcher pod and that the sidecar and the node agent rely on.
 const (

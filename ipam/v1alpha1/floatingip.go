@@ -34,7 +34,11 @@ const (
 	ConditionAnnounced = "Announced"
 	// ConditionGuestUp: the guest has taken its fixed address, as the pod's kernel heard by ARP or neighbour discovery.
 	ConditionGuestUp = "GuestUp"
-	// ConditionReady: all of the above.
+	// ConditionConflictFree: no other host on the provider network has the address. When it is False with the reason
+	// AddressTaken the address is not used; with AddressContested it is in use and defended. The message names the other
+	// host's Ethernet address and the NIC.
+	ConditionConflictFree = "ConflictFree"
+	// ConditionReady: all of the above; an address that is contested is still Ready.
 	ConditionReady = "Ready"
 	// ConditionFirewallReady: the description of the pod's firewall says all that NetworkPolicies, allow list and pool
 	// say. When it is False, something of them could not be translated and admits nothing; the message says what. Set by
@@ -94,7 +98,7 @@ type FloatingIPStatus struct {
 	//
 	// +optional
 	Pod string `json:"pod,omitempty"`
-	// Conditions: NATReady, LegReady, Announced, GuestUp, Ready, FirewallReady, Disputed.
+	// Conditions: ConflictFree, NATReady, LegReady, Announced, GuestUp, Ready, FirewallReady, Disputed.
 	//
 	// +optional
 	// +listType=map

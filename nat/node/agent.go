@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"floatip.io/floatip/nat/node/announce"
 	"floatip.io/floatip/nat/node/leg"
 )
 
@@ -47,6 +48,8 @@ type Options struct {
 	// Sysctls is /proc/sys/net or where it is mounted writable.
 	Sysctls string
 	Log     *slog.Logger
+	// Timing of probes and defences. The zero Timing stands for announce.DefaultTiming.
+	Timing announce.Timing
 }
 
 // Agent is the loop. It is used by one goroutine, except for Wake.
@@ -59,6 +62,7 @@ type Agent struct {
 	kernel     *leg.Node
 	sessions   map[string]*session // by pod UID
 	responders *responders
+	tests      tests
 	refused    map[Refusal]bool // what was logged
 	complaint  string           // what was logged
 	recheck    atomic.Bool
@@ -73,9 +77,9 @@ func NewAgent(o Options, source Source, sink Sink) (*Agent, error) {
 	}
 	a := &Agent{
 		Options: o, source: source, sink: sink, wake: make(chan struct{}, 1), kernel: kernel,
-		sessions: map[string]*session{},
+		sessions: map[string]*session{}, tests: tests{},
 	}
-	a.responders = newResponders(o.NetNS, o.Log, a.Wake)
+	a.responders = newResponders(o, a.Wake)
 	return a, nil
 }
 
@@ -184,19 +188,20 @@ func (a *Agent) round(ctx context.Context, v View) (report Report, err error) {
 	d = Decide(v, a.Name, nics, holding.Networks)
 	a.logRefusals(d.Refusals)
 	plan := a.plan(ctx, d, holding)
-	a.responders.keep(plan.answered(), plan.seen)
+	a.responders.peers.set(v.Peers)
+	a.responders.keep(plan.audible(), plan.seen)
 	errs := []error{a.plug(&plan)}
 	applied, err := a.kernel.Apply(plan.config(d, a.ClusterNetworks))
 	errs = append(errs, err)
 	a.logChanges("node", applied)
-	a.responders.set(ctx, plan.answered(), plan.leaving(v), plan.seen)
+	a.responders.set(ctx, plan.audible(), plan.leaving(v), plan.seen)
 	for _, pp := range plan.pods {
 		if pp.mode == Staged {
 			a.expect(pp)
 		}
 	}
 	errs = append(errs, a.dismiss(d))
-	a.health.observe(a.responders.figures(), plan.traffic())
+	a.health.observe(a.responders.figures(), plan.conflicts(), plan.traffic())
 	return a.report(v, d, plan, err), errors.Join(errs...)
 }
 

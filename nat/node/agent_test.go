@@ -13,6 +13,7 @@ import (
 
 	"floatip.io/floatip"
 	"floatip.io/floatip/nat/handover"
+	"floatip.io/floatip/nat/node/announce"
 	"floatip.io/floatip/nat/node/leg"
 	"floatip.io/floatip/nat/node/nodetest"
 )
@@ -78,10 +79,25 @@ func newBenchOn(t *testing.T, w *nodetest.World, number string) *bench {
 		Addresses: map[netip.Addr]Held{}, Machines: map[string]Machine{}, Peers: map[string]floatip.NodeAgent{},
 		Pools: map[string]Pool{"lan": {
 			Name: "lan", Leg: true, Networks: []netip.Prefix{netip.MustParsePrefix(nodetest.Pool)},
-			Gateways: []netip.Addr{netip.MustParseAddr(nodetest.Gateway)}, Sample: []netip.Addr{netip.MustParseAddr("192.168.100.50")},
+			Gateways: []netip.Addr{netip.MustParseAddr(nodetest.Gateway)}, Sample: []netip.Addr{fifty},
 		}},
 	}
 	return b
+}
+
+// dualStack gives the pool IPv6 addresses too.
+func (b *bench) dualStack() {
+	p := b.view.Pools["lan"]
+	p.Networks = append(p.Networks, netip.MustParsePrefix(nodetest.Pool6))
+	p.Gateways = append(p.Gateways, netip.MustParseAddr(nodetest.Gateway6))
+	p.Sample = append(p.Sample, fifty6)
+	b.view.Pools["lan"] = p
+}
+
+// quick is for tests that do not look at the timing of probes.
+var quick = announce.Timing{
+	Probes: 2, Every: 5 * time.Millisecond, Wait: 20 * time.Millisecond, Trial: time.Millisecond,
+	Defend: 300 * time.Millisecond, Quiet: time.Second, Retry: 100 * time.Millisecond, RetryMost: 100 * time.Millisecond,
 }
 
 // start runs an agent until the test ends or stop is called.
@@ -89,7 +105,7 @@ func (b *bench) start() {
 	b.t.Helper()
 	b.last = nil
 	a, err := NewAgent(Options{
-		Name: b.name, KubeletDir: b.kubelet, NetNS: b.node.File, Sysctls: leg.DefaultSysctls,
+		Name: b.name, KubeletDir: b.kubelet, NetNS: b.node.File, Sysctls: leg.DefaultSysctls, Timing: quick,
 		Log: slog.New(slog.NewTextHandler(testWriter{b.t}, nil)).With("node", b.name),
 	}, b.cluster, b.cluster)
 	if err != nil {
@@ -147,23 +163,28 @@ func (s *sidecar) set(state handover.State) {
 func uidOf(number int) string { return fmt.Sprintf("00000000-0000-4000-8000-%012d", number) }
 
 // addVM makes the pod and the objects; the agent learns of them by publish.
-func (b *bench) addVM(number int, address string) *vm {
+func (b *bench) addVM(number int, addresses ...string) *vm {
 	b.t.Helper()
 	uid, name := uidOf(number), fmt.Sprintf("vm%d", number)
 	v := &vm{Pod: b.node.AddPod(fmt.Sprint(number), fmt.Sprintf("100.0.0.%d", number))}
-	a := netip.MustParseAddr(address)
-	nodetest.Translate(b.t, v.Pod, a)
+	var all []netip.Addr
+	for _, a := range addresses {
+		all = append(all, netip.MustParseAddr(a))
+	}
+	nodetest.Translate(b.t, v.Pod, all...)
 	v.Guest.Serve(name, ":80")
-	v.sidecar = b.serveSidecar(v.Pod, uid, a)
+	v.sidecar = b.serveSidecar(v.Pod, uid, all...)
 
 	owner := floatip.Owner{Namespace: "prod", Name: name, UID: "vm-" + uid}
-	nat, err := nodetest.Describe(owner, a).Encode()
+	nat, err := nodetest.Describe(owner, all...).Encode()
 	if err != nil {
 		b.t.Fatal(err)
 	}
 	v.entry = Pod{UID: uid, Namespace: "prod", Name: "virt-launcher-" + name, Machine: Reference{Name: name, UID: "vmi-" + uid}, NAT: nat}
 	b.view.Pods = append(b.view.Pods, v.entry)
-	b.view.Addresses[a] = Held{Pool: "lan", Owner: owner}
+	for _, a := range all {
+		b.view.Addresses[a] = Held{Pool: "lan", Owner: owner}
+	}
 	b.view.Machines["vmi-"+uid] = Machine{Namespace: "prod", Name: name, UID: "vmi-" + uid, VM: owner.UID, Node: b.name}
 	return v
 }
@@ -178,7 +199,7 @@ func (b *bench) socketDir(uid string) string {
 	return dir
 }
 
-func (b *bench) serveSidecar(p *nodetest.Pod, uid string, a netip.Addr) *sidecar {
+func (b *bench) serveSidecar(p *nodetest.Pod, uid string, addresses ...netip.Addr) *sidecar {
 	b.t.Helper()
 	dir, err := os.Open(b.socketDir(uid)) // its path is longer than a socket's may be
 	if err != nil {
@@ -190,7 +211,7 @@ func (b *bench) serveSidecar(p *nodetest.Pod, uid string, a netip.Addr) *sidecar
 		b.t.Fatal(err)
 	}
 	l.SetUnlinkOnClose(false)
-	s := &sidecar{state: installed(a)}
+	s := &sidecar{state: installed(addresses...)}
 	s.server = &handover.Server{NetNS: p.File, State: func() handover.State {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -211,10 +232,16 @@ func (b *bench) serveSidecar(p *nodetest.Pod, uid string, a netip.Addr) *sidecar
 	return s
 }
 
-func installed(a netip.Addr) handover.State {
-	return handover.State{Phase: handover.PhaseInstalled, Bindings: []handover.Binding{
-		{Floating: a, Fixed: netip.MustParseAddr(nodetest.GuestFixed)},
-	}}
+func installed(addresses ...netip.Addr) handover.State {
+	s := handover.State{Phase: handover.PhaseInstalled}
+	for _, a := range addresses {
+		fixed := netip.MustParseAddr(nodetest.GuestFixed)
+		if a.Is6() {
+			fixed = netip.MustParseAddr(nodetest.GuestFixed6)
+		}
+		s.Bindings = append(s.Bindings, handover.Binding{Floating: a, Fixed: fixed})
+	}
+	return s
 }
 
 // awaitReport waits until the latest report fits.

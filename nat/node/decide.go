@@ -37,6 +37,8 @@ type Grant struct {
 	From, To string
 	// MACs are those of the guest, as far as they are known.
 	MACs []string
+	// InUse are those of Addresses that come along with a live migration: no other host has them.
+	InUse []netip.Addr
 }
 
 // Refusal says why a pod does not get an address.
@@ -182,6 +184,9 @@ func (d *Decision) decidePod(p Pod, v View, self string, f finder, taken map[net
 		}
 		f.found[network.Prefix], taken[a] = network, p
 		g.Addresses = append(g.Addresses, a)
+		if p.MigrationTarget && !held.Unproven {
+			g.InUse = append(g.InUse, a)
+		}
 	}
 	if len(g.Addresses) > 0 {
 		d.Grants = append(d.Grants, g)

@@ -3,9 +3,6 @@ package node
 import (
 	"errors"
 	"fmt"
-	"io"
-	"maps"
-	"slices"
 	"sync"
 	"time"
 
@@ -27,7 +24,8 @@ type health struct {
 	granted   int
 	refused   int
 	changes   uint64
-	figures   map[string]announce.Figures // by NIC
+	figures   map[string]map[int]announce.Figures // by NIC and family
+	conflicts map[announce.State]int              // addresses that somebody else has or claims
 	addresses []traffic
 }
 
@@ -61,10 +59,10 @@ func (h *health) changed(n int) {
 	h.changes += uint64(n)
 }
 
-func (h *health) observe(f map[string]announce.Figures, t []traffic) {
+func (h *health) observe(f map[string]map[int]announce.Figures, conflicts map[announce.State]int, t []traffic) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.figures, h.addresses = f, t
+	h.figures, h.conflicts, h.addresses = f, conflicts, t
 }
 
 // Healthy returns nil while the loop turns.
@@ -88,52 +86,4 @@ func (a *Agent) ReadyErr() error {
 		return errors.New("no round without error was made yet")
 	}
 	return nil
-}
-
-// WriteMetrics writes the figures in the Prometheus text format.
-func (a *Agent) WriteMetrics(w io.Writer) {
-	h := &a.health
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	family := func(name, kind, help string) { fmt.Fprintf(w, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind) }
-	family("floatip_agent_rounds_total", "counter", "Reconciliations of the node.")
-	fmt.Fprintf(w, "floatip_agent_rounds_total{result=\"ok\"} %d\n", h.rounds-h.failed)
-	fmt.Fprintf(w, "floatip_agent_rounds_total{result=\"error\"} %d\n", h.failed)
-	family("floatip_agent_round_seconds", "gauge", "Duration of the last reconciliation.")
-	fmt.Fprintf(w, "floatip_agent_round_seconds %g\n", h.duration.Seconds())
-	family("floatip_agent_pods", "gauge", "Pods of this node by what was decided about them.")
-	fmt.Fprintf(w, "floatip_agent_pods{decision=\"granted\"} %d\n", h.granted)
-	fmt.Fprintf(w, "floatip_agent_pods{decision=\"refused\"} %d\n", h.refused)
-	family("floatip_agent_kernel_changes_total", "counter", "Changes of links, routes, rules and settings.")
-	fmt.Fprintf(w, "floatip_agent_kernel_changes_total %d\n", h.changes)
-	family("floatip_agent_arp_answers_total", "counter", "ARP requests and probes that were answered.")
-	for _, nic := range slices.Sorted(maps.Keys(h.figures)) {
-		fmt.Fprintf(w, "floatip_agent_arp_answers_total{interface=%q} %d\n", nic, h.figures[nic].Answers)
-	}
-	family("floatip_agent_announcements_total", "counter", "Gratuitous announcements that were sent.")
-	for _, nic := range slices.Sorted(maps.Keys(h.figures)) {
-		fmt.Fprintf(w, "floatip_agent_announcements_total{interface=%q} %d\n", nic, h.figures[nic].Announcements)
-	}
-	h.writeTraffic(w, family)
-}
-
-func (h *health) writeTraffic(w io.Writer, family func(name, kind, help string)) {
-	for _, unit := range []struct {
-		name, help string
-		value      func(handover.Figure) uint64
-	}{
-		{"floatip_address_packets_total", "Packets of a floating address.", func(f handover.Figure) uint64 { return f.Packets }},
-		{"floatip_address_bytes_total", "Bytes of a floating address.", func(f handover.Figure) uint64 { return f.Bytes }},
-	} {
-		family(unit.name, "counter", unit.help)
-		for _, t := range h.addresses {
-			for _, direction := range []struct {
-				name   string
-				figure handover.Figure
-			}{{"in", t.counter.In}, {"out", t.counter.Out}, {"refused", t.counter.Refused}, {"guarded", t.counter.Guarded}} {
-				fmt.Fprintf(w, "%s{address=%q,pod=%q,direction=%q} %d\n", unit.name, t.counter.Floating.String(), t.pod,
-					direction.name, unit.value(direction.figure))
-			}
-		}
-	}
 }

@@ -3,6 +3,7 @@ package node
 import (
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -157,7 +158,8 @@ func (j *journey) unclaim() {
 func (a *Agent) expect(pp *podPlan) {
 	ready := map[netip.Addr]string{}
 	for address, nic := range pp.nics {
-		if pp.plugged && pp.failed == nil && translates(pp.state, address) {
+		// One that nobody could vouch for so far is tested first.
+		if pp.plugged && pp.failed == nil && translates(pp.state, address) && slices.Contains(pp.grant.InUse, address) {
 			ready[address] = nic
 		}
 	}

@@ -114,7 +114,7 @@ func TestForeignerDuringMigration(t *testing.T) {
 	r := newRoad(t)
 	r.begin()
 	r.from.world.Host.Claim("eth0", fifty)
-	r.from.await("the foreigner was heard", func() bool { return r.from.agent.responders.foreign.Load() > 0 })
+	r.from.await("the foreigner was heard", func() bool { return r.from.agent.responders.figures()["red0"][4].Claims > 0 })
 	r.here("still", r.from, r.to)
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"floatip.io/floatip"
 	"floatip.io/floatip/nat/handover"
+	"floatip.io/floatip/nat/node/announce"
 	"floatip.io/floatip/nat/node/leg"
 )
 
@@ -34,12 +35,15 @@ type podPlan struct {
 	answered map[netip.Addr]bool
 	already  map[netip.Addr]bool // answered for before this round
 	guest    map[netip.Addr]bool // the guest has taken the fixed address behind this one
+	usable   map[netip.Addr]bool // nobody else has it
+	standing map[netip.Addr]announce.Standing
 }
 
 // plan starts sessions for new pods and decides what is answered for: an address whose rules stand in the pod and whose
 // leg is plugged. Once answered for, it stays so: a sidecar that restarts leaves the rules in the kernel.
 func (a *Agent) plan(ctx context.Context, d Decision, holding leg.Holding) plan {
 	p := plan{seen: a.responders.seen()}
+	a.tests.forget(d)
 	for _, g := range d.Grants {
 		port := leg.PortName(g.Pod.UID)
 		plugged := holding.Ports[port]
@@ -55,7 +59,7 @@ func (a *Agent) plan(ctx context.Context, d Decision, holding leg.Holding) plan 
 		pp := &podPlan{
 			grant: g, mode: s.journey.seen(g, port, holding), session: s, plugged: plugged,
 			nics: map[netip.Addr]string{}, answered: map[netip.Addr]bool{}, already: map[netip.Addr]bool{},
-			guest: map[netip.Addr]bool{},
+			guest: map[netip.Addr]bool{}, usable: map[netip.Addr]bool{}, standing: map[netip.Addr]announce.Standing{},
 		}
 		pp.state, pp.err = s.snapshot()
 		for _, address := range g.Addresses {
@@ -65,7 +69,9 @@ func (a *Agent) plan(ctx context.Context, d Decision, holding leg.Holding) plan 
 				pp.mtu = n.MTU
 			}
 			pp.already[address] = plugged && holding.Answers(address)
-			pp.answered[address] = pp.mode == Active &&
+			pp.standing[address] = a.responders.standing(n.Interface, address)
+			pp.usable[address] = a.tests.usable(g, pp.mode, address, pp.already[address], pp.standing[address])
+			pp.answered[address] = pp.mode == Active && pp.usable[address] &&
 				(pp.already[address] || !g.Provisional && translates(pp.state, address))
 			pp.guest[address] = s.guestAnswers(g.NAT, address)
 		}
@@ -141,11 +147,18 @@ func (p plan) config(d Decision, cluster []netip.Prefix) leg.Config {
 		for _, n := range pp.grant.NAT.ClusterNetworks {
 			networks[n] = true
 		}
-		silent := !slices.ContainsFunc(pp.grant.Addresses, func(a netip.Addr) bool { return pp.answered[a] })
-		c.Legs = append(c.Legs, leg.Leg{
-			Pod: pp.grant.Pod.UID, Addresses: pp.grant.Addresses, Staged: pp.mode == Staged, Silent: silent,
-			Left: pp.mode == Left,
-		})
+		l := leg.Leg{
+			Pod: pp.grant.Pod.UID, Addresses: pp.grant.Addresses, Staged: pp.mode == Staged, Left: pp.mode == Left,
+		}
+		for _, a := range pp.grant.Addresses {
+			if !pp.answered[a] {
+				l.Silent = append(l.Silent, a)
+			}
+			if !pp.usable[a] {
+				l.Idle = append(l.Idle, a)
+			}
+		}
+		c.Legs = append(c.Legs, l)
 	}
 	for n := range networks {
 		c.ClusterNetworks = append(c.ClusterNetworks, n)
@@ -154,20 +167,26 @@ func (p plan) config(d Decision, cluster []netip.Prefix) leg.Config {
 	return c
 }
 
-// answered lists by NIC what shall be answered for. The NICs of addresses that may come are there with an empty list.
-func (p plan) answered() map[string][]netip.Addr {
-	answered := map[string][]netip.Addr{}
+// audible lists by NIC what shall be answered for, and what shall only be tested and watched. The NICs of addresses that
+// may come are there with nothing.
+func (p plan) audible() map[string]audible {
+	byNIC := map[string]audible{}
 	for _, pp := range p.pods {
 		for _, a := range sortedAddresses(pp.answered) {
-			switch nic := pp.nics[a]; {
+			on := byNIC[pp.nics[a]]
+			switch {
 			case pp.answered[a] && pp.plugged:
-				answered[nic] = append(answered[nic], a)
-			case pp.mode == Staged && answered[nic] == nil:
-				answered[nic] = []netip.Addr{}
+				on.answered = append(on.answered, a)
+			case pp.mode == Left || pp.grant.Provisional:
+				continue
+			case pp.mode == Active && (!pp.usable[a] || pp.standing[a].State != ""):
+				// What need not be tested is left out until it is answered for.
+				on.tested = append(on.tested, a)
 			}
+			byNIC[pp.nics[a]] = on
 		}
 	}
-	return answered
+	return byNIC
 }
 
 // report tells the API server's side what came out. applied is the error of the node's kernel.
@@ -187,10 +206,12 @@ func (a *Agent) report(v View, d Decision, p plan, applied error) Report {
 			nic := pp.nics[address]
 			r.Statuses[address] = Status{
 				Pod: pp.grant.Pod.Name, Here: pp.mode == Active, Move: pp.session.journey.last(),
-				NATReady:  natCondition(address, pp.state, pp.err),
-				LegReady:  legCondition(failed),
-				Announced: announcedCondition(pp.answered[address] && failed == nil, a.responders.announced(nic, address), nic),
-				GuestUp:   guestCondition(pp.guest[address], pp.grant.NAT, address),
+				NATReady: natCondition(address, pp.state, pp.err),
+				LegReady: legCondition(failed),
+				Announced: announcedCondition(pp.answered[address] && failed == nil,
+					!a.responders.standing(nic, address).Announced.IsZero(), nic),
+				ConflictFree: conflictCondition(address, pp.usable[address], a.responders.standing(nic, address), nic),
+				GuestUp:      guestCondition(pp.guest[address], pp.grant.NAT, address),
 			}
 		}
 	}
@@ -199,6 +220,17 @@ func (a *Agent) report(v View, d Decision, p plan, applied error) Report {
 	}
 	r.Left = left(v, a.Name, r.Statuses)
 	return r
+}
+
+// conflicts counts the addresses that somebody else has or claims.
+func (p plan) conflicts() map[announce.State]int {
+	counts := map[announce.State]int{}
+	for _, pp := range p.pods {
+		for _, s := range pp.standing {
+			counts[s.State]++
+		}
+	}
+	return counts
 }
 
 // traffic lists what the sidecars count.

@@ -28,12 +28,17 @@ type Status struct {
 	// Move is how the guest came here, nil where it was started here or nobody remembers.
 	Move                                   *Move
 	NATReady, LegReady, Announced, GuestUp Condition
+	// ConflictFree: no other host has the address. One that is in use and contested is still Ready: it is defended.
+	ConflictFree Condition
 }
 
 // Ready says whether packets flow, and if not, what comes first in their way.
 func (s Status) Ready() Condition {
-	for _, c := range []Condition{s.NATReady, s.LegReady, s.Announced, s.GuestUp} {
-		if !c.True {
+	if s.ConflictFree.Reason == floatip.ReasonAddressTaken {
+		return s.ConflictFree // whatever else is missing, this is what somebody has to look at
+	}
+	for _, c := range []Condition{s.NATReady, s.LegReady, s.ConflictFree, s.Announced, s.GuestUp} {
+		if !c.True && c.Reason != floatip.ReasonAddressContested {
 			return c
 		}
 	}

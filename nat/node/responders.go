@@ -7,8 +7,6 @@ import (
 	"os"
 	"slices"
 	"sync"
-	"sync/atomic"
-	"time"
 
 	"floatip.io/floatip/nat/node/announce"
 )
@@ -18,12 +16,13 @@ import (
 // What is answered for comes from two sides: the loop sets all of it, once per round, and a move changes one address at
 // once, while a round may be under way that was planned before. Such a change holds until a round that knows of it.
 type responders struct {
-	netns *os.File
-	log   *slog.Logger
-	wake  func()
-	group sync.WaitGroup
-	// foreign counts claims to one of the addresses by somebody who is no node that it migrates to.
-	foreign atomic.Uint64
+	netns  *os.File
+	log    *slog.Logger
+	self   string
+	timing announce.Timing
+	wake   func()
+	peers  peers
+	group  sync.WaitGroup
 
 	mu      sync.Mutex // guards what follows
 	byNIC   map[string]*running
@@ -46,14 +45,22 @@ type leaving struct {
 	yielded func()
 }
 
+// audible is what one NIC is to be looked after for.
+type audible struct {
+	answered []netip.Addr
+	// tested are to be tested and watched, and not answered for.
+	tested []netip.Addr
+}
+
 type running struct {
 	*announce.Responder
 	cancel context.CancelFunc
 }
 
-func newResponders(netns *os.File, log *slog.Logger, wake func()) *responders {
+func newResponders(o Options, wake func()) *responders {
 	return &responders{
-		netns: netns, log: log, wake: wake, byNIC: map[string]*running{}, changes: map[netip.Addr]override{},
+		netns: o.NetNS, log: o.Log, self: o.Name, timing: o.Timing, wake: wake,
+		byNIC: map[string]*running{}, changes: map[netip.Addr]override{},
 	}
 }
 
@@ -73,46 +80,62 @@ func (r *responders) resume(ctx context.Context, addresses map[string][]netip.Ad
 	}
 }
 
-// keep stops answering for whatever is not in addresses. It adds nothing.
-func (r *responders) keep(addresses map[string][]netip.Addr, seen uint64) {
+// keep stops answering for whatever shall not be answered for. It adds nothing.
+func (r *responders) keep(byNIC map[string]audible, seen uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	addresses = r.apply(addresses, seen)
+	byNIC = r.apply(byNIC, seen)
 	for nic, one := range r.byNIC {
-		one.Set(slices.DeleteFunc(one.Addresses(), func(a netip.Addr) bool { return !slices.Contains(addresses[nic], a) }))
+		answered, tested := one.Addresses()
+		for _, a := range answered {
+			if slices.Contains(byNIC[nic].tested, a) {
+				tested = append(tested, a)
+			}
+		}
+		one.Set(only(answered, byNIC[nic].answered), tested)
 	}
 }
 
-// set answers for exactly the addresses. A NIC with an empty list is made ready for addresses to come, so that an
+func only(list, wanted []netip.Addr) []netip.Addr {
+	return slices.DeleteFunc(list, func(a netip.Addr) bool { return !slices.Contains(wanted, a) })
+}
+
+// set answers for and tests exactly what byNIC says. A NIC with nothing is made ready for addresses to come, so that an
 // arrival need not wait for a socket.
-func (r *responders) set(ctx context.Context, addresses map[string][]netip.Addr, leaving map[netip.Addr]leaving, seen uint64) {
+func (r *responders) set(ctx context.Context, byNIC map[string]audible, leaving map[netip.Addr]leaving, seen uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.leaving = leaving
-	addresses = r.apply(addresses, seen)
+	byNIC = r.apply(byNIC, seen)
 	for nic, one := range r.byNIC {
-		if _, used := addresses[nic]; !used {
-			one.Set(nil)
+		if _, used := byNIC[nic]; !used {
+			one.Set(nil, nil)
 			one.cancel()
 			delete(r.byNIC, nic)
 		}
 	}
-	for nic, list := range addresses {
-		r.at(ctx, nic).Set(list)
+	for nic, on := range byNIC {
+		r.at(ctx, nic).Set(on.answered, on.tested)
 	}
 }
 
-// apply returns addresses with the changes that the plan does not know of, and forgets the others.
-func (r *responders) apply(addresses map[string][]netip.Addr, seen uint64) map[string][]netip.Addr {
-	out := map[string][]netip.Addr{}
-	for nic, list := range addresses {
-		out[nic] = slices.DeleteFunc(slices.Clone(list), func(a netip.Addr) bool { return r.changes[a].counter > seen })
+// apply returns byNIC with the changes that the plan does not know of, and forgets the others.
+func (r *responders) apply(byNIC map[string]audible, seen uint64) map[string]audible {
+	out := map[string]audible{}
+	changed := func(a netip.Addr) bool { return r.changes[a].counter > seen }
+	for nic, on := range byNIC {
+		out[nic] = audible{
+			answered: slices.DeleteFunc(slices.Clone(on.answered), changed),
+			tested:   slices.DeleteFunc(slices.Clone(on.tested), changed),
+		}
 	}
 	for a, change := range r.changes {
 		if change.counter <= seen {
 			delete(r.changes, a)
 		} else if change.nic != "" {
-			out[change.nic] = append(out[change.nic], a)
+			on := out[change.nic]
+			on.answered = append(on.answered, a)
+			out[change.nic] = on
 		}
 	}
 	return out
@@ -150,53 +173,66 @@ func (r *responders) at(ctx context.Context, nic string) *running {
 		return one
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	one := &running{cancel: cancel, Responder: &announce.Responder{
-		NIC: nic, NetNS: r.netns, Log: r.log,
-		First: func(a netip.Addr) {
-			r.log.Info("announced", "address", a, "interface", nic)
+	one := &running{cancel: cancel, Responder: announce.NewResponder(announce.Responder{
+		NIC: nic, NetNS: r.netns, Log: r.log, Timing: r.timing, Peer: r.peers.lookup, Moved: r.moved,
+		Changed: func(a netip.Addr, s announce.Standing) {
+			r.tell(nic, a, s)
 			r.wake()
 		},
-		Conflict: r.conflicts(),
-	}}
+	})}
 	r.byNIC[nic] = one
 	r.group.Go(func() {
 		if err := one.Run(ctx); err != nil {
-			r.log.Error("no ARP on this interface", "interface", nic, "error", err)
+			r.log.Error("no ARP and no neighbour discovery on this interface", "interface", nic, "error", err)
 		}
 	})
 	return one
 }
 
-// conflictEvery is DEFEND_INTERVAL of RFC 5227 section 1.1: who claims an address all the time shall not fill the log.
-const conflictEvery = 10 * time.Second
+// moved takes in that another node announces an address. The node that the address migrates to takes it over: that is
+// the first that is heard of the guest's arrival there. What any other node says is not fought.
+func (r *responders) moved(m announce.Move) {
+	if m.Node == r.self {
+		return // another NIC of this node on the same network
+	}
+	r.mu.Lock()
+	l, moves := r.leaving[m.Address]
+	r.mu.Unlock()
+	if moves && slices.Contains(l.macs, m.MAC.String()) {
+		l.yielded()
+		r.yield(m.Address)
+		r.wake()
+		return
+	}
+	r.log.Debug("another node announces the address", "address", m.Address, "interface", m.NIC, "node", m.Node, "mac",
+		m.MAC.String())
+}
 
-// conflicts returns what one responder calls, on its goroutine, when somebody else claims an address. The node that the
-// address migrates to may: its claim is the first that is heard of the guest's arrival there.
-func (r *responders) conflicts() func(announce.Conflict) {
-	last := map[netip.Addr]time.Time{}
-	return func(c announce.Conflict) {
-		r.mu.Lock()
-		l, moves := r.leaving[c.Address]
-		r.mu.Unlock()
-		if moves && slices.Contains(l.macs, c.MAC.String()) {
-			l.yielded()
-			r.yield(c.Address)
-			r.wake()
-			return
-		}
-		r.foreign.Add(1)
-		if now := time.Now(); now.Sub(last[c.Address]) >= conflictEvery {
-			last[c.Address] = now
-			r.log.Warn("somebody else claims the address", "address", c.Address, "interface", c.NIC, "mac", c.MAC.String())
-		}
+// tell logs what became of an address on the LAN.
+func (r *responders) tell(nic string, a netip.Addr, s announce.Standing) {
+	log := r.log.With("address", a, "interface", nic)
+	switch s.State {
+	case announce.Taken:
+		log.Warn("another host has the address, it is not used", "mac", s.Rival.String())
+	case announce.Contested:
+		log.Warn("another host claims the address too, it is defended", "mac", s.Rival.String())
+	case announce.Free:
+		log.Info("no other host has the address")
+	case announce.Held:
+		log.Info("announced")
 	}
 }
 
-func (r *responders) announced(nic string, a netip.Addr) bool {
+// standing returns where an address stands on a NIC, the zero Standing where it is not looked after.
+func (r *responders) standing(nic string, a netip.Addr) announce.Standing {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	one := r.byNIC[nic]
-	return one != nil && one.Announced(a)
+	if one == nil {
+		return announce.Standing{}
+	}
+	s, _ := one.Standing(a)
+	return s
 }
 
 // stop ends all responders and waits for them. The kernel's proxy entries go on.
@@ -209,10 +245,10 @@ func (r *responders) stop() {
 	r.group.Wait()
 }
 
-func (r *responders) figures() map[string]announce.Figures {
+func (r *responders) figures() map[string]map[int]announce.Figures {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	all := map[string]announce.Figures{}
+	all := map[string]map[int]announce.Figures{}
 	for nic, one := range r.byNIC {
 		all[nic] = one.Figures()
 	}

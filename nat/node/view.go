@@ -18,8 +18,7 @@ type View struct {
 	Machines map[string]Machine
 	// Unknown are UIDs of VirtualMachineInstances that could not be read. What hangs on them stays as it is.
 	Unknown map[string]bool
-	// Peers are other nodes whose agents this one has to do with, because a machine migrates from or to them. One that
-	// could not be read, or has no agent, is absent.
+	// Peers are the nodes that have an agent, this one included.
 	Peers map[string]floatip.NodeAgent
 }
 
@@ -84,6 +83,8 @@ type Held struct {
 	Released bool
 	// Node and Pod are those of the object's status.
 	Node, Pod string
+	// Unproven: no node could say yet that no other host has the address.
+	Unproven bool
 }
 
 // Pool is a FloatingIPPool object whose node selector matches this node.

@@ -21,7 +21,7 @@ var (
 
 var compareAddresses = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
 
-func TestReact(t *testing.T) {
+func TestHearARP(t *testing.T) {
 	pack := func(op arp.Operation, mac net.HardwareAddr, sender, target netip.Addr) *arp.Packet {
 		p, err := arp.NewPacket(op, mac, sender, make(net.HardwareAddr, 6), target)
 		if err != nil {
@@ -29,32 +29,29 @@ func TestReact(t *testing.T) {
 		}
 		return p
 	}
-	answerTo := func(target netip.Addr) reaction {
-		p, err := arp.NewPacket(arp.OperationReply, ownMAC, ours, otherMAC, target)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return reaction{answer: p}
-	}
-	conflict := reaction{conflict: &Conflict{Address: ours, MAC: otherMAC, NIC: "red0"}}
 	for _, tt := range []struct {
 		name string
 		in   *arp.Packet
-		want reaction
+		want heard
 	}{
-		{"a request for ours is answered", pack(arp.OperationRequest, otherMAC, asker, ours), answerTo(asker)},
-		{"a probe for ours is answered", pack(arp.OperationRequest, otherMAC, zero, ours), answerTo(zero)},
-		{"a request for another is not", pack(arp.OperationRequest, otherMAC, asker, free), reaction{}},
-		{"a reply is not", pack(arp.OperationReply, otherMAC, asker, ours), reaction{}},
-		{"a foreign announcement of ours is a conflict", pack(arp.OperationRequest, otherMAC, ours, ours), conflict},
-		{"a foreign reply from ours is a conflict", pack(arp.OperationReply, otherMAC, ours, asker), conflict},
-		{"a foreign request from ours is a conflict", pack(arp.OperationRequest, otherMAC, ours, free), conflict},
-		{"our own packet, reflected by the switch, is nothing", pack(arp.OperationRequest, ownMAC, ours, ours), reaction{}},
+		{"a request asks, and claims the sender's address", pack(arp.OperationRequest, otherMAC, asker, ours),
+			heard{from: otherMAC, claims: asker, asks: ours, asker: asker}},
+		{"a probe claims nothing", pack(arp.OperationRequest, otherMAC, zero, ours),
+			heard{from: otherMAC, asks: ours, probe: true, asker: zero}},
+		{"a reply claims and asks nothing", pack(arp.OperationReply, otherMAC, ours, asker),
+			heard{from: otherMAC, claims: ours, asker: ours}},
+		{"an announcement claims and asks nothing", pack(arp.OperationRequest, otherMAC, ours, ours),
+			heard{from: otherMAC, claims: ours, asker: ours}},
+		{"a reply without a sender says nothing", pack(arp.OperationReply, otherMAC, zero, ours), heard{}},
+		{"our own packet, reflected by the switch, says nothing", pack(arp.OperationRequest, ownMAC, ours, ours), heard{}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			got := react(tt.in, ownMAC, "red0", func(a netip.Addr) bool { return a == ours })
-			if diff := cmp.Diff(tt.want, got, cmp.AllowUnexported(reaction{}), compareAddresses); diff != "" {
-				t.Errorf("reaction (-want +got):\n%s", diff)
+			got, ok := hearARP(tt.in, ownMAC)
+			if !ok {
+				got = heard{}
+			}
+			if diff := cmp.Diff(tt.want, got, cmp.AllowUnexported(heard{}), compareAddresses); diff != "" {
+				t.Errorf("heard (-want +got):\n%s", diff)
 			}
 		})
 	}

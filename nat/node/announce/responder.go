@@ -2,14 +2,131 @@ package announce
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
-	"sync"
-	"sync/atomic"
 	"time"
 )
+
+// Responder answers for addresses on one NIC. Its exported fields are set before Run.
+type Responder struct {
+	// NIC is the name of the provider interface.
+	NIC string
+	// NetNS is the namespace of the NIC, nil for that of the process.
+	NetNS *os.File
+	// Log gets changes of the sockets' state.
+	Log *slog.Logger
+	// Timing of probes and defences. The zero Timing stands for DefaultTiming.
+	Timing Timing
+	// Changed is called when an address was announced for the first time since it was set, when it was found Free or
+	// Taken, and when a conflict began or ended. nil ignores it.
+	Changed func(netip.Addr, Standing)
+	// Peer returns the name of the node that has this Ethernet address on a provider network, or false. What a node
+	// claims is no conflict: the address moves there. nil knows no other node.
+	Peer func(net.HardwareAddr) (string, bool)
+	// Moved is called when another node announces an address that is answered for here. Nothing else happens then. nil
+	// ignores it.
+	Moved func(Move)
+
+	four, six *half
+}
+
+// Changed, Peer and Moved are called by the goroutines of Run, without any lock held; they must not block.
+
+// NewResponder makes a Responder with the exported fields of r.
+func NewResponder(r Responder) *Responder {
+	if r.Timing == (Timing{}) {
+		r.Timing = DefaultTiming
+	}
+	r.four = &half{responder: &r, what: "ARP", open: openARP}
+	r.six = &half{responder: &r, what: "neighbour discovery", open: openNeighbour}
+	return &r
+}
+
+// Figures counts what a Responder did.
+type Figures struct {
+	Answers, Announcements, Reopened uint64
+	// Probes were sent before a first use, Claims of others were heard, Defences were sent against them.
+	Probes, Claims, Defences uint64
+}
+
+// Figures returns the counts since the start, by family: 4 and 6.
+func (r *Responder) Figures() map[int]Figures {
+	return map[int]Figures{4: r.four.figures(), 6: r.six.figures()}
+}
+
+// Set makes answer the addresses that are answered for, and probe those that are only tested and watched. New ones of
+// answer are announced at once, without waiting for anything; those that left are answered for no more when Set returns.
+// An address in both lists is answered for. One that was found Taken is not answered for before probes found it Free,
+// wherever it stands.
+func (r *Responder) Set(answer, probe []netip.Addr) {
+	wishes := [2]map[netip.Addr]bool{{}, {}}
+	for i, list := range [][]netip.Addr{probe, answer} {
+		for _, a := range list {
+			wishes[slot(a)][a] = i == 1
+		}
+	}
+	r.four.set(wishes[0])
+	r.six.set(wishes[1])
+}
+
+// Resume is Set for addresses that an earlier agent of this node has announced: they are answered for at once, and
+// announced at the next refresh only. The agent may have been away while one of them moved to another node, where an
+// announcement would take it from.
+func (r *Responder) Resume(answer []netip.Addr) {
+	for _, a := range answer {
+		r.of(a).resume(a)
+	}
+}
+
+// Add answers for one more address, which is announced at once.
+func (r *Responder) Add(a netip.Addr) { r.of(a).add(a) }
+
+// Drop answers for one address no more, from when it returns.
+func (r *Responder) Drop(a netip.Addr) { r.of(a).drop(a) }
+
+// Addresses lists what is answered for, and what is only tested and watched.
+func (r *Responder) Addresses() (answered, tested []netip.Addr) {
+	r.four.addresses(&answered, &tested)
+	r.six.addresses(&answered, &tested)
+	return answered, tested
+}
+
+func slot(a netip.Addr) int {
+	if a.Is4() {
+		return 0
+	}
+	return 1
+}
+
+func (r *Responder) of(a netip.Addr) *half {
+	if a.Is4() {
+		return r.four
+	}
+	return r.six
+}
+
+// Standing returns where the address stands, or false if it is not set.
+func (r *Responder) Standing(a netip.Addr) (Standing, bool) { return r.of(a).standing(a) }
+
+// Run works until ctx is done, and returns nil then. A NIC that is missing or broken is waited for. It fails only if the
+// namespace cannot be entered at all.
+func (r *Responder) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ended := make(chan error, 2)
+	for _, h := range []*half{r.four, r.six} {
+		go func() {
+			err := h.run(ctx)
+			cancel()
+			ended <- err
+		}()
+	}
+	return errors.Join(<-ended, <-ended)
+}
 
 const (
 	// lookEvery is how often the NIC is compared with the one that the socket was opened on, while nothing else
@@ -21,142 +138,21 @@ const (
 	reopenMost  = time.Second
 )
 
-// Responder answers for addresses on one NIC. Its exported fields are set before Run.
-type Responder struct {
-	// NIC is the name of the provider interface.
-	NIC string
-	// NetNS is the namespace of the NIC, nil for that of the process.
-	NetNS *os.File
-	// Log gets changes of the socket's state and conflicts.
-	Log *slog.Logger
-	// Conflict is called for each packet of somebody else who claims one of the addresses, on the goroutine of Run. nil
-	// ignores them.
-	Conflict func(Conflict)
-	// First is called when an address has been announced for the first time since Set, on the goroutine of Run. nil
-	// ignores it.
-	First func(netip.Addr)
-
-	mu        sync.Mutex // guards addresses and socket
-	addresses map[netip.Addr]*held
-	socket    *socket // nil while there is none
-
-	answers, announced, reopened atomic.Uint64
-}
-
-// held is an address that is ours.
-type held struct {
-	schedule  schedule
-	announced bool
-	// known: an earlier agent has announced it, and the next announcement may wait.
-	known bool
-}
-
-// knownSchedule is that of an address whose announcements are over, until the next refresh.
-func knownSchedule(now time.Time) schedule {
-	return schedule{since: now.Add(-burst[len(burst)-1]), sent: len(burst)}
-}
-
-// Figures counts what a Responder did.
-type Figures struct{ Answers, Announcements, Reopened uint64 }
-
-// Figures returns the counts since the start.
-func (r *Responder) Figures() Figures {
-	return Figures{r.answers.Load(), r.announced.Load(), r.reopened.Load()}
-}
-
-// Set makes addresses the ones that are answered for. New ones are announced at once, without waiting for anything;
-// those that left are answered for no more when Set returns.
-func (r *Responder) Set(addresses []netip.Addr) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.set(addresses)
-}
-
-// set is Set under the lock.
-func (r *Responder) set(addresses []netip.Addr) {
-	now, next := time.Now(), make(map[netip.Addr]*held, len(addresses))
-	changed := len(addresses) != len(r.addresses)
-	for _, a := range addresses {
-		if next[a] = r.addresses[a]; next[a] == nil {
-			next[a] = &held{schedule: schedule{since: now}}
-			changed = true
-		}
-	}
-	r.addresses = next
-	if changed && r.socket != nil {
-		// A socket that cannot be woken is broken, which its reader will find out.
-		_ = r.socket.wake()
-	}
-}
-
-// Resume is Set for addresses that an earlier agent of this node has announced: they are answered for at once, and
-// announced at the next refresh only. The agent may have been away while one of them moved to another node, where an
-// announcement would take it from.
-func (r *Responder) Resume(addresses []netip.Addr) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.addresses = make(map[netip.Addr]*held, len(addresses))
-	for _, a := range addresses {
-		r.addresses[a] = &held{schedule: knownSchedule(time.Now()), announced: true, known: true}
-	}
-}
-
-// Add answers for one more address, which is announced at once.
-func (r *Responder) Add(a netip.Addr) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.set(append(r.without(a), a))
-}
-
-// Drop answers for one address no more, from when it returns.
-func (r *Responder) Drop(a netip.Addr) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.set(r.without(a))
-}
-
-// Addresses lists what is answered for.
-func (r *Responder) Addresses() []netip.Addr {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.without(netip.Addr{})
-}
-
-// without lists the addresses but for a.
-func (r *Responder) without(a netip.Addr) []netip.Addr {
-	list := make([]netip.Addr, 0, len(r.addresses)+1)
-	for other := range r.addresses {
-		if other != a {
-			list = append(list, other)
-		}
-	}
-	return list
-}
-
-// Announced reports whether address was announced since it was set, on a NIC that has a carrier.
-func (r *Responder) Announced(address netip.Addr) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	h := r.addresses[address]
-	return h != nil && h.announced && r.socket != nil && r.socket.nic.running
-}
-
-// Run answers and announces until ctx is done, and returns nil then. A NIC that is missing or broken is waited for. It
-// fails only if the namespace cannot be entered at all.
-func (r *Responder) Run(ctx context.Context) error {
-	f, err := newFinder(r.NetNS)
+// run opens the socket, again and again.
+func (h *half) run(ctx context.Context) error {
+	f, err := newFinder(h.responder.NetNS)
 	if err != nil {
-		return fmt.Errorf("netlink socket for %s: %w", r.NIC, err)
+		return fmt.Errorf("netlink socket for %s: %w", h.responder.NIC, err)
 	}
 	defer f.handle.Close()
 	pause, said := reopenFirst, ""
 	for ctx.Err() == nil {
 		began := time.Now()
-		if err := r.serve(ctx, f); err != nil && ctx.Err() == nil && err.Error() != said {
+		if err := h.serve(ctx, f); err != nil && ctx.Err() == nil && err.Error() != said {
 			said = err.Error()
-			r.Log.Info("no ARP on provider interface, trying again", "interface", r.NIC, "reason", err)
+			h.responder.Log.Info("no "+h.what+" on provider interface, trying again", "interface", h.responder.NIC, "reason", err)
 		}
-		r.reopened.Add(1)
+		h.reopened.Add(1)
 		if time.Since(began) > reopenMost {
 			pause = reopenFirst
 		}
@@ -167,123 +163,4 @@ func (r *Responder) Run(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// serve lives as long as one socket.
-func (r *Responder) serve(ctx context.Context, f finder) error {
-	n, err := f.find(r.NIC)
-	if err != nil {
-		return err
-	}
-	s, err := listen(r.NetNS, r.NIC, n)
-	if err != nil {
-		return err
-	}
-	r.install(s)
-	defer func() {
-		r.install(nil)
-		s.close()
-	}()
-	stop := context.AfterFunc(ctx, func() { s.conn.Close() })
-	defer stop()
-	looked := time.Now()
-	for {
-		if time.Since(looked) >= lookEvery {
-			looked = time.Now()
-			if now, err := f.find(r.NIC); err != nil || now != n {
-				return fmt.Errorf("the interface changed from %+v to %+v (%v)", n, now, err)
-			}
-		}
-		if err := r.announceDue(s, looked.Add(lookEvery)); err != nil {
-			return err
-		}
-		p, err := s.receive()
-		if err != nil {
-			return err
-		}
-		if p != nil {
-			if err := r.react(s, react(p, s.mac(), r.NIC, r.holds)); err != nil {
-				return err
-			}
-		}
-	}
-}
-
-// install makes s the socket, and begins all announcements anew: whatever ended the last socket may have made switches
-// forget us.
-func (r *Responder) install(s *socket) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.socket = s
-	now := time.Now()
-	for _, h := range r.addresses {
-		if h.known && s != nil { // the first socket since Resume
-			h.known = false
-			continue
-		}
-		*h = held{schedule: schedule{since: now}}
-	}
-}
-
-func (r *Responder) holds(a netip.Addr) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.addresses[a] != nil
-}
-
-// announceDue sends what is due and sets the socket's deadline to what is due next, at latest to latest. Both happen
-// under one lock, so that an address set in between is not slept over.
-func (r *Responder) announceDue(s *socket, latest time.Time) error {
-	first, err := r.announceLocked(s, latest)
-	if r.First != nil {
-		for _, a := range first {
-			r.First(a)
-		}
-	}
-	return err
-}
-
-func (r *Responder) announceLocked(s *socket, latest time.Time) (first []netip.Addr, err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	now, next := time.Now(), latest
-	for a, h := range r.addresses {
-		if !h.schedule.due().After(now) {
-			switch err := s.announce(a); {
-			case err == nil:
-				r.announced.Add(1)
-				if !h.announced {
-					h.announced = true
-					first = append(first, a)
-				}
-			case a.Is4():
-				return first, fmt.Errorf("announce %s: %w", a, err)
-			default:
-				// A NIC without a link-local address, for instance a new one, is no reason to leave IPv4 unanswered.
-				r.Log.Info("could not announce, trying again", "address", a, "interface", r.NIC, "reason", err)
-			}
-			h.schedule = h.schedule.next(now)
-		}
-		if due := h.schedule.due(); due.Before(next) {
-			next = due
-		}
-	}
-	return first, s.conn.SetReadDeadline(next)
-}
-
-func (r *Responder) react(s *socket, what reaction) error {
-	if what.conflict != nil && r.Conflict != nil {
-		r.Conflict(*what.conflict)
-	}
-	if what.answer == nil {
-		return nil
-	}
-	// Asked under the lock once more: after Set has returned, nobody is answered for an address that left.
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.addresses[what.answer.SenderIP] == nil {
-		return nil
-	}
-	r.answers.Add(1)
-	return s.send(what.answer, what.answer.TargetHardwareAddr)
 }

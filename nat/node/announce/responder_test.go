@@ -10,8 +10,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/mdlayher/arp"
-	"github.com/mdlayher/ndp"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"floatip.io/floatip/nat/node/nodetest"
 )
@@ -25,18 +25,23 @@ type lan struct {
 	world     *nodetest.World
 	node      *nodetest.Node
 	responder *Responder
-	host      *socket
+	host      frames // ARP
+	host6     frames // neighbour discovery
 }
 
 func newLAN(t *testing.T, configure func(*Responder)) *lan {
 	t.Helper()
 	w := nodetest.NewWorld(t)
 	l := &lan{t: t, world: w, node: w.AddNode("10")}
-	l.responder = &Responder{NIC: "red0", NetNS: l.node.File, Log: slog.New(slog.DiscardHandler)}
+	r := Responder{NIC: "red0", NetNS: l.node.File, Log: slog.New(slog.DiscardHandler)}
 	if configure != nil {
-		configure(l.responder)
+		configure(&r)
 	}
-	l.host = listenIn(t, w.Host, "eth0")
+	l.responder = NewResponder(r)
+	n := nicIn(t, w.Host, "eth0")
+	l.host = opened(openFrames(w.Host.File, n, unix.ETH_P_ARP, nil))(t)
+	six, err := openNeighbour(w.Host.File, n)
+	l.host6 = opened(six.(neighbourWire).frames, err)(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
 	go func() { done <- l.responder.Run(ctx) }()
@@ -49,7 +54,7 @@ func newLAN(t *testing.T, configure func(*Responder)) *lan {
 	return l
 }
 
-func listenIn(t *testing.T, ns *nodetest.Namespace, name string) *socket {
+func nicIn(t *testing.T, ns *nodetest.Namespace, name string) nic {
 	t.Helper()
 	f, err := newFinder(ns.File)
 	if err != nil {
@@ -60,12 +65,18 @@ func listenIn(t *testing.T, ns *nodetest.Namespace, name string) *socket {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := listen(ns.File, name, n)
-	if err != nil {
-		t.Fatal(err)
+	return n
+}
+
+func opened(f frames, err error) func(*testing.T) frames {
+	return func(t *testing.T) frames {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.close() })
+		return f
 	}
-	t.Cleanup(func() { s.conn.Close() })
-	return s
 }
 
 func (l *lan) nodeMAC() string { return l.node.Get("red0").Attrs().HardwareAddr.String() }
@@ -73,15 +84,15 @@ func (l *lan) nodeMAC() string { return l.node.Get("red0").Attrs().HardwareAddr.
 // hear waits for the first packet that the host hears and that fits.
 func (l *lan) hear(what string, fits func(*arp.Packet) bool) *arp.Packet {
 	l.t.Helper()
-	if err := l.host.conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+	if err := l.host.setDeadline(time.Now().Add(patience)); err != nil {
 		l.t.Fatal(err)
 	}
 	for {
-		p, err := l.host.receive()
-		if err != nil || p == nil {
+		raw, _, err := l.host.read()
+		if err != nil || raw == nil {
 			l.t.Fatalf("%s: not heard within %s: %v", what, patience, err)
 		}
-		if fits(p) {
+		if p := new(arp.Packet); p.UnmarshalBinary(raw) == nil && fits(p) {
 			return p
 		}
 	}
@@ -90,13 +101,29 @@ func (l *lan) hear(what string, fits func(*arp.Packet) bool) *arp.Packet {
 // ask sends a request from the host. sender is 0.0.0.0 for a probe.
 func (l *lan) ask(sender, target netip.Addr) {
 	l.t.Helper()
-	p, err := arp.NewPacket(arp.OperationRequest, l.host.mac(), sender, make(net.HardwareAddr, 6), target)
+	p, err := arp.NewPacket(arp.OperationRequest, l.host.own, sender, make(net.HardwareAddr, 6), target)
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	if err := l.host.send(p, broadcast); err != nil {
+	l.say(p)
+}
+
+// say sends an ARP packet from the host.
+func (l *lan) say(p *arp.Packet) {
+	l.t.Helper()
+	if err := (arpWire{l.host}).sendPacket(p, nil, broadcast); err != nil {
 		l.t.Fatal(err)
 	}
+}
+
+// claim has the host say that the address is its own, or that of another Ethernet address.
+func (l *lan) claim(a netip.Addr, mac net.HardwareAddr) {
+	l.t.Helper()
+	p, err := announcement(mac, a)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.say(p)
 }
 
 func announcementOf(a netip.Addr) func(*arp.Packet) bool {
@@ -105,12 +132,12 @@ func announcementOf(a netip.Addr) func(*arp.Packet) bool {
 
 // toHost reports whether p answers the host, and is no announcement.
 func (l *lan) toHost(p *arp.Packet) bool {
-	return p.Operation == arp.OperationReply && string(p.TargetHardwareAddr) == string(l.host.mac())
+	return p.Operation == arp.OperationReply && string(p.TargetHardwareAddr) == string(l.host.own)
 }
 
 func TestAnswers(t *testing.T) {
 	l := newLAN(t, nil)
-	l.responder.Set([]netip.Addr{ours})
+	l.responder.Set([]netip.Addr{ours}, nil)
 	l.hear("responder at work", announcementOf(ours))
 	for _, tt := range []struct {
 		name   string
@@ -129,11 +156,11 @@ func TestAnswers(t *testing.T) {
 
 func TestWithdrawnAddressIsNotAnsweredFor(t *testing.T) {
 	l := newLAN(t, nil)
-	l.responder.Set([]netip.Addr{ours, free})
+	l.responder.Set([]netip.Addr{ours, free}, nil)
 	l.hear("responder at work", announcementOf(ours))
 	l.ask(asker, ours)
 	l.hear("answer before", l.toHost)
-	l.responder.Set([]netip.Addr{free})
+	l.responder.Set([]netip.Addr{free}, nil)
 	l.ask(asker, ours)
 	l.ask(asker, free)
 	if answer := l.hear("answer after", l.toHost); answer.SenderIP != free {
@@ -145,7 +172,7 @@ func TestWithdrawnAddressIsNotAnsweredFor(t *testing.T) {
 func TestAnnouncements(t *testing.T) {
 	t.Parallel()
 	l := newLAN(t, nil)
-	l.responder.Set([]netip.Addr{ours})
+	l.responder.Set([]netip.Addr{ours}, nil)
 	var heard []arp.Operation
 	var first, last time.Time
 	for range 2 * len(burst) {
@@ -173,27 +200,30 @@ func TestAnnouncements(t *testing.T) {
 // TestFirstAnnouncementIsImmediate measures from Set to the wire.
 func TestFirstAnnouncementIsImmediate(t *testing.T) {
 	l := newLAN(t, nil)
-	l.responder.Set([]netip.Addr{free})
+	l.responder.Set([]netip.Addr{free}, nil)
 	l.hear("responder at work", announcementOf(free))
 	began := time.Now()
-	l.responder.Set([]netip.Addr{free, ours})
+	l.responder.Set([]netip.Addr{free, ours}, nil)
 	l.hear("announcement", announcementOf(ours))
 	t.Logf("first announcement after %s", time.Since(began))
 }
 
 // TestRecovers: the NIC goes down, or away altogether, and comes back.
 func TestRecovers(t *testing.T) {
-	first := make(chan netip.Addr, 10)
-	l := newLAN(t, func(r *Responder) { r.First = func(a netip.Addr) { first <- a } })
+	first := make(chan netip.Addr, 20)
+	l := newLAN(t, func(r *Responder) { r.Changed = func(a netip.Addr, _ Standing) { first <- a } })
 	await := func(what string) {
 		t.Helper()
-		select {
-		case <-first:
-		case <-time.After(patience):
-			t.Fatalf("%s: not announced within %s", what, patience)
+		for missing := map[netip.Addr]bool{ours: true, ours6: true}; len(missing) > 0; {
+			select {
+			case a := <-first:
+				delete(missing, a)
+			case <-time.After(patience):
+				t.Fatalf("%s: %v not announced within %s", what, missing, patience)
+			}
 		}
 	}
-	l.responder.Set([]netip.Addr{ours})
+	l.responder.Set([]netip.Addr{ours, ours6}, nil)
 	await("at the start")
 
 	l.node.Down("red0")
@@ -221,64 +251,11 @@ func TestRecovers(t *testing.T) {
 	})
 }
 
-// TestAnnounces6: hosts learn of an IPv6 address that came, or moved, by an unsolicited advertisement.
-func TestAnnounces6(t *testing.T) {
-	l := newLAN(t, nil)
-	host, err := listenNeighbour(l.world.Host.File, "eth0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer host.conn.Close()
-	address := netip.MustParseAddr("2001:db8:100::50")
-	l.responder.Set([]netip.Addr{address, ours})
-	l.hear("IPv4 beside it", announcementOf(ours))
-	if err := host.conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
-		t.Fatal(err)
-	}
-	for {
-		message, _, _, err := host.conn.ReadFrom()
-		if err != nil {
-			t.Fatalf("no advertisement of %s: %v", address, err)
-		}
-		na, ok := message.(*ndp.NeighborAdvertisement)
-		if !ok || na.TargetAddress != address {
-			continue
-		}
-		if len(na.Options) != 1 || !na.Override || na.Solicited {
-			t.Fatalf("have %+v, want an unsolicited one that overrides and says where", na)
-		}
-		if at := na.Options[0].(*ndp.LinkLayerAddress).Addr.String(); at != l.nodeMAC() {
-			t.Errorf("advertised at %s, want %s", at, l.nodeMAC())
-		}
-		return
-	}
-}
-
-// TestConflict: another host claims the address.
-func TestConflict(t *testing.T) {
-	conflicts := make(chan Conflict, 10)
-	l := newLAN(t, func(r *Responder) { r.Conflict = func(c Conflict) { conflicts <- c } })
-	l.responder.Set([]netip.Addr{ours})
-	l.hear("announcement", announcementOf(ours))
-	if err := l.host.announce(ours); err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case c := <-conflicts:
-		want := Conflict{Address: ours, MAC: l.host.mac(), NIC: "red0"}
-		if diff := cmp.Diff(want, c, compareAddresses); diff != "" {
-			t.Errorf("conflict (-want +got):\n%s", diff)
-		}
-	case <-time.After(patience):
-		t.Fatal("no conflict reported")
-	}
-}
-
-// TestNICWithoutAddress: a provider NIC needs no address of its own.
+// TestNICWithoutAddress: a provider NIC needs no address of its own, not even a link-local one.
 func TestNICWithoutAddress(t *testing.T) {
 	l := newLAN(t, nil)
 	link := l.node.Get("red0")
-	addresses, err := l.node.Link.AddrList(link, netlink.FAMILY_V4)
+	addresses, err := l.node.Link.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -287,8 +264,9 @@ func TestNICWithoutAddress(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	l.responder.Set([]netip.Addr{ours})
+	l.responder.Set([]netip.Addr{ours, ours6}, nil)
 	l.hear("responder at work", announcementOf(ours))
 	l.ask(asker, ours)
 	l.hear("answer", l.toHost)
+	l.hear6("announcement", func(m message) bool { return advertises(m, ours6) })
 }

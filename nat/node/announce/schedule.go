@@ -4,7 +4,7 @@ import "time"
 
 // burst are the moments of the first announcements, after an address came. Switches and hosts take the first; the
 // others are for those that lost it. Linux before 4.13 ignored a second change of a neighbour within a second
-// (locktime, 1.1 s and 2.2 s respect.
+// (locktime), which 1.1 s and 2.2 s respect.
 var burst = []time.Duration{0, 50 * time.Millisecond, 200 * time.Millisecond, 1100 * time.Millisecond, 2200 * time.Millisecond}
 
 // refresh keeps switches, whose entries live 300 s by default (IEEE 802.1Q, ageing time), from flooding.

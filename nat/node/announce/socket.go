@@ -12,6 +12,7 @@ import (
 	"github.com/mdlayher/packet"
 	"github.com/vishvananda/netlink"
 	vishnetns "github.com/vishvananda/netns"
+	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
 	"floatip.io/floatip/nat/node/netns"
@@ -48,36 +49,33 @@ func (f finder) find(name string) (nic, error) {
 	return nic{index: a.Index, mac: string(a.HardwareAddr), running: a.RawFlags&unix.IFF_RUNNING != 0}, nil
 }
 
-// socket sends and receives ARP packets on one NIC.
-type socket struct {
-	name string
-	ns   *os.File
-	nic  nic
+// frames sends and receives packets of one protocol on one NIC. The Ethernet header is the kernel's business: it puts
+// the NIC's address into it.
+type frames struct {
 	conn *packet.Conn
-	six  *neighbour // nil until an IPv6 address is announced
+	own  net.HardwareAddr
 	buf  []byte
 }
 
-// listen opens a socket of the kind whose Ethernet header is the kernel's business: it puts the NIC's address into it.
-func listen(ns *os.File, name string, n nic) (*socket, error) {
-	s := &socket{name: name, ns: ns, nic: n, buf: make([]byte, 1500)}
+func openFrames(ns *os.File, n nic, protocol int, filter []bpf.RawInstruction) (frames, error) {
+	f := frames{own: net.HardwareAddr(n.mac), buf: make([]byte, 1500)}
 	err := netns.Do(ns, func() (err error) {
-		s.conn, err = packet.Listen(&net.Interface{Index: n.index}, packet.Datagram, unix.ETH_P_ARP, nil)
+		f.conn, err = packet.Listen(&net.Interface{Index: n.index}, packet.Datagram, protocol, &packet.Config{Filter: filter})
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return frames{}, err
 	}
 	// Our own packets would look like those of somebody who plays them back.
-	if err := s.ignoreOutgoing(); err != nil {
-		s.conn.Close()
-		return nil, fmt.Errorf("set PACKET_IGNORE_OUTGOING: %w", err)
+	if err := f.ignoreOutgoing(); err != nil {
+		f.conn.Close()
+		return frames{}, fmt.Errorf("set PACKET_IGNORE_OUTGOING: %w", err)
 	}
-	return s, nil
+	return f, nil
 }
 
-func (s *socket) ignoreOutgoing() error {
-	raw, err := s.conn.SyscallConn()
+func (f frames) ignoreOutgoing() error {
+	raw, err := f.conn.SyscallConn()
 	if err != nil {
 		return err
 	}
@@ -88,66 +86,90 @@ func (s *socket) ignoreOutgoing() error {
 	return errors.Join(err, set)
 }
 
-func (s *socket) mac() net.HardwareAddr { return net.HardwareAddr(s.nic.mac) }
+// read returns the next packet and the Ethernet address that it came from, or nil when the deadline passed.
+func (f frames) read() ([]byte, net.HardwareAddr, error) {
+	n, from, err := f.conn.ReadFrom(f.buf)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil, nil, nil
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	return f.buf[:n], from.(*packet.Addr).HardwareAddr, nil
+}
 
-// receive returns the next well-formed packet, or nil when the deadline passed.
-func (s *socket) receive() (*arp.Packet, error) {
+func (f frames) send(raw []byte, to net.HardwareAddr) error {
+	_, err := f.conn.WriteTo(raw, &packet.Addr{HardwareAddr: to})
+	return err
+}
+
+// setDeadline ends a read that waits.
+func (f frames) setDeadline(t time.Time) error { return f.conn.SetReadDeadline(t) }
+
+func (f frames) interrupt() { f.conn.Close() }
+
+func (f frames) close() error { return f.conn.Close() }
+
+// arpWire is the wire of IPv4.
+type arpWire struct{ frames }
+
+func openARP(ns *os.File, n nic) (wire, error) {
+	f, err := openFrames(ns, n, unix.ETH_P_ARP, nil)
+	if err != nil {
+		return nil, fmt.Errorf("ARP socket: %w", err)
+	}
+	return arpWire{f}, nil
+}
+
+func (w arpWire) receive() (heard, bool, error) {
 	for {
-		n, _, err := s.conn.ReadFrom(s.buf)
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			return nil, nil
-		}
-		if err != nil {
-			return nil, err
+		raw, _, err := w.read()
+		if err != nil || raw == nil {
+			return heard{}, false, err
 		}
 		p := new(arp.Packet)
-		if p.UnmarshalBinary(s.buf[:n]) == nil && p.HardwareAddrLength == 6 && p.IPLength == 4 {
-			return p, nil
+		if p.UnmarshalBinary(raw) != nil || p.HardwareAddrLength != 6 || p.IPLength != 4 {
+			continue
+		}
+		if h, ok := hearARP(p, w.own); ok {
+			return h, true, nil
 		}
 	}
 }
 
-func (s *socket) send(p *arp.Packet, to net.HardwareAddr) error {
+func (w arpWire) answer(h heard) error {
+	p, err := answerARP(w.own, h)
+	return w.sendPacket(p, err, h.from)
+}
+
+func (w arpWire) probe(a netip.Addr) error {
+	p, err := probeARP(w.own, a)
+	return w.sendPacket(p, err, broadcast)
+}
+
+func (w arpWire) defend(a netip.Addr) error {
+	p, err := announcement(w.own, a)
+	return w.sendPacket(p, err, broadcast)
+}
+
+func (w arpWire) announce(a netip.Addr) error {
+	if err := w.defend(a); err != nil {
+		return err
+	}
+	p, err := gratuitousReply(w.own, a)
+	return w.sendPacket(p, err, broadcast)
+}
+
+// listen has nothing to do: ARP is broadcast.
+func (arpWire) listen([]netip.Addr) error { return nil }
+
+func (w arpWire) sendPacket(p *arp.Packet, err error, to net.HardwareAddr) error {
+	if err != nil {
+		return err
+	}
 	raw, err := p.MarshalBinary()
 	if err != nil {
 		return err
 	}
-	_, err = s.conn.WriteTo(raw, &packet.Addr{HardwareAddr: to})
-	return err
+	return w.send(raw, to)
 }
-
-func (s *socket) announce(address netip.Addr) error {
-	if address.Is6() {
-		return s.announce6(address)
-	}
-	packets, err := announcements(s.mac(), address)
-	if err != nil {
-		return err
-	}
-	for _, p := range packets {
-		if err := s.send(p, broadcast); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (s *socket) announce6(address netip.Addr) (err error) {
-	if s.six == nil {
-		if s.six, err = listenNeighbour(s.ns, s.name); err != nil {
-			return err
-		}
-	}
-	return s.six.announce(s.mac(), address)
-}
-
-// close closes what is open.
-func (s *socket) close() {
-	s.conn.Close()
-	if s.six != nil {
-		s.six.conn.Close()
-	}
-}
-
-// wake ends a receive that waits.
-func (s *socket) wake() error { return s.conn.SetReadDeadline(time.Unix(1, 0)) }

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -201,6 +202,9 @@ func TestAgainstAPIServer(t *testing.T) {
 	w.create(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "prod"}})
 	thisNode := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}
 	w.create(thisNode)
+	w.create(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2", Annotations: map[string]string{
+		floatip.AnnotationAgent: `{"macs":["02:00:00:00:00:02"]}`,
+	}}})
 	w.create(&v1alpha1.FloatingIPPool{ObjectMeta: metav1.ObjectMeta{Name: "lan"}, Spec: v1alpha1.FloatingIPPoolSpec{
 		Addresses: []string{"192.168.100.50-192.168.100.99"},
 	}})
@@ -224,16 +228,23 @@ func TestAgainstAPIServer(t *testing.T) {
 		t.Errorf("have the address %+v", h)
 	}
 	w.report(node.Report{
-		Statuses: map[netip.Addr]node.Status{fifty: {Pod: "launcher-n1", Here: true, NATReady: good, LegReady: good, Announced: good, GuestUp: good}},
+		Statuses: map[netip.Addr]node.Status{fifty: {Pod: "launcher-n1", Here: true, NATReady: good, LegReady: good, Announced: good, GuestUp: good, ConflictFree: good}},
 		Pools:    map[string]bool{"lan": true},
 		Own:      []netip.Addr{netip.MustParseAddr("192.168.100.11"), netip.MustParseAddr("2001:db8::11")},
+		Agent:    floatip.NodeAgent{MACs: []string{"02:00:00:00:00:01"}},
 	})
 	w.awaitStatus("ready", func(s v1alpha1.FloatingIPStatus) bool {
-		return s.Phase == v1alpha1.PhaseReady && s.Node == "n1" && s.Pod == "launcher-n1" && len(s.Conditions) == 5
+		return s.Phase == v1alpha1.PhaseReady && s.Node == "n1" && s.Pod == "launcher-n1" && len(s.Conditions) == 6
 	})
 	w.awaitLabel(thisNode, "pool.floatip.io/lan", "true")
 	if got := thisNode.Annotations[floatip.AnnotationProviderAddresses]; got != "192.168.100.11,2001:db8::11" {
 		t.Errorf("the node shows its own addresses as %q", got)
+	}
+	v = w.await("the other agents", func(v node.View) bool { return len(v.Peers) == 2 })
+	for name, mac := range map[string]string{"n1": "02:00:00:00:00:01", "n2": "02:00:00:00:00:02"} {
+		if !slices.Equal(v.Peers[name].MACs, []string{mac}) {
+			t.Errorf("%s is known by %v, want %s", name, v.Peers[name].MACs, mac)
+		}
 	}
 
 	// The guest moves: the machine leaves this node's watch, and is looked up for the pod that is left.

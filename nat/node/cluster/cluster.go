@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"time"
 
@@ -13,6 +14,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 
@@ -31,11 +34,11 @@ type Cluster struct {
 	log  *slog.Logger
 
 	core, kubevirt, floatip rest.Interface
+	metadata                metadata.Interface
 
 	pods, machines, arriving, addresses, pools, nodes informer
-	// others are machines that run elsewhere, peers the agents that this one has to do with.
+	// others are machines that run elsewhere.
 	others  *lookups[wantedMachine, node.Machine]
-	peers   *lookups[string, floatip.NodeAgent]
 	reports mailbox
 }
 
@@ -65,9 +68,11 @@ func New(config *rest.Config, nodeName string, wake func(), log *slog.Logger) (*
 			return nil, fmt.Errorf("client for %s: %w", client.version, err)
 		}
 	}
+	if c.metadata, err = metadata.NewForConfig(config); err != nil {
+		return nil, fmt.Errorf("client for metadata: %w", err)
+	}
 	c.watchAll()
 	c.others = newLookups(askMachine(c.kubevirt), wake)
-	c.peers = newLookups(askAgent(c.core), wake)
 	return c, nil
 }
 
@@ -92,7 +97,7 @@ func (c *Cluster) watchAll() {
 	}
 	all := func(*metav1.ListOptions) {}
 	c.pods = c.watch(c.core, "pods", &corev1.Pod{}, byName("spec.nodeName"))
-	c.nodes = c.watch(c.core, "nodes", &corev1.Node{}, byName("metadata.name"))
+	c.nodes = c.watchNodes()
 	c.machines = c.watch(c.kubevirt, "virtualmachineinstances", &machine{}, byLabel(nodeLabel))
 	c.arriving = c.watch(c.kubevirt, "virtualmachineinstances", &machine{}, byLabel(targetLabel))
 	c.addresses = c.watch(c.floatip, "floatingips", &v1alpha1.FloatingIP{}, all)
@@ -120,6 +125,39 @@ func (c *Cluster) watch(client rest.Interface, resource string, object runtime.O
 	return informer{store, controller}
 }
 
+// watchNodes watches the metadata of all nodes: each agent writes there by which Ethernet addresses the others know it. A
+// node that announces an address is no foreign host, also after the VM was started anew elsewhere while its old node was
+// cut off from the API server; so the agents must know all nodes beforehand, not only those of a migration. Nodes change
+// every few minutes by their status alone, which wakes nobody.
+func (c *Cluster) watchNodes() informer {
+	nodes := c.metadata.Resource(corev1.SchemeGroupVersion.WithResource("nodes"))
+	store, controller := cache.NewInformerWithOptions(cache.InformerOptions{
+		ListerWatcher: &cache.ListWatch{
+			ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+				return nodes.List(ctx, o)
+			},
+			WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+				return nodes.Watch(ctx, o)
+			},
+		},
+		ObjectType: &metav1.PartialObjectMetadata{},
+		Transform:  strip,
+		Handler: cache.ResourceEventHandlerFuncs{
+			AddFunc: func(any) { c.wake() },
+			UpdateFunc: func(before, after any) {
+				old, ok := before.(*metav1.PartialObjectMetadata)
+				now, too := after.(*metav1.PartialObjectMetadata)
+				if !ok || !too || !maps.Equal(old.Annotations, now.Annotations) ||
+					now.Name == c.node && !maps.Equal(old.Labels, now.Labels) {
+					c.wake()
+				}
+			},
+			DeleteFunc: func(any) { c.wake() },
+		},
+	})
+	return informer{store, controller}
+}
+
 // Run watches and writes until ctx is done, and returns nil then.
 func (c *Cluster) Run(ctx context.Context) error {
 	for _, i := range c.informers() {
@@ -131,7 +169,6 @@ func (c *Cluster) Run(ctx context.Context) error {
 		}
 	}()
 	go c.others.run(ctx)
-	go c.peers.run(ctx)
 	c.write(ctx)
 	return nil
 }
@@ -158,6 +195,12 @@ func (c *Cluster) View() (node.View, bool) {
 		Addresses: map[netip.Addr]node.Held{}, Pools: map[string]node.Pool{}, Machines: map[string]node.Machine{},
 		Unknown: map[string]bool{}, Peers: map[string]floatip.NodeAgent{},
 	}
+	for _, o := range c.nodes.store.List() {
+		n := o.(*metav1.PartialObjectMetadata)
+		if text := n.Annotations[floatip.AnnotationAgent]; text != "" {
+			v.Peers[n.Name] = agentOf(text)
+		}
+	}
 	for _, o := range c.addresses.store.List() {
 		if a, held, ok := heldOf(o.(*v1alpha1.FloatingIP)); ok {
 			v.Addresses[a] = held
@@ -178,7 +221,6 @@ func (c *Cluster) View() (node.View, bool) {
 		}
 	}
 	c.addPods(&v)
-	c.addPeers(&v)
 	return v, true
 }
 
@@ -214,5 +256,5 @@ func (c *Cluster) nodeLabels() map[string]string {
 	if err != nil || !exists {
 		return nil
 	}
-	return o.(*corev1.Node).Labels
+	return o.(*metav1.PartialObjectMetadata).Labels
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -83,8 +84,15 @@ func heldOf(f *v1alpha1.FloatingIP) (netip.Addr, node.Held, bool) {
 		Pool:     f.Spec.Pool,
 		Owner:    floatip.Owner{Namespace: f.Spec.VM.Namespace, Name: f.Spec.VM.Name, UID: string(f.Spec.VM.UID)},
 		Released: f.Status.Phase == v1alpha1.PhaseQuarantined || f.DeletionTimestamp != nil,
-		Node:     f.Status.Node, Pod: f.Status.Pod,
+		Node:     f.Status.Node, Pod: f.Status.Pod, Unproven: unproven(f.Status.Conditions),
 	}, true
+}
+
+// unproven reports whether a node has said that it could not find out yet, or not for good, that no other host has the
+// address. An object without the condition is of an agent that did not ask.
+func unproven(conditions []metav1.Condition) bool {
+	c := meta.FindStatusCondition(conditions, v1alpha1.ConditionConflictFree)
+	return c != nil && c.Status != metav1.ConditionTrue && c.Reason != floatip.ReasonAddressContested
 }
 
 // poolOf returns false for a pool that is not for a node with these labels. Entries that cannot be read are left out:
@@ -135,21 +143,25 @@ func strip(object any) (any, error) {
 	switch o := object.(type) {
 	case *corev1.Pod:
 		return stripPod(o), nil
-	case *corev1.Node:
-		out := &corev1.Node{ObjectMeta: metav1.ObjectMeta{
-			Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion, Labels: o.Labels,
-		}}
-		for _, key := range []string{floatip.AnnotationProviderAddresses, floatip.AnnotationAgent} {
-			if text := o.Annotations[key]; text != "" {
-				metav1.SetMetaDataAnnotation(&out.ObjectMeta, key, text)
-			}
-		}
-		return out, nil
+	case *metav1.PartialObjectMetadata:
+		return stripNode(o), nil
 	case metav1.Object:
 		o.SetManagedFields(nil)
 		return o, nil
 	}
 	return nil, fmt.Errorf("unexpected object %T", object)
+}
+
+func stripNode(n *metav1.PartialObjectMetadata) *metav1.PartialObjectMetadata {
+	out := &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{
+		Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion, Labels: n.Labels,
+	}}
+	for _, key := range []string{floatip.AnnotationProviderAddresses, floatip.AnnotationAgent} {
+		if text := n.Annotations[key]; text != "" {
+			metav1.SetMetaDataAnnotation(&out.ObjectMeta, key, text)
+		}
+	}
+	return out
 }
 
 func stripPod(p *corev1.Pod) *corev1.Pod {

@@ -183,3 +183,28 @@ func TestHeld(t *testing.T) {
 		t.Error("an object whose name is another address counts")
 	}
 }
+
+// TestUnproven: what a migration may rely on.
+func TestUnproven(t *testing.T) {
+	for _, tt := range []struct {
+		status metav1.ConditionStatus
+		reason string
+		want   bool
+	}{
+		{metav1.ConditionTrue, "NoConflict", false},
+		{metav1.ConditionFalse, floatip.ReasonAddressContested, false},
+		{metav1.ConditionFalse, floatip.ReasonAddressTaken, true},
+		{metav1.ConditionFalse, "Probing", true},
+		{metav1.ConditionUnknown, "NotRunning", true},
+	} {
+		_, held, _ := heldOf(floatingIP(func(f *v1alpha1.FloatingIP) {
+			f.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionConflictFree, Status: tt.status, Reason: tt.reason}}
+		}))
+		if held.Unproven != tt.want {
+			t.Errorf("%s (%s): unproven is %t, want %t", tt.status, tt.reason, held.Unproven, tt.want)
+		}
+	}
+	if _, held, _ := heldOf(floatingIP(nil)); held.Unproven {
+		t.Error("an object of an agent that did not ask is unproven: every migration during an upgrade would be probed")
+	}
+}

@@ -12,7 +12,6 @@ import (
 	"sync"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -156,6 +155,7 @@ func statusOf(f *v1alpha1.FloatingIP, nodeName string, s node.Status, now metav1
 		kind string
 		node.Condition
 	}{
+		{v1alpha1.ConditionConflictFree, s.ConflictFree},
 		{v1alpha1.ConditionNATReady, s.NATReady}, {v1alpha1.ConditionLegReady, s.LegReady},
 		{v1alpha1.ConditionAnnounced, s.Announced}, {v1alpha1.ConditionGuestUp, s.GuestUp},
 		{v1alpha1.ConditionReady, ready},
@@ -182,6 +182,13 @@ func leftStatus(f *v1alpha1.FloatingIP, nodeName string, now metav1.Time) v1alph
 	} {
 		setCondition(&out, f.Generation, kind, stopped, now)
 	}
+	if meta.IsStatusConditionFalse(out.Conditions, v1alpha1.ConditionConflictFree) {
+		// One that is True stays: the guest may be on its way to another node, which must not ask the LAN about it.
+		meta.SetStatusCondition(&out.Conditions, metav1.Condition{
+			Type: v1alpha1.ConditionConflictFree, Status: metav1.ConditionUnknown, Reason: stopped.Reason,
+			ObservedGeneration: f.Generation, Message: stopped.Message, LastTransitionTime: now,
+		})
+	}
 	return out
 }
 
@@ -205,7 +212,8 @@ func (c *Cluster) writeNode(ctx context.Context, r node.Report) error {
 	if err != nil || !exists {
 		return err
 	}
-	labels, annotations := labelChanges(o.(*corev1.Node).Labels, r.Pools), nodeChanges(o.(*corev1.Node).Annotations, r)
+	have := o.(*metav1.PartialObjectMetadata)
+	labels, annotations := labelChanges(have.Labels, r.Pools), nodeChanges(have.Annotations, r)
 	changes := map[string]any{}
 	if len(labels) > 0 { // null would stand for the removal of all of them (RFC 7386)
 		changes["labels"] = labels

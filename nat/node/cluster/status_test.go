@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"floatip.io/floatip/ipam/v1alpha1"
@@ -24,13 +25,14 @@ func condition(kind string, status metav1.ConditionStatus, reason, message strin
 }
 
 func TestStatus(t *testing.T) {
-	foreign := condition("ConflictFree", metav1.ConditionTrue, "Probed", "nobody else answers", then)
+	foreign := condition("Disputed", metav1.ConditionFalse, "Settled", "one VM has it", then)
 	f := floatingIP(func(f *v1alpha1.FloatingIP) { f.Status.Conditions = []metav1.Condition{foreign} })
 	waiting := node.Condition{Reason: "WaitingForSidecar", Message: "not yet"}
-	got := statusOf(f, "n1", node.Status{Pod: "p", Here: true, NATReady: waiting, LegReady: good, Announced: good, GuestUp: good}, now)
+	got := statusOf(f, "n1", node.Status{Pod: "p", Here: true, NATReady: waiting, LegReady: good, Announced: good, GuestUp: good, ConflictFree: good}, now)
 	want := v1alpha1.FloatingIPStatus{
 		Phase: v1alpha1.PhaseBound, Node: "n1", Pod: "p", Conditions: []metav1.Condition{
 			foreign,
+			condition("ConflictFree", metav1.ConditionTrue, "Fine", "fine", now),
 			condition("NATReady", metav1.ConditionFalse, "WaitingForSidecar", "not yet", now),
 			condition("LegReady", metav1.ConditionTrue, "Fine", "fine", now),
 			condition("Announced", metav1.ConditionTrue, "Fine", "fine", now),
@@ -42,12 +44,12 @@ func TestStatus(t *testing.T) {
 		t.Errorf("status (-want +got):\n%s", diff)
 	}
 	f.Status = got
-	got = statusOf(f, "n1", node.Status{Pod: "p", Here: true, NATReady: good, LegReady: good, Announced: good, GuestUp: good}, now)
+	got = statusOf(f, "n1", node.Status{Pod: "p", Here: true, NATReady: good, LegReady: good, Announced: good, GuestUp: good, ConflictFree: good}, now)
 	if got.Phase != v1alpha1.PhaseReady {
 		t.Errorf("phase is %s although all is fine, want Ready", got.Phase)
 	}
 	f.Status = got
-	if again := statusOf(f, "n1", node.Status{Pod: "p", Here: true, NATReady: good, LegReady: good, Announced: good, GuestUp: good}, then); !sameStatus(got, again) {
+	if again := statusOf(f, "n1", node.Status{Pod: "p", Here: true, NATReady: good, LegReady: good, Announced: good, GuestUp: good, ConflictFree: good}, then); !sameStatus(got, again) {
 		t.Errorf("the same status twice is a change: %s", cmp.Diff(got, again))
 	}
 }
@@ -55,15 +57,26 @@ func TestStatus(t *testing.T) {
 // TestLeft: another node may have taken over by the time this one says that it is done.
 func TestLeft(t *testing.T) {
 	f := floatingIP(nil)
-	f.Status = statusOf(f, "n1", node.Status{Pod: "p", Here: true, NATReady: good, LegReady: good, Announced: good, GuestUp: good}, then)
+	f.Status = statusOf(f, "n1", node.Status{Pod: "p", Here: true, NATReady: good, LegReady: good, Announced: good, GuestUp: good, ConflictFree: good}, then)
 	got := leftStatus(f, "n1", now)
 	if got.Phase != v1alpha1.PhaseBound || got.Node != "" || got.Pod != "" {
 		t.Errorf("have phase %s, node %q, pod %q; want Bound and neither", got.Phase, got.Node, got.Pod)
 	}
 	for _, c := range got.Conditions {
+		if c.Type == v1alpha1.ConditionConflictFree {
+			if c.Status != metav1.ConditionTrue {
+				t.Errorf("condition %s is %s: the node that the guest moves to would ask the LAN", c.Type, c.Status)
+			}
+			continue
+		}
 		if c.Status != metav1.ConditionFalse || c.Reason != "NotRunning" {
 			t.Errorf("condition %s is %s (%s), want False (NotRunning)", c.Type, c.Status, c.Reason)
 		}
+	}
+	conflict := f.DeepCopy()
+	meta.SetStatusCondition(&conflict.Status.Conditions, condition("ConflictFree", metav1.ConditionFalse, "AddressTaken", "", then))
+	if s := leftStatus(conflict, "n1", now); !meta.IsStatusConditionPresentAndEqual(s.Conditions, "ConflictFree", metav1.ConditionUnknown) {
+		t.Errorf("a conflict stays when nobody looks any more: %+v", s.Conditions)
 	}
 	if taken := leftStatus(f, "n2", now); !sameStatus(f.Status, taken) {
 		t.Errorf("n2 changed the status that names n1: %s", cmp.Diff(f.Status, taken))

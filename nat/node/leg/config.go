@@ -28,8 +28,10 @@ type Leg struct {
 	Addresses []netip.Addr
 	// Staged legs carry what arrives from the provider network for them, while the node does not answer for them yet.
 	Staged bool
-	// Silent legs carry everything, but the kernel does not answer for their addresses: the pod is not ready.
-	Silent bool
+	// Silent are those of Addresses that the kernel does not answer for: the pod is not ready.
+	Silent []netip.Addr
+	// Idle are those of Addresses that nothing is delivered to and nothing is let out from: somebody else may have them.
+	Idle []netip.Addr
 	// Left legs carry nothing any more: their guests are on another node, and what comes for them takes the node's
 	// ordinary routes to the provider network.
 	Left bool

@@ -2,6 +2,7 @@ package leg
 
 import (
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -109,13 +110,16 @@ func (s *state) addLeg(l Leg, c Config) {
 		if n.MTU > 0 && (mtu == 0 || n.MTU < mtu) {
 			mtu = n.MTU
 		}
+		if slices.Contains(l.Idle, a) {
+			continue
+		}
 		s.neighbours[a] = ether
 		s.guard.Sources[source{name, a}] = struct{}{}
 		if l.Left {
 			continue
 		}
 		s.routes[routeKey{tableOf(l), netip.PrefixFrom(a, a.BitLen())}] = route{Kind: unix.RTN_UNICAST, Dev: Bridge}
-		if !l.Staged && !l.Silent {
+		if !l.Staged && !slices.Contains(l.Silent, a) {
 			s.proxies[proxy{n.Interface, a}] = struct{}{}
 		}
 	}

@@ -1,9 +1,11 @@
 package nodetest
 
 import (
+	"encoding/hex"
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -80,4 +82,25 @@ func (n *Namespace) Run(commands ...string) {
 			return nil
 		})
 	}
+}
+
+// Groups6 returns the IPv6 multicast groups that the link is in.
+func (n *Namespace) Groups6(link string) map[netip.Addr]bool {
+	n.t.Helper()
+	groups := map[netip.Addr]bool{}
+	n.Do(func() error {
+		raw, err := os.ReadFile("/proc/thread-self/net/igmp6")
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(string(raw)) {
+			fields := strings.Fields(line) // index, device, group, users, ...
+			if group, err := hex.DecodeString(fields[2]); err == nil && fields[1] == link {
+				a, _ := netip.AddrFromSlice(group)
+				groups[a] = true
+			}
+		}
+		return nil
+	})
+	return groups
 }

@@ -89,7 +89,7 @@ func (n *Namespace) SendMarked(mark int, source, address string) {
 				return errors.Join(err, set)
 			},
 		}
-		c, err := d.DialContext(context.Background(), "udp4", address)
+		c, err := d.DialContext(context.Background(), "udp", address)
 		if err != nil {
 			return err
 		}
