@@ -153,11 +153,7 @@ func (l *Ledger) ByClaim(claim floatip.Claim) []Allocation {
 	defer l.mu.Unlock()
 	l.tick()
 	if f := l.offers.byClaim[claim]; f != nil {
-		var promised []Allocation
-		for i := range f.addresses {
-			promised = append(promised, f.allocation(i, l.opts.Reservation))
-		}
-		return promised
+		return f.lines(l.opts.Reservation)
 	}
 	return onlyHeld(l.book.ofClaim(claim))
 }

@@ -270,7 +270,7 @@ func (m *model) reserve() {
 	r := m.request()
 	offer, err := m.ledger.Reserve(m.t.Context(), r)
 	m.judge(r, offer, err)
-	if err == nil {
+	if err == nil && offer.Claim == r.Claim {
 		f := modelOffer{r.Claim, floatip.Owner{Namespace: r.Namespace, Name: r.Name}, offer.Addresses, offer.Pools, m.clock.now().Add(45 * time.Second)}
 		m.offers[r.Claim] = f
 		m.spent = append(m.spent, f)
@@ -364,6 +364,13 @@ func (m *model) judge(r Request, offer Offer, err error) {
 		m.judgeRefusal(r, err)
 		return
 	}
+	if offer.Claim != r.Claim {
+		m.judgeAgain(r, offer)
+		return
+	}
+	if claim, ok := m.awaited(r); ok {
+		m.t.Errorf("%+v: got %v, but %s is Pending for that name", r, offer, claim)
+	}
 	for i, a := range offer.Addresses {
 		candidates := m.candidates(r, FamilyOf(a))
 		if !slices.Contains(candidates, a) {
@@ -378,6 +385,58 @@ func (m *model) judge(r Request, offer Offer, err error) {
 	if len(offer.Addresses) == 0 || len(r.Families) > 0 && len(offer.Addresses) != len(r.Families) {
 		m.t.Errorf("%+v: got %v", r, offer.Addresses)
 	}
+}
+
+// judgeAgain: what is promised again is what the claim has, promised to a VM of that name and not Bound.
+func (m *model) judgeAgain(r Request, offer Offer) {
+	m.t.Helper()
+	f, promised := m.offers[offer.Claim]
+	owner, addresses := f.owner, f.addresses
+	for a, line := range m.lines {
+		if !promised && line.Claim == offer.Claim && line.held() {
+			if line.State != Pending {
+				m.t.Errorf("%+v: got %+v again, which is %s", r, offer, line.State)
+			}
+			owner, addresses = line.Owner, append(addresses, a)
+		}
+	}
+	slices.SortFunc(addresses, netip.Addr.Compare)
+	if r.Name == "" || owner.Namespace != r.Namespace || owner.Name != r.Name || !slices.Equal(addresses, offer.Addresses) {
+		m.t.Errorf("%+v: got %+v again, which has %v of %s", r, offer, addresses, owner)
+	}
+	for _, a := range r.Addresses {
+		if !slices.Contains(addresses, a) {
+			m.t.Errorf("asked for %v, got %v again", r.Addresses, addresses)
+		}
+	}
+	for i, a := range addresses {
+		if p := m.poolOf(a); p == nil || p.Drain || len(r.Pools) > 0 && !slices.Contains(r.Pools, p.Name) || offer.Pools[i] != p.Name {
+			m.t.Errorf("%+v: got %+v again", r, offer)
+		}
+	}
+}
+
+// awaited returns a claim that is Pending for the VM's name and is what r asks for, if r names families and no more.
+func (m *model) awaited(r Request) (floatip.Claim, bool) {
+	if r.Name == "" || len(r.Families) != 1 || len(r.Addresses) > 0 || len(r.Pools) > 0 {
+		return floatip.Claim{}, false
+	}
+	families := map[floatip.Claim][]Family{}
+	for a, line := range m.lines {
+		if line.State == Pending && line.Owner.Namespace == r.Namespace && line.Owner.Name == r.Name {
+			family := FamilyOf(a)
+			if p := m.poolOf(a); p == nil || p.Drain {
+				family = 0
+			}
+			families[line.Claim] = append(families[line.Claim], family)
+		}
+	}
+	for claim, have := range families {
+		if slices.Equal(have, r.Families) {
+			return claim, true
+		}
+	}
+	return floatip.Claim{}, false
 }
 
 // judgeChoice: the VM's own address first; then one that nobody had; then the one released first. Pools go by priority.

@@ -25,9 +25,13 @@ type offer struct {
 type offers struct {
 	byClaim          map[floatip.Claim]*offer
 	byAddress        map[netip.Addr]*offer
-	perPool          map[promisee]int // addresses that are promised
+	byName           map[vmName]*offer // the youngest of a name; none for a name that is not known yet
+	perPool          map[promisee]int  // addresses that are promised
 	oldest, youngest *offer
 }
+
+// vmName names a virtual machine.
+type vmName struct{ namespace, name string }
 
 // promisee is a namespace that is promised addresses of a pool.
 type promisee struct{ pool, namespace string }
@@ -36,12 +40,16 @@ func newOffers() offers {
 	return offers{
 		byClaim:   map[floatip.Claim]*offer{},
 		byAddress: map[netip.Addr]*offer{},
+		byName:    map[vmName]*offer{},
 		perPool:   map[promisee]int{},
 	}
 }
 
 func (o *offers) add(f *offer) {
 	o.byClaim[f.claim] = f
+	if f.name != "" {
+		o.byName[vmName{f.namespace, f.name}] = f
+	}
 	for i, a := range f.addresses {
 		o.byAddress[a] = f
 		o.perPool[promisee{f.pools[i], f.namespace}]++
@@ -70,6 +78,9 @@ func (o *offers) link(f *offer) {
 // remove ends f, which is in o.
 func (o *offers) remove(f *offer) {
 	delete(o.byClaim, f.claim)
+	if key := (vmName{f.namespace, f.name}); o.byName[key] == f {
+		delete(o.byName, key)
+	}
 	for i, a := range f.addresses {
 		delete(o.byAddress, a)
 		key := promisee{f.pools[i], f.namespace}

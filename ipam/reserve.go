@@ -16,6 +16,9 @@ import (
 // it. Asking again with the same claim gives the same answer, also after Commit. A dry run decides in the same way and
 // changes nothing.
 //
+// A virtual machine that was promised addresses under its name, and was not stored since, is promised the same again,
+// under the claim that it had: Offer.Claim is not r.Claim then.
+//
 // An address that is asked for is given, or the error says who has it (TakenError). Otherwise the virtual machine of
 // the same namespace and name gets back what it released within Options.Hold; or else each pool is tried by priority:
 // first its addresses that nobody had, then the one that was released first, if it has rested.
@@ -34,6 +37,9 @@ func (l *Ledger) Reserve(ctx context.Context, r Request) (Offer, error) {
 	now := l.tick()
 	if answer, ok, err := l.repeated(r); ok || err != nil {
 		return answer, err
+	}
+	if answer, ok := l.again(r); ok {
+		return answer, nil
 	}
 	answer, err := l.choose(r, now)
 	if err != nil || r.DryRun {
@@ -81,7 +87,7 @@ func (l *Ledger) repeated(r Request) (Offer, bool, error) {
 		if f.namespace != r.Namespace {
 			return Offer{}, false, fmt.Errorf("reserve for namespace %s: %w", r.Namespace, &ClaimError{floatip.Owner{Namespace: f.namespace}})
 		}
-		return Offer{Claim: f.claim, Addresses: slices.Clone(f.addresses), Pools: slices.Clone(f.pools), Expires: f.expires}, true, nil
+		return f.offer(), true, nil
 	}
 	answer := Offer{Claim: r.Claim, Committed: true}
 	for _, line := range l.book.ofClaim(r.Claim) {

@@ -127,6 +127,15 @@ func (w *world) VMAnnotations(_ context.Context, owner floatip.Owner) (map[strin
 	return annotations, nil
 }
 
+func (w *world) Carrier(_ context.Context, owner floatip.Owner) (string, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if _, ok := w.vms[owner.String()+"/"+owner.UID]; ok {
+		return "VM", nil
+	}
+	return "", nil
+}
+
 func (w *world) VMExists(_ context.Context, namespace, name string) (bool, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -33,6 +33,8 @@ type Ledger interface {
 	Commit(ctx context.Context, claim floatip.Claim, owner floatip.Owner, addresses []netip.Addr, cause ipam.Cause) ([]ipam.Allocation, error)
 	ByClaim(claim floatip.Claim) []ipam.Allocation
 	ByOwner(uid string) []ipam.Allocation
+	ByName(namespace, name string) []ipam.Allocation
+	Release(ctx context.Context, uid string, cause ipam.Cause) ([]ipam.Allocation, error)
 	CanChange(after ipam.Pool) error
 	CanDelete(name string) error
 }
@@ -45,11 +47,17 @@ type Cluster interface {
 	VMAnnotations(ctx context.Context, owner floatip.Owner) (map[string]string, error)
 	// VMExists reports whether a VirtualMachine of that name is stored. Yes is certain, no may be a moment old.
 	VMExists(ctx context.Context, namespace, name string) (bool, error)
+	// Carrier says what is left in the API server, at this moment, of the VirtualMachine with the owner's name and UID:
+	// CarrierVM, its instance, or a pod that translates its addresses. It is empty if nothing is.
+	Carrier(ctx context.Context, owner floatip.Owner) (string, error)
 	// VMI returns the VirtualMachineInstance with that name and UID.
 	VMI(ctx context.Context, namespace, name string, uid types.UID) (*kubevirt.VirtualMachineInstance, error)
 	// The rest is what FirewallOf needs.
 	FirewallReader
 }
+
+// CarrierVM is what Cluster.Carrier answers for a VirtualMachine that is stored.
+const CarrierVM = "VM"
 
 // Events tells the owner of a VM what no warning of an API answer would: VMIs and pods are made by controllers.
 type Events interface {

@@ -52,6 +52,13 @@ func (h *Hooks) createVM(ctx context.Context, req admission.Request) Decision {
 
 func (h *Hooks) reserve(ctx context.Context, req admission.Request, m metadata, wish Request, ask ipam.Request) Decision {
 	warnings := misspelt(wish)
+	stored, err := h.clearName(ctx, req, m.Name)
+	if err != nil {
+		return refuse(internal(req), err)
+	}
+	if stored {
+		return refuse(alreadyExists(req, m.Name), nil)
+	}
 	ask.Claim = floatip.NewClaim()
 	reason := "next free address"
 	if len(ask.Addresses) > 0 {
@@ -72,6 +79,9 @@ func (h *Hooks) reserve(ctx context.Context, req admission.Request, m metadata, 
 	}
 	if err != nil {
 		return refuseByLedger(req, err)
+	}
+	if offer.Claim != ask.Claim {
+		reason = "promised to a VM of this name before, which was not stored"
 	}
 	if isDryRun(req) && len(wish.Addresses) == 0 {
 		warnings = append(warnings, fmt.Sprintf("floatip: dry run: %s would be given now, it is not reserved", FormatAddresses(offer.Addresses)))

@@ -18,6 +18,7 @@ type config struct {
 	ledgerSocket      string
 	historyAge        time.Duration
 	historySize       int
+	pendingAge        time.Duration
 	sidecarImage      string
 	clusterNetworks   string
 	kubevirtNamespace string
@@ -38,6 +39,7 @@ func defaults() config {
 		ledgerSocket:      "/run/floatip/ledger.sock",
 		historyAge:        90 * 24 * time.Hour,
 		historySize:       200_000,
+		pendingAge:        90 * time.Second,
 		sidecarImage:      "floatip/floatip-sidecar:dev",
 		clusterNetworks:   os.Getenv("FLOATIP_CLUSTER_NETWORKS"),
 		kubevirtNamespace: kubevirt.DefaultNamespace,
@@ -58,6 +60,9 @@ func (c *config) register(flags *flag.FlagSet) {
 		"how long the ledger remembers who had which address. What is older is dropped and cannot be asked for any more.")
 	flags.IntVar(&c.historySize, "history-size", c.historySize,
 		"how many events the ledger remembers, some 200 bytes each; the oldest are dropped first. The ledger's volume must hold them.")
+	flags.DurationVar(&c.pendingAge, "pending-age", c.pendingAge,
+		"how long an address waits for its VM to be stored before the API server is asked whether it is, and the address is "+
+			"freed if it is not. The API server stores an object up to 34 s after it was admitted: less than that frees addresses of VMs.")
 	flags.StringVar(&c.sidecarImage, "sidecar-image", c.sidecarImage,
 		"image of the container that is injected into virt-launcher pods. Running VMs keep theirs until they are restarted or migrated.")
 	flags.StringVar(&c.clusterNetworks, "cluster-networks", c.clusterNetworks,
@@ -97,6 +102,9 @@ func (c *config) validate() ([]netip.Prefix, error) {
 	}
 	if c.webhookPort < 1 || c.webhookPort > 65535 {
 		errs = append(errs, fmt.Errorf("--webhook-port %d is no port", c.webhookPort))
+	}
+	if c.pendingAge <= 0 {
+		errs = append(errs, fmt.Errorf("--pending-age %s must be more than nothing", c.pendingAge))
 	}
 	if c.historyAge <= 0 {
 		errs = append(errs, fmt.Errorf("--history-age %s must be more than nothing", c.historyAge))

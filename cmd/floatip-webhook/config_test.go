@@ -80,6 +80,7 @@ func TestValidate(t *testing.T) {
 		{"host bits", func(c *config) { c.clusterNetworks = "10.0.0.1/8" }, "write 10.0.0.0/8"},
 		{"no image", func(c *config) { c.sidecarImage = "" }, "--sidecar-image must not be empty"},
 		{"no history", func(c *config) { c.historyAge, c.historySize = 0, 0 }, "--history-size 0 must be at least 1"},
+		{"no age", func(c *config) { c.pendingAge = 0 }, "--pending-age 0s must be more than nothing"},
 		{"no port", func(c *config) { c.webhookPort = 0 }, "--webhook-port 0 is no port"},
 	} {
 		c := defaults()

@@ -173,7 +173,9 @@ func setup(ctx context.Context, mgr ctrl.Manager, c config, networks []netip.Pre
 		&controller.VMs{Ledger: ledger, Cluster: reader, Writer: cached, Events: events, Metrics: counters, Started: starter},
 		&controller.Pools{Ledger: ledger, Cached: cached, Writer: cached, Started: starter},
 		&controller.Firewalls{Ledger: ledger, Cluster: reader, Writer: cached, Events: events, Started: starter},
-		&controller.Pending{Ledger: ledger, Cluster: reader, Metrics: counters, Started: starter, Log: log.WithName("pending")},
+		&controller.Pending{
+			Ledger: ledger, Cluster: reader, Metrics: counters, Started: starter, Log: log.WithName("pending"), Age: c.pendingAge,
+		},
 	} {
 		if err := s.SetupWithManager(mgr); err != nil {
 			return fmt.Errorf("set up %T: %w", s, err)

@@ -9,6 +9,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"floatip.io/floatip"
+	"floatip.io/floatip/webhook"
 	"floatip.io/floatip/webhook/kubevirt"
 )
 
@@ -25,7 +26,7 @@ type carriers struct {
 func (c carriers) carry(uid string) string {
 	switch {
 	case c.vm != nil && string(c.vm.UID) == uid:
-		return "VM"
+		return webhook.CarrierVM
 	case c.vmi != nil && ownerUID(c.vmi) == uid:
 		return "VMI"
 	case c.pods[uid] > 0:

@@ -126,16 +126,30 @@ func notFound(resource, name string) error {
 	return apierrors.NewNotFound(schema.GroupResource{Group: kubevirt.GroupVersion.Group, Resource: resource}, name)
 }
 
-// vmExists asks the API server itself whether the VM with that UID is stored. Without a resource version the answer
-// comes from a quorum of etcd.
-func (c Cluster) vmExists(ctx context.Context, owner floatip.Owner) (bool, error) {
+// Carrier asks the API server itself what is left of the VM owner: itself, its instance, or a pod that translates its
+// addresses. It is empty if nothing is. Without a resource version the answers come from a quorum of etcd.
+func (c Cluster) Carrier(ctx context.Context, owner floatip.Owner) (string, error) {
+	found, err := carriersOf(ctx, c.Live, types.NamespacedName{Namespace: owner.Namespace, Name: owner.Name})
+	if err != nil {
+		return "", err
+	}
+	return found.carry(owner.UID), nil
+}
+
+// stored asks the API server itself for the VM that keeps a promise: the one with the owner's UID, or the one of that
+// name that shows the claim, as when somebody tried twice to create it. Nil if there is none.
+func (c Cluster) stored(ctx context.Context, owner floatip.Owner, claim floatip.Claim) (*metav1.PartialObjectMetadata, error) {
 	object := metadataOf(vmKind)
 	err := c.Live.Get(ctx, types.NamespacedName{Namespace: owner.Namespace, Name: owner.Name}, object)
 	if apierrors.IsNotFound(err) {
-		return false, nil
+		return nil, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("look for VM %s: %w", owner, err)
+		return nil, fmt.Errorf("look for VM %s: %w", owner, err)
 	}
-	return string(object.UID) == owner.UID, nil
+	shown, err := floatip.ParseClaim(object.Annotations[floatip.AnnotationClaim])
+	if string(object.UID) == owner.UID || err == nil && !claim.IsZero() && shown == claim {
+		return object, nil
+	}
+	return nil, nil
 }

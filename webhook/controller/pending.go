@@ -12,11 +12,7 @@ import (
 	"floatip.io/floatip/ipam"
 )
 
-// pendingAge is how old a promise must be before its VM is looked for. The API server gives a request up after at most
-// 34 s and retries within its client's 60 s.
-const pendingAge = 90 * time.Second
-
-// pendingInterval is how often old promises are looked for.
+// pendingInterval is how often old promises are looked for, or more often if they are old after less.
 const pendingInterval = 15 * time.Second
 
 // Pending frees promises whose VM never appeared: another webhook, a quota or the schema refused it after it was
@@ -27,17 +23,20 @@ type Pending struct {
 	Metrics *Metrics
 	Started *Starter
 	Log     logr.Logger
+	// Age is how old a promise must be before its VM is looked for. The API server gives a request up after at most
+	// 34 s and its clients repeat it within 60 s: 90 s are on the safe side.
+	Age time.Duration
 }
 
 // SetupWithManager lets the manager run it.
 func (p *Pending) SetupWithManager(mgr ctrl.Manager) error { return mgr.Add(p) }
 
-// Start looks every pendingInterval until ctx ends.
+// Start looks regularly until ctx ends.
 func (p *Pending) Start(ctx context.Context) error {
 	if p.Started.wait(ctx) != nil {
 		return nil
 	}
-	ticker := time.NewTicker(pendingInterval)
+	ticker := time.NewTicker(min(pendingInterval, p.Age/4))
 	defer ticker.Stop()
 	for {
 		if err := p.Sweep(ctx); err != nil {
@@ -51,27 +50,34 @@ func (p *Pending) Start(ctx context.Context) error {
 	}
 }
 
-// Sweep settles every promise that is older than pendingAge: freed if the API server has no such VM, Bound if it has.
+// Sweep settles every promise that is older than Age: freed if the API server has no such VM, Bound if it has.
 // A promise stays as it is while the API server does not answer.
 func (p *Pending) Sweep(ctx context.Context) error {
-	owners := map[floatip.Owner]bool{}
-	for _, line := range p.Ledger.StalePending(pendingAge) {
-		owners[line.Owner] = true
+	promises := map[promise]bool{}
+	for _, line := range p.Ledger.StalePending(p.Age) {
+		promises[promise{line.Owner, line.Claim}] = true
 	}
 	var errs []error
-	for owner := range owners {
-		errs = append(errs, p.settle(ctx, owner))
+	for one := range promises {
+		errs = append(errs, p.settle(ctx, one))
 	}
 	return errors.Join(errs...)
 }
 
-func (p *Pending) settle(ctx context.Context, owner floatip.Owner) error {
-	exists, err := p.Cluster.vmExists(ctx, owner)
+type promise struct {
+	owner floatip.Owner
+	claim floatip.Claim
+}
+
+func (p *Pending) settle(ctx context.Context, one promise) error {
+	vm, err := p.Cluster.stored(ctx, one.owner, one.claim)
 	if err != nil {
 		return err
 	}
-	if exists {
-		_, err := p.Ledger.Bind(ctx, floatip.Claim{}, owner, ipam.Cause{Reason: "VM is stored"})
+	owner := one.owner
+	if vm != nil {
+		owner.UID = string(vm.UID)
+		_, err := p.Ledger.Bind(ctx, one.claim, owner, ipam.Cause{Reason: "VM is stored"})
 		return err
 	}
 	released, err := p.Ledger.Release(ctx, owner.UID, ipam.Cause{Reason: "VM was never stored"})

@@ -7,7 +7,6 @@ import (
 	"slices"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"floatip.io/floatip"
@@ -42,11 +41,7 @@ func (p *People) Seen(ctx context.Context) ([]ipam.Sighting, error) {
 
 // Carrier implements admin.Cluster.
 func (p *People) Carrier(ctx context.Context, owner floatip.Owner) (string, error) {
-	found, err := carriersOf(ctx, p.Live, types.NamespacedName{Namespace: owner.Namespace, Name: owner.Name})
-	if err != nil {
-		return "", err
-	}
-	return found.carry(owner.UID), nil
+	return Cluster{Live: p.Live}.Carrier(ctx, owner)
 }
 
 // Settle implements admin.Cluster: no VM shows the address but the one that holds it, those that have lost it are told,
