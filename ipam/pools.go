@@ -69,18 +69,25 @@ func (b *book) tell(h *home, family Family, now time.Time) Count {
 }
 
 // CanChange returns an *InUseError if after, which replaces the pool of its name, would leave out addresses that are held
-// in that pool.
+// in that pool, and that no other pool has: a pool is split or moved by making the other one first.
 func (l *Ledger) CanChange(after Pool) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.stranded(after.Name, func(line Allocation) bool { return !within(after.Addresses, line.Address) })
 }
 
-// CanDelete returns an *InUseError if addresses of the pool are held.
+// CanDelete returns an *InUseError if addresses of the pool are held that no other pool has.
 func (l *Ledger) CanDelete(name string) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.stranded(name, func(Allocation) bool { return true })
+}
+
+// inAnother reports whether a pool other than the named one has a.
+func (l *Ledger) inAnother(pool string, a netip.Addr) bool {
+	return slices.ContainsFunc(l.book.homes, func(h *home) bool {
+		return h.pool.Name != pool && within(h.pool.Addresses, a) && !within(h.pool.Never, a)
+	})
 }
 
 func (l *Ledger) stranded(pool string, left func(Allocation) bool) error {
@@ -88,7 +95,7 @@ func (l *Ledger) stranded(pool string, left func(Allocation) bool) error {
 	parties := l.book.records.parties.all
 	ofPool := func(r *record) bool { return r.state != Released && parties[r.party].pool == pool }
 	for _, line := range l.book.filter(ofPool) {
-		if left(line) {
+		if left(line) && !l.inAnother(pool, line.Address) {
 			holders = append(holders, line)
 		}
 	}

@@ -290,6 +290,15 @@ func TestChangeOfAPoolInUse(t *testing.T) {
 	if err := l.CanChange(pool(t, "red", "192.0.2.2-192.0.2.62")); !errors.As(err, &used) || used.Count != 1 {
 		t.Errorf("shrink below: %v", err)
 	}
+	// Another pool that has the address keeps it: a pool in use is split by making the other one first.
+	l.SetPools([]Pool{pool(t, "red", "192.0.2.0/26"), pool(t, "rest", "192.0.2.1-192.0.2.1")})
+	if err := l.CanChange(pool(t, "red", "192.0.2.2-192.0.2.62")); err != nil {
+		t.Errorf("shrink to what no other pool has: %v", err)
+	}
+	if err := l.CanDelete("red"); !errors.As(err, &used) || used.Count != 11 {
+		t.Errorf("delete while another pool has one of its addresses: %v", err)
+	}
+	l.SetPools([]Pool{pool(t, "red", "192.0.2.0/26")})
 	for i := range 12 {
 		if _, err := l.Release(t.Context(), vm(fmt.Sprintf("vm-%02d", i)).UID, Cause{}); err != nil {
 			t.Fatal(err)
