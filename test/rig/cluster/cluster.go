@@ -26,6 +26,9 @@ type Options struct {
 	ServiceCIDR netip.Prefix
 	// PodCIDR is what is divided among the Node objects as spec.podCIDR. Defaults to 100.0.0.0/16.
 	PodCIDR netip.Prefix
+	// EtcdURL is where the API server looks for etcd. Defaults to etcd itself, http://127.0.0.1:2379; a test may stand
+	// in between.
+	EtcdURL string
 	// Group starts the processes, ends them, and decides whether they survive the rig.
 	Group *process.Group
 	// Progress hears what is started and waited for. Nil is silence.
@@ -53,6 +56,9 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if !o.PodCIDR.IsValid() {
 		o.PodCIDR = defaultPodCIDR
+	}
+	if o.EtcdURL == "" {
+		o.EtcdURL = etcdClientURL
 	}
 	dir, err := filepath.Abs(o.Dir) // the programs run elsewhere, and kubeconfigs name files by their path
 	o.Dir = dir

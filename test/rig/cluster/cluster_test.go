@@ -7,10 +7,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -126,8 +124,13 @@ func clusterOptions(t *testing.T) cluster.Options {
 			t.Error(err)
 		}
 	})
+	advertise := netip.MustParseAddr("201.0.0.1")
+	netns, err := cluster.NewNetNS(t.Context(), group, advertise)
+	if err != nil {
+		t.Fatal(err)
+	}
 	return cluster.Options{
-		Dir: dir, BinDir: binDir, NetNS: addNetNS(t, group), Advertise: netip.MustParseAddr("201.0.0.1"),
+		Dir: dir, BinDir: binDir, NetNS: netns, Advertise: advertise,
 		Group: group, Progress: logTo(t),
 	}
 }
@@ -156,32 +159,6 @@ func requirePrograms(t *testing.T) string {
 		t.Fatalf("%v: build the control plane with `make rig-binaries`", err)
 	}
 	return dir
-}
-
-// namespaces counts those of this run, for their names.
-var namespaces atomic.Int32
-
-// addNetNS makes a network namespace with loopback and the address 201.0.0.1 on a veth device whose other end is in the
-// same namespace: nothing outside can be reached.
-func addNetNS(t *testing.T, group *process.Group) string {
-	t.Helper()
-	name := fmt.Sprintf("floatip-cluster-%d-%d", os.Getpid(), namespaces.Add(1))
-	if err := group.AddNetNS(name); err != nil {
-		t.Fatal(err)
-	}
-	for _, args := range [][]string{
-		{"netns", "add", name},
-		{"-n", name, "link", "set", "lo", "up"},
-		{"-n", name, "link", "add", "green", "type", "veth", "peer", "name", "wire"},
-		{"-n", name, "address", "add", "201.0.0.1/24", "dev", "green"},
-		{"-n", name, "link", "set", "green", "up"},
-		{"-n", name, "link", "set", "wire", "up"},
-	} {
-		if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
-			t.Fatalf("ip %s: %v: %s", strings.Join(args, " "), err, out)
-		}
-	}
-	return "/run/netns/" + name
 }
 
 func kubectl(ctx context.Context, t *testing.T, c *cluster.Cluster, stdin string, args ...string) {

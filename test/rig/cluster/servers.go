@@ -50,7 +50,7 @@ func (c *Cluster) startAPIServer(ctx context.Context) error {
 
 func (c *Cluster) apiServerFlags() []string {
 	return []string{
-		"--etcd-servers=" + etcdClientURL,
+		"--etcd-servers=" + c.opts.EtcdURL,
 		"--bind-address=0.0.0.0",
 		"--secure-port=" + strconv.Itoa(apiServerPort),
 		"--advertise-address=" + c.opts.Advertise.String(),
