@@ -55,7 +55,7 @@ func routePlainly(b *testing.B, c *lab.Cloud, vm *lab.VM) [2]string {
 	b.Helper()
 	const guest4, guest6 = "100.0.2.1", "fd00:100::2:1"
 	c.Host.IP(b, "route add "+guest4+" via "+lab.Node4, "-6 route add "+guest6+" via "+lab.Node6)
-	c.Node.NFT(b, "delete table inet cni-vm1")
+	c.Node.NFT(b, "delete element inet cni pods { cni-vm1 }")
 	c.Node.IP(b, "route add "+guest4+" via "+vm.Pod4, "-6 route add "+guest6+" via "+vm.Pod6)
 	vm.Pod.IP(b, "route add "+guest4+" dev k6t-eth0", "-6 route add "+guest6+" dev k6t-eth0")
 	vm.Guest.IP(b, "addr add "+guest4+"/32 dev eth0", "-6 addr add "+guest6+"/128 dev eth0 nodad",

@@ -85,14 +85,7 @@ func (c *Cloud) node(t testing.TB) {
 			f.option+"route add "+f.pool+" dev eth1 table 7101",
 			f.option+"route add default via "+f.gateway+" dev eth1 table 7101")
 	}
-	// Pods have no route outside the cluster: as with most CNIs, the node masquerades them.
-	c.Node.NFT(t, `
-table inet cni-outside {
-	chain postrouting { type nat hook postrouting priority srcnat;
-		oifname eth1 ip saddr 100.0.0.0/16 masquerade
-		oifname eth1 ip6 saddr fd00:100::/56 masquerade
-	}
-}`)
+	c.cni(t)
 	c.Node.IP(t, "route add throw 100.0.0.0/16 table 7101", "-6 route add throw fd00:100::/56 table 7101",
 		"route add default via 192.168.100.1", "-6 route add default via 2001:db8:100::1")
 }
@@ -108,16 +101,42 @@ func (c *Cloud) attachPod(t testing.TB, pod *Namespace, name, pod4, pod6 string)
 	pod.IP(t, "addr add "+pod4+"/32 dev eth0", "route add 169.254.1.1 dev eth0", "route add default via 169.254.1.1",
 		"-6 addr add "+pod6+"/128 dev eth0 nodad", "-6 route add default via fe80::1 dev eth0")
 	c.Node.NFT(t, fmt.Sprintf(`
-table inet cni-%[1]s {
+add element inet cni pods { %[1]s }
+add element inet cni own4 { %[1]s . %[2]s }
+add element inet cni own6 { %[1]s . %[3]s }`, device, pod4, pod6))
+}
+
+// cni makes what a node has of network plugin and kube-proxy, in sets so that it costs the same for any number of pods.
+// Pods have no route outside the cluster: as with most CNIs, the node masquerades them. Like kube-proxy's, the chain of
+// forwarded packets looks at their state (KUBE-FORWARD in pkg/proxy/iptables/proxier.go).
+func (c *Cloud) cni(t testing.TB) {
+	t.Helper()
+	c.Node.NFT(t, `
+table inet cni {
+	set pods { type ifname; }
+	set own4 { type ifname . ipv4_addr; }
+	set own6 { type ifname . ipv6_addr; }
 	chain from { type filter hook prerouting priority raw;
-		iifname %[2]s ip saddr != %[3]s counter drop
-		iifname %[2]s ip6 saddr != { %[4]s, fe80::/10, :: } counter drop
+		iifname . ip saddr @own4 accept
+		iifname . ip6 saddr @own6 accept
+		iifname @pods ip6 saddr { fe80::/10, :: } accept
+		iifname @pods counter drop
 	}
 	chain to { type filter hook postrouting priority 300;
-		oifname %[2]s ip daddr != %[3]s counter drop
-		oifname %[2]s ip6 daddr != { %[4]s, fe80::/10, ff00::/8 } counter drop
+		oifname . ip daddr @own4 accept
+		oifname . ip6 daddr @own6 accept
+		oifname @pods ip6 daddr { fe80::/10, ff00::/8 } accept
+		oifname @pods counter drop
 	}
-}`, name, device, pod4, pod6))
+	chain forward { type filter hook forward priority filter;
+		ct state invalid counter drop
+		ct state established,related accept
+	}
+	chain outside { type nat hook postrouting priority srcnat;
+		oifname eth1 ip saddr 100.0.0.0/16 masquerade
+		oifname eth1 ip6 saddr fd00:100::/56 masquerade
+	}
+}`)
 }
 
 // VM is a guest behind a virt-launcher pod.
