@@ -2,7 +2,7 @@
 //
 // The way of a packet through the pod, with our chains above and KubeVirt's below the line:
 //
-//	           mark -150         prerouting -110                         mss -150, firewall 0
+//	           mark -150         prerouting -110                         firewall 0
 //	leg fip0 ─────────┬──────────────┬───────────── routing ──────────────┬──────── … ──────► guest k6t-eth0
 //	guest k6t-eth0 ───┘              │   table 77 for mark 0x77 ► fip0    │      postrouting 90, guard 110
 //	eth0 ───────────────── prerouting -100 ────────────────────────────── postrouting 100 ──► eth0, fip0
@@ -14,8 +14,8 @@
 //
 //	floatip_mark         marks what the guest sends for the leg      floatip_mark_out  the same for the pod's ICMP errors
 //	floatip_prerouting   floating → fixed address, or drop           floatip_postrouting  fixed → floating address
-//	floatip_firewall     who may come in by the leg                  floatip_mss  segment size of the leg
-//	floatip_guard        nothing leaves by the leg under another name, and nothing by another link under this one
+//	floatip_firewall     who may come in by the leg (floatip_in) and go out (floatip_out, which also clamps TCP segments)
+//	floatip_guard        nothing leaves by the leg (floatip_leaving) under another name, and nothing else under this one
 //
 // Desired turns the description of a pod's addresses into a value, Apply makes the kernel equal to it in one
 // transaction, Read returns what is there in the same type, and Diff says where they part. ForgetFlows deletes

@@ -124,10 +124,12 @@ add set ip nat theirs_too { type ipv4_addr; elements = { 192.0.2.1 }; }
 `
 	for name, script := range map[string]string{
 		"rule deleted":      "flush chain ip nat floatip_guard",
+		"behind a goto":     "flush chain ip nat floatip_leaving",
+		"goto elsewhere":    "flush chain ip nat floatip_firewall\n add rule ip nat floatip_firewall iifname fip0 goto floatip_out",
 		"rule added":        "add rule ip nat floatip_guard accept",
 		"rule before ours":  "insert rule ip6 nat floatip_prerouting accept",
 		"rules swapped":     swapLegRules,
-		"rule replaced":     "flush chain ip nat floatip_mss\n add rule ip nat floatip_mss oifname \"fip0\" tcp flags syn tcp option maxseg size set 1000",
+		"rule replaced":     "flush chain ip nat floatip_out\n add rule ip nat floatip_out tcp flags syn tcp option maxseg size set 1000",
 		"chain deleted":     "delete chain ip nat floatip_postrouting",
 		"chain flushed":     "flush chain ip6 nat floatip_leg",
 		"chain added":       "add chain ip nat floatip_mine { type filter hook forward priority 5; }",

@@ -222,3 +222,5 @@ func count(name string) part {
 func verdict(kind expr.VerdictKind) part { return part{&expr.Verdict{Kind: kind}} }
 
 func jump(chain string) part { return part{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}} }
+
+func gotoChain(chain string) part { return part{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}} }

@@ -19,7 +19,7 @@ const (
 	LegMark = 0x77
 )
 
-// Our chains. A base chain has its hook and priority here, the leg chain is jumped to.
+// Our chains. A base chain has its hook and priority below; leg, in, out and leaving are jumped to.
 const (
 	chainPrerouting  = prefix + "prerouting"
 	chainPostrouting = prefix + "postrouting"
@@ -27,8 +27,10 @@ const (
 	chainMark        = prefix + "mark"
 	chainMarkOut     = prefix + "mark_out"
 	chainFirewall    = prefix + "firewall"
-	chainMSS         = prefix + "mss"
+	chainIn          = prefix + "in"
+	chainOut         = prefix + "out"
 	chainGuard       = prefix + "guard"
+	chainLeaving     = prefix + "leaving"
 )
 
 // Our sets.

@@ -27,10 +27,15 @@ func (b binding) chains() []Chain {
 			rule("jump "+chainLeg, jump(chainLeg))),
 		base(chainPrerouting, nftables.ChainTypeNAT, nftables.ChainHookPrerouting, priorityPrerouting, b.prerouting()...),
 		base(chainPostrouting, nftables.ChainTypeNAT, nftables.ChainHookPostrouting, priorityPostrouting, b.postrouting()...),
+		// One chain for a hook, and one look at the link for all rules that want it: a name costs as much as the rest of
+		// a rule, and a chain as much as three (docs/decisions/datapath.md).
 		base(chainFirewall, nftables.ChainTypeFilter, nftables.ChainHookForward, priorityFilter,
-			append(b.inbound(), b.outbound()...)...),
-		base(chainMSS, nftables.ChainTypeFilter, nftables.ChainHookForward, priorityMangle, b.mss()),
+			rule(fmt.Sprintf("iifname %q goto %s", LegInterface, chainIn), iifname(equal(link(LegInterface))), gotoChain(chainIn)),
+			rule(fmt.Sprintf("oifname %q goto %s", LegInterface, chainOut), oifname(equal(link(LegInterface))), gotoChain(chainOut))),
+		{Name: chainIn, Rules: b.inbound()},
+		{Name: chainOut, Rules: append([]Rule{b.mss()}, b.outbound()...)},
 		base(chainGuard, nftables.ChainTypeFilter, nftables.ChainHookPostrouting, priorityGuard, b.guard()...),
+		{Name: chainLeaving, Rules: b.leaving()},
 	}
 }
 
@@ -109,7 +114,6 @@ func (b binding) postrouting() []Rule {
 // connections that it no longer admits. Deleting their conntrack entries would not, since the guest's next packet would
 // open them again in the other direction.
 func (b binding) inbound() []Rule {
-	from, leg := fmt.Sprintf("iifname %q", LegInterface), iifname(equal(link(LegInterface)))
 	in := fmt.Sprintf("counter name %q accept", b.counter(counterIn))
 	pass := append(count(b.counter(counterIn)), verdict(expr.VerdictAccept)...)
 
@@ -122,21 +126,18 @@ func (b binding) inbound() []Rule {
 	var rules []Rule
 	switch {
 	case len(b.Ports) > 0:
-		rules = append(answers(from, leg, in, pass),
-			rule(fmt.Sprintf("%s %s meta l4proto . th dport @%s %s", from, text, setPorts, in), leg, called, listedPort(), pass),
-			rule(fmt.Sprintf("%s %s meta l4proto %s %s", from, text, b.icmp, in),
-				leg, called, l4proto(equal([]byte{b.icmpProtocol})), pass))
+		rules = append(answers(in, pass),
+			rule(fmt.Sprintf("%s meta l4proto . th dport @%s %s", text, setPorts, in), called, listedPort(), pass),
+			rule(fmt.Sprintf("%s meta l4proto %s %s", text, b.icmp, in), called, l4proto(equal([]byte{b.icmpProtocol})), pass))
 	case !b.firewall.Ingress.Everything:
-		rules = append(answers(from, leg, in, pass), rule(fmt.Sprintf("%s %s %s", from, text, in), leg, called, pass))
+		rules = append(answers(in, pass), rule(text+" "+in, called, pass))
 	default:
 		rules = []Rule{
-			rule(fmt.Sprintf("%s ct state established,related %s", from, in),
-				leg, ctState(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), pass),
-			rule(fmt.Sprintf("%s %s %s", from, text, in), leg, called, pass),
+			rule("ct state established,related "+in, ctState(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), pass),
+			rule(text+" "+in, called, pass),
 		}
 	}
-	return append(rules, rule(fmt.Sprintf("%s counter name %q drop", from, b.counter(counterRefused)),
-		leg, count(b.counter(counterRefused)), verdict(expr.VerdictDrop)))
+	return append(rules, b.refuse())
 }
 
 // outbound lets out by the leg what the firewall admits, and answers.
@@ -144,28 +145,28 @@ func (b binding) outbound() []Rule {
 	if b.firewall.Egress.Everything {
 		return nil
 	}
-	to, leg := fmt.Sprintf("oifname %q", LegInterface), oifname(equal(link(LegInterface)))
 	pass := verdict(expr.VerdictAccept)
-	return append(answers(to, leg, "accept", pass),
-		rule(fmt.Sprintf("%s %s daddr . meta l4proto . th dport @%s accept", to, b.ip, setEgress),
-			leg, b.admitted(b.daddr, setEgress), pass),
-		rule(fmt.Sprintf("%s counter name %q drop", to, b.counter(counterRefused)),
-			leg, count(b.counter(counterRefused)), verdict(expr.VerdictDrop)))
+	return append(answers("accept", pass),
+		rule(fmt.Sprintf("%s daddr . meta l4proto . th dport @%s accept", b.ip, setEgress), b.admitted(b.daddr, setEgress), pass),
+		b.refuse())
+}
+
+func (b binding) refuse() Rule {
+	return rule(fmt.Sprintf("counter name %q drop", b.counter(counterRefused)),
+		count(b.counter(counterRefused)), verdict(expr.VerdictDrop))
 }
 
 // answers are the packets that need no entry in a list: those to whoever opened the connection, and ICMP errors.
-func answers(link string, onLink part, then string, verdict part) []Rule {
+func answers(then string, verdict part) []Rule {
 	return []Rule{
-		rule(fmt.Sprintf("%s ct state related %s", link, then), onLink, ctState(expr.CtStateBitRELATED), verdict),
-		rule(fmt.Sprintf("%s ct state established ct direction reply %s", link, then),
-			onLink, ctState(expr.CtStateBitESTABLISHED), ctReply(), verdict),
+		rule("ct state related "+then, ctState(expr.CtStateBitRELATED), verdict),
+		rule("ct state established ct direction reply "+then, ctState(expr.CtStateBitESTABLISHED), ctReply(), verdict),
 	}
 }
 
 // mss keeps TCP from relying on "fragmentation needed" where the leg's MTU is the smallest on the way.
 func (b binding) mss() Rule {
-	return rule(fmt.Sprintf("oifname %q tcp flags syn tcp option maxseg size set rt mtu", LegInterface),
-		oifname(equal(link(LegInterface))), syn(), clamp())
+	return rule("tcp flags syn tcp option maxseg size set rt mtu", syn(), clamp())
 }
 
 // linkLocal is the source of neighbour discovery by the pod's kernel on the leg. Packets of the guest with such a
@@ -178,22 +179,30 @@ var linkLocal = netip.MustParsePrefix("fe80::/10")
 // Under no name at all the pod's kernel asks whether its link-local address is free (RFC 4862 section 5.4.2); nobody
 // needs to hear that, and it is no sign of an attack.
 func (b binding) guard() []Rule {
-	leg, named := oifname(equal(link(LegInterface))), b.source(equal(b.Floating.AsSlice()))
-	guarded := fmt.Sprintf("counter name %q drop", b.counter(counterGuarded))
-	drop := append(count(b.counter(counterGuarded)), verdict(expr.VerdictDrop)...)
+	return []Rule{
+		rule(fmt.Sprintf("oifname %q goto %s", LegInterface, chainLeaving),
+			oifname(equal(link(LegInterface))), gotoChain(chainLeaving)),
+		rule(fmt.Sprintf("%s saddr %s oifname != @%s %s", b.ip, b.Floating, setLinks, b.guardedText()),
+			b.source(equal(b.Floating.AsSlice())), oifname(notIn(setLinks)), b.guarded()),
+	}
+}
 
-	rules := []Rule{rule(fmt.Sprintf("oifname %q %s saddr %s counter name %q accept",
-		LegInterface, b.ip, b.Floating, b.counter(counterOut)),
-		leg, named, count(b.counter(counterOut)), verdict(expr.VerdictAccept))}
+func (b binding) leaving() []Rule {
+	rules := []Rule{rule(fmt.Sprintf("%s saddr %s counter name %q accept", b.ip, b.Floating, b.counter(counterOut)),
+		b.source(equal(b.Floating.AsSlice())), count(b.counter(counterOut)), verdict(expr.VerdictAccept))}
 	if b.Floating.Is6() {
 		rules = append(rules,
-			rule(fmt.Sprintf("oifname %q ip6 saddr %s meta l4proto ipv6-icmp accept", LegInterface, linkLocal),
-				leg, b.sourceIn(linkLocal), l4proto(equal([]byte{unix.IPPROTO_ICMPV6})), verdict(expr.VerdictAccept)),
-			rule(fmt.Sprintf("oifname %q ip6 saddr :: drop", LegInterface),
-				leg, b.source(equal(netip.IPv6Unspecified().AsSlice())), verdict(expr.VerdictDrop)))
+			rule(fmt.Sprintf("ip6 saddr %s meta l4proto ipv6-icmp accept", linkLocal),
+				b.sourceIn(linkLocal), l4proto(equal([]byte{unix.IPPROTO_ICMPV6})), verdict(expr.VerdictAccept)),
+			rule("ip6 saddr :: drop", b.source(equal(netip.IPv6Unspecified().AsSlice())), verdict(expr.VerdictDrop)))
 	}
-	return append(rules,
-		rule(fmt.Sprintf("oifname %q %s", LegInterface, guarded), leg, drop),
-		rule(fmt.Sprintf("%s saddr %s oifname != @%s %s", b.ip, b.Floating, setLinks, guarded),
-			named, oifname(notIn(setLinks)), drop))
+	return append(rules, rule(b.guardedText(), b.guarded()))
+}
+
+func (b binding) guardedText() string {
+	return fmt.Sprintf("counter name %q drop", b.counter(counterGuarded))
+}
+
+func (b binding) guarded() part {
+	return append(count(b.counter(counterGuarded)), verdict(expr.VerdictDrop)...)
 }
