@@ -18,14 +18,15 @@ const PodNATVersion = 1
 // (KubeVirt pkg/network/link/names.go).
 const DefaultGuestInterface = "k6t-eth0"
 
-// PodNAT says which addresses the NAT table of one virt-launcher pod shall translate. The webhook writes it as JSON
-// into the pod's annotation AnnotationNAT; the sidecar reads it through a downward-API file and the node agent from the
-// pod object.
+// PodNAT says which addresses shall be translated for one virt-launcher pod. The webhook writes it as JSON into the pod's
+// annotation AnnotationNAT; the sidecar reads it through a downward-API file and the node agent from the pod object.
 type PodNAT struct {
 	// Version is PodNATVersion.
 	Version int `json:"version"`
 	// Owner is the VirtualMachine that holds the floating addresses.
 	Owner Owner `json:"owner"`
+	// Delivery is that of the addresses' pool; DeliveryLeg is left out. Only where it is InPod the sidecar writes rules.
+	Delivery Delivery `json:"delivery,omitempty"`
 	// Interface is the bridge in the pod that the guest's tap device is plugged into.
 	Interface string `json:"interface"`
 	// Bindings has at most one entry per address family.
@@ -92,6 +93,9 @@ func (p PodNAT) Validate() error {
 	complain := func(format string, args ...any) { errs = append(errs, fmt.Errorf("nat description: "+format, args...)) }
 	if p.Version != PodNATVersion {
 		complain("version: want %d, have %d", PodNATVersion, p.Version)
+	}
+	if err := p.Delivery.Validate(); err != nil {
+		complain("delivery: %w", err)
 	}
 	if err := validInterfaceName(p.Interface); err != nil {
 		complain("interface: %w", err)

@@ -24,6 +24,14 @@ var local = map[nftables.TableFamily][]netip.Prefix{
 	nftables.TableFamilyIPv6: {netip.MustParsePrefix("fe80::/10"), netip.MustParsePrefix("ff00::/8")},
 }
 
+// LocalNetworks returns the networks of one family that never leave by a floating address: link-local and multicast.
+func LocalNetworks(v6 bool) []netip.Prefix {
+	if v6 {
+		return local[nftables.TableFamilyIPv6]
+	}
+	return local[nftables.TableFamilyIPv4]
+}
+
 // Desired returns what the kernel shall hold for p, which must be valid. A family without a binding gets nothing.
 func Desired(p floatip.PodNAT) (t Tables) {
 	for _, b := range p.Bindings {
@@ -71,7 +79,7 @@ func (b binding) table() Table {
 	t := Table{Counters: b.counters(), Sets: b.sets(), Chains: b.chains()}
 	for _, c := range t.Chains {
 		for i, r := range c.Rules {
-			c.Rules[i].canonical = canonical(b.id, r.exprs)
+			c.Rules[i].canonical = RuleText(b.id, r.exprs)
 		}
 	}
 	slices.Sort(t.Counters)
@@ -93,7 +101,7 @@ func (b binding) counters() []string {
 
 func (b binding) sets() []Set {
 	sets := []Set{
-		{Name: setCluster, Type: b.addressType.Name, Interval: true, Elements: intervals(b.cluster)},
+		{Name: setCluster, Type: b.addressType.Name, Interval: true, Elements: Intervals(b.cluster)},
 		{Name: setLinks, Type: nftables.TypeIFName.Name, Elements: keys(link(LegInterface), link(b.bridge))},
 	}
 	if len(b.Ports) > 0 {

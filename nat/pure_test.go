@@ -208,8 +208,8 @@ func TestRulesAreTold(t *testing.T) {
 				seen := map[string]bool{}
 				for _, r := range c.Rules {
 					chain, parsed, err := parseRule(message(t, c.Name, r))
-					if err != nil || chain != c.Name || parsed.canonical != r.canonical {
-						t.Errorf("%s %s: have %q in %q, %v", name, r.Text, parsed.canonical, chain, err)
+					if err != nil || chain != c.Name || parsed != r.canonical {
+						t.Errorf("%s %s: have %q in %q, %v", name, r.Text, parsed, chain, err)
 					}
 					if seen[r.canonical] {
 						t.Errorf("%s: %s has a twin", name, r.Text)

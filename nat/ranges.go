@@ -44,9 +44,9 @@ func lastAddr(p netip.Prefix) netip.Addr {
 	return last
 }
 
-// intervals returns the interval elements of networks. The span that ends with the last address of the family has no
+// Intervals returns the interval elements of networks. The span that ends with the last address of the family has no
 // end element, as nft writes it.
-func intervals(networks []netip.Prefix) (out []Element) {
+func Intervals(networks []netip.Prefix) (out []Element) {
 	for _, s := range spans(networks) {
 		out = append(out, Element{Key: string(s.first.AsSlice())})
 		if next := s.last.Next(); next.IsValid() {

@@ -17,13 +17,28 @@ import (
 
 // rawRules returns the rules of our chains in table, by chain, in the kernel's order.
 func (k *Kernel) rawRules(table *nftables.Table) (map[string][]Rule, error) {
+	texts, err := RuleTexts(k.rules, table)
+	rules := map[string][]Rule{}
+	for chain, list := range texts {
+		if strings.HasPrefix(chain, prefix) {
+			for _, text := range list {
+				rules[chain] = append(rules[chain], Rule{canonical: text})
+			}
+		}
+	}
+	return rules, err
+}
+
+// RuleTexts returns the canonical texts of the rules of a table, by chain, in the kernel's order; none of a table that
+// does not exist. Two rules with one text do the same.
+func RuleTexts(conn *netlink.Conn, table *nftables.Table) (map[string][]string, error) {
 	attrs, err := netlink.MarshalAttributes([]netlink.Attribute{
 		{Type: unix.NFTA_RULE_TABLE, Data: []byte(table.Name + "\x00")},
 	})
 	if err != nil {
 		return nil, err
 	}
-	messages, err := k.rules.Execute(netlink.Message{
+	messages, err := conn.Execute(netlink.Message{
 		Header: netlink.Header{
 			Type:  unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETRULE,
 			Flags: netlink.Request | netlink.Dump,
@@ -36,44 +51,42 @@ func (k *Kernel) rawRules(table *nftables.Table) (map[string][]Rule, error) {
 	if err != nil {
 		return nil, err
 	}
-	rules := map[string][]Rule{}
+	texts := map[string][]string{}
 	for _, m := range messages {
-		chain, rule, err := parseRule(m.Data)
+		chain, text, err := parseRule(m.Data)
 		if err != nil {
 			return nil, err
 		}
-		if strings.HasPrefix(chain, prefix) {
-			rules[chain] = append(rules[chain], rule)
-		}
+		texts[chain] = append(texts[chain], text)
 	}
-	return rules, nil
+	return texts, nil
 }
 
-func parseRule(message []byte) (chain string, r Rule, err error) {
+func parseRule(message []byte) (chain, text string, err error) {
 	if len(message) < 4 {
-		return "", Rule{}, fmt.Errorf("a rule of %d bytes", len(message))
+		return "", "", fmt.Errorf("a rule of %d bytes", len(message))
 	}
 	ad, err := netlink.NewAttributeDecoder(message[4:])
 	if err != nil {
-		return "", Rule{}, err
+		return "", "", err
 	}
 	for ad.Next() {
 		switch ad.Type() {
 		case unix.NFTA_RULE_CHAIN:
 			chain = ad.String()
 		case unix.NFTA_RULE_EXPRESSIONS:
-			r.canonical, err = canonicalList(ad.Bytes())
+			text, err = Canonical(ad.Bytes())
 		}
 	}
 	if err == nil {
 		err = ad.Err()
 	}
-	return chain, r, err
+	return chain, text, err
 }
 
-// canonical returns the canonical text of expressions. They come from our own builders, so an error is a programming
-// mistake.
-func canonical(id nftables.TableFamily, exprs []expr.Any) string {
+// RuleText returns the canonical text of expressions, the one that RuleTexts reads once the kernel has them. They come
+// from our own builders, so an error is a programming mistake.
+func RuleText(id nftables.TableFamily, exprs []expr.Any) string {
 	var list []netlink.Attribute
 	for _, e := range exprs {
 		raw, err := expr.Marshal(byte(id), e)
@@ -85,14 +98,15 @@ func canonical(id nftables.TableFamily, exprs []expr.Any) string {
 	raw, err := netlink.MarshalAttributes(list)
 	if err == nil {
 		var text string
-		if text, err = canonicalList(raw); err == nil {
+		if text, err = Canonical(raw); err == nil {
 			return text
 		}
 	}
 	panic("nat: expressions: " + err.Error())
 }
 
-func canonicalList(raw []byte) (string, error) {
+// Canonical returns the canonical text of a list of expressions in the kernel's form (NFTA_RULE_EXPRESSIONS).
+func Canonical(raw []byte) (string, error) {
 	ad, err := netlink.NewAttributeDecoder(raw)
 	if err != nil {
 		return "", err

@@ -28,6 +28,7 @@ const (
 	Carried   Action = "carried"   // the VMI carries the address of its VM
 	Unnatable Action = "unnatable" // the VMI's network binding leaves nothing to translate
 	Injected  Action = "injected"  // the pod got its sidecar
+	Described Action = "described" // the pod got its description, and needs no sidecar
 	Accepted  Action = "accepted"  // the pool is fine
 	Refused   Action = "refused"   // the request is at fault
 	Failed    Action = "failed"    // floatip is at fault
@@ -94,7 +95,7 @@ func (d Decision) respond() admission.Response {
 // changed reports whether d is a change of state, which is logged at level 0; the rest is level 1.
 func (d Decision) changed() bool {
 	switch d.Action {
-	case Committed, Restored, Injected, Refused, Failed:
+	case Committed, Restored, Injected, Described, Refused, Failed:
 		return true
 	}
 	return false

@@ -29,6 +29,9 @@ type FirewallReader interface {
 type Guarded struct {
 	// Owner is the VM that holds the addresses.
 	Owner floatip.Owner
+	// Delivery is that of the addresses. Where packets come under the pod's own address, the CNI enforces the
+	// NetworkPolicies, and knows peers in the cluster by their labels: then they have no say here.
+	Delivery floatip.Delivery
 	// Pools has the pool of each address. An address of an unknown pool is closed unless the VM has an allow list.
 	Pools map[netip.Addr]string
 	// Labels are the pod's.
@@ -49,9 +52,11 @@ func FirewallOf(ctx context.Context, cluster FirewallReader, pod Guarded) (
 	if err != nil {
 		return nil, nil, err
 	}
-	policies, err := cluster.NetworkPolicies(ctx, pod.Owner.Namespace)
-	if err != nil {
-		return nil, nil, fmt.Errorf("NetworkPolicies of namespace %s: %w", pod.Owner.Namespace, err)
+	var policies []*networkingv1.NetworkPolicy
+	if pod.Delivery.PastCNI() {
+		if policies, err = cluster.NetworkPolicies(ctx, pod.Owner.Namespace); err != nil {
+			return nil, nil, fmt.Errorf("NetworkPolicies of namespace %s: %w", pod.Owner.Namespace, err)
+		}
 	}
 	allow, unread, err := allowListOf(ctx, cluster, pod)
 	if err != nil {

@@ -52,6 +52,8 @@ type world struct {
 
 	policies []*networkingv1.NetworkPolicy
 	defaults map[string]firewall.Default // by pool
+
+	deliveries map[string]floatip.Delivery // by pool
 }
 
 var testTime = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -67,7 +69,7 @@ func newWorld(t testing.TB, pools ...ipam.Pool) *world {
 		vms:    map[string]map[string]string{},
 		vmis:   map[string]*kubevirt.VirtualMachineInstance{},
 
-		defaults: map[string]firewall.Default{},
+		defaults: map[string]firewall.Default{}, deliveries: map[string]floatip.Delivery{},
 	}
 	for _, p := range pools {
 		w.defaults[p.Name] = firewall.DefaultAllow
@@ -176,6 +178,15 @@ func (w *world) FirewallDefault(_ context.Context, pool string) (firewall.Defaul
 		return "", apierrors.NewNotFound(schema.GroupResource{Resource: "floatingippools"}, pool)
 	}
 	return d, nil
+}
+
+func (w *world) Delivery(_ context.Context, pool string) (floatip.Delivery, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if _, ok := w.defaults[pool]; !ok {
+		return "", apierrors.NewNotFound(schema.GroupResource{Resource: "floatingippools"}, pool)
+	}
+	return w.deliveries[pool], nil
 }
 
 func (w *world) Warn(owner floatip.Owner, reason, text string) {

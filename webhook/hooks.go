@@ -52,8 +52,9 @@ type Cluster interface {
 	Carrier(ctx context.Context, owner floatip.Owner) (string, error)
 	// VMI returns the VirtualMachineInstance with that name and UID.
 	VMI(ctx context.Context, namespace, name string, uid types.UID) (*kubevirt.VirtualMachineInstance, error)
-	// The rest is what FirewallOf needs.
+	// The rest is what FirewallOf and DeliveryOf need.
 	FirewallReader
+	DeliveryReader
 }
 
 // CarrierVM is what Cluster.Carrier answers for a VirtualMachine that is stored.

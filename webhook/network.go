@@ -126,7 +126,7 @@ func (g guest) bind(floating netip.Addr) floatip.Binding {
 
 // podNAT describes the translation for the pod of a VM that holds addresses, and what may pass; a nil firewall lets
 // everything pass.
-func podNAT(owner floatip.Owner, addresses []netip.Addr, g guest, cluster []netip.Prefix,
+func podNAT(owner floatip.Owner, delivery floatip.Delivery, addresses []netip.Addr, g guest, cluster []netip.Prefix,
 	passes *floatip.Firewall) (string, error) {
 	nat := floatip.PodNAT{
 		Version:         floatip.PodNATVersion,
@@ -134,6 +134,9 @@ func podNAT(owner floatip.Owner, addresses []netip.Addr, g guest, cluster []neti
 		Interface:       floatip.DefaultGuestInterface,
 		ClusterNetworks: cluster,
 		Firewall:        passes,
+	}
+	if delivery != floatip.DeliveryLeg { // sidecars of older releases know no other, and no such field
+		nat.Delivery = delivery
 	}
 	for _, a := range addresses {
 		nat.Bindings = append(nat.Bindings, g.bind(a))

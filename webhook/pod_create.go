@@ -2,13 +2,14 @@ package webhook
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
+	"gomodules.xyz/jsonpatch/v2"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	"floatip.io/floatip"
-	"floatip.io/floatip/ipam"
 	"floatip.io/floatip/webhook/kubevirt"
 )
 
@@ -42,34 +43,53 @@ func (h *Hooks) createPod(ctx context.Context, req admission.Request) Decision {
 	if len(lines) == 0 {
 		return plainPod(pod, Decision{Action: Ignored, Reason: "the VM has no address"})
 	}
-	labels, err := h.Cluster.NamespaceLabels(ctx, req.Namespace)
+	have := holdingOf(lines)
+	delivery, err := DeliveryOf(ctx, h.Cluster, have.pools)
+	if errors.Is(err, errDeliveries) {
+		return plainPod(pod, have.decision(Unnatable, err.Error()))
+	}
 	if err != nil {
-		return refuse(internal(req), fmt.Errorf("labels of namespace %s: %w", req.Namespace, err))
+		return refuse(internal(req), err)
 	}
-	if err := sidecarForbidden(labels); err != nil {
-		// With the sidecar the pod would be refused. The VM's owner was told when the VMI was created.
-		return plainPod(pod, holdingOf(lines).decision(Unnatable, err.Error()))
+	if delivery.InPod() {
+		labels, err := h.Cluster.NamespaceLabels(ctx, req.Namespace)
+		if err != nil {
+			return refuse(internal(req), fmt.Errorf("labels of namespace %s: %w", req.Namespace, err))
+		}
+		if err := sidecarForbidden(labels); err != nil {
+			// With the sidecar the pod would be refused. The VM's owner was told when the VMI was created.
+			return plainPod(pod, have.decision(Unnatable, err.Error()))
+		}
 	}
-	return h.inject(ctx, req, pod, vmi, lines)
+	return h.inject(ctx, req, launch{pod, vmi, lines[0].Owner, have, delivery})
 }
 
-// inject returns the decision about the launcher pod of a VM that holds lines.
-func (h *Hooks) inject(ctx context.Context, req admission.Request, pod podView, vmi *kubevirt.VirtualMachineInstance,
-	lines []ipam.Allocation) Decision {
-	have, owner := holdingOf(lines), lines[0].Owner
-	g, err := guestOf(vmi.Spec)
+// launch is a launcher pod that is being created for a VM that holds addresses.
+type launch struct {
+	pod      podView
+	vmi      *kubevirt.VirtualMachineInstance
+	owner    floatip.Owner
+	have     holding
+	delivery floatip.Delivery
+}
+
+// inject returns the decision about a launcher pod: its description, nodes that carry the provider network where one of
+// them answers for the address, and the sidecar where the pod translates.
+func (h *Hooks) inject(ctx context.Context, req admission.Request, l launch) Decision {
+	pod, have, owner := l.pod, l.have, l.owner
+	g, err := guestOf(l.vmi.Spec)
 	if err != nil {
 		// The VM's owner was told when the VMI was created.
 		return plainPod(pod, have.decision(Unnatable, err.Error()))
 	}
 	// What cannot be translated is told by the controller that keeps the firewall up to date, once the pod is stored.
 	passes, _, err := FirewallOf(ctx, h.Cluster, Guarded{
-		Owner: owner, Pools: have.poolOf(), Labels: pod.Metadata.Labels, Spec: vmi.Spec,
+		Owner: owner, Delivery: l.delivery, Pools: have.poolOf(), Labels: pod.Metadata.Labels, Spec: l.vmi.Spec,
 	})
 	if err != nil {
 		return refuse(internal(req), fmt.Errorf("firewall of VM %s: %w", owner, err))
 	}
-	nat, err := podNAT(owner, have.addresses, g, h.Options.ClusterNetworks, passes)
+	nat, err := podNAT(owner, l.delivery, have.addresses, g, h.Options.ClusterNetworks, passes)
 	if err != nil {
 		return plainPod(pod, have.decision(Unnatable, err.Error()))
 	}
@@ -77,6 +97,11 @@ func (h *Hooks) inject(ctx context.Context, req admission.Request, pod podView, 
 	d.Patches = setAnnotations(pod.Metadata, map[string]string{
 		floatip.AnnotationNAT: nat, floatip.AnnotationAddress: have.address(),
 	})
+	if !l.delivery.InPod() {
+		d.Action = Described
+		d.Patches = append(d.Patches, l.selectNodes()...)
+		return d
+	}
 	if pod.injected() {
 		d.Action, d.Reason = Kept, "called again for the same pod"
 		return d
@@ -88,8 +113,16 @@ func (h *Hooks) inject(ctx context.Context, req admission.Request, pod podView, 
 		}
 	}
 	d.Patches = append(d.Patches, injectSidecar(pod, h.Options.SidecarImage)...)
-	d.Patches = append(d.Patches, selectNodes(pod, slices.Compact(slices.Sorted(slices.Values(have.pools))))...)
+	d.Patches = append(d.Patches, l.selectNodes()...)
 	return d
+}
+
+// selectNodes binds the pod to nodes that carry the pools' networks, where one of them answers for the addresses.
+func (l launch) selectNodes() []jsonpatch.Operation {
+	if !l.delivery.OnNode() {
+		return nil
+	}
+	return selectNodes(l.pod, slices.Compact(slices.Sorted(slices.Values(l.have.pools))))
 }
 
 // notALauncher says why pod carries no guest; an empty text says that it may.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	admissionv1 "k8s.io/api/admission/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -12,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
+	"floatip.io/floatip"
 	"floatip.io/floatip/ipam"
 	"floatip.io/floatip/ipam/v1alpha1"
 )
@@ -37,7 +39,30 @@ func (h *Hooks) changePool(_ context.Context, req admission.Request) Decision {
 	if req.Operation == admissionv1.Create {
 		return poolDecision(req, nil)
 	}
+	if d := h.changeDelivery(req, pool.Spec.Delivery); d != nil {
+		return *d
+	}
 	return poolDecision(req, h.Ledger.CanChange(after))
+}
+
+// changeDelivery refuses another delivery while addresses of the pool are held: pods that run were made for the one that
+// there is.
+func (h *Hooks) changeDelivery(req admission.Request, after floatip.Delivery) *Decision {
+	var before v1alpha1.FloatingIPPool
+	if err := decode(req.OldObject.Raw, &before); err != nil {
+		d := refuse(malformed(req, err), err)
+		return &d
+	}
+	if before.Spec.Delivery.OrDefault() == after.OrDefault() {
+		return nil
+	}
+	err := h.Ledger.CanDelete(req.Name)
+	if err == nil {
+		return nil
+	}
+	text := fmt.Errorf("from %s to %s: %w, or make another pool", before.Spec.Delivery.OrDefault(), after.OrDefault(), err)
+	d := refuse(conflict(req, field.NewPath("spec", "delivery").String(), text), err)
+	return &d
 }
 
 func poolDecision(req admission.Request, err error) Decision {
@@ -46,6 +71,9 @@ func poolDecision(req admission.Request, err error) Decision {
 	}
 	return Decision{Action: Accepted, Pool: req.Name}
 }
+
+// served are the deliveries that this release makes.
+var served = []floatip.Delivery{floatip.DeliveryLeg, floatip.DeliveryNodeNAT}
 
 // PoolOf reads a FloatingIPPool. All that is wrong is reported together.
 func PoolOf(object *v1alpha1.FloatingIPPool) (ipam.Pool, field.ErrorList) {
@@ -59,12 +87,15 @@ func PoolOf(object *v1alpha1.FloatingIPPool) (ipam.Pool, field.ErrorList) {
 	})
 	errs := fieldErrors(spec, err)
 	errs = append(errs, poolName(object.Name)...)
-	if object.Spec.Delivery != "" && object.Spec.Delivery != v1alpha1.DeliveryLeg {
-		errs = append(errs, field.NotSupported(spec.Child("delivery"), object.Spec.Delivery, []v1alpha1.Delivery{v1alpha1.DeliveryLeg}))
+	if !slices.Contains(served, object.Spec.Delivery.OrDefault()) {
+		errs = append(errs, field.NotSupported(spec.Child("delivery"), object.Spec.Delivery, served))
 	}
 	if f := object.Spec.Firewall; f != "" && f != v1alpha1.FirewallAllow && f != v1alpha1.FirewallDeny {
 		all := []v1alpha1.FirewallDefault{v1alpha1.FirewallAllow, v1alpha1.FirewallDeny}
 		errs = append(errs, field.NotSupported(spec.Child("firewall"), f, all))
+	} else if f == v1alpha1.FirewallDeny && object.Spec.Delivery == floatip.DeliveryKubeOVN {
+		errs = append(errs, field.Forbidden(spec.Child("firewall"), "Kube-OVN does not know floatip's firewall: with delivery "+
+			"KubeOVN every host reaches the VMs unless a NetworkPolicy forbids it"))
 	}
 	selects, err := selector(object.Spec.NamespaceSelector)
 	if err != nil {

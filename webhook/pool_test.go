@@ -31,7 +31,7 @@ func TestPoolSyntax(t *testing.T) {
 		{"backwards", "a", `{"addresses":["192.168.100.9-192.168.100.5"]}`, "192.168.100.9", []string{"spec.addresses[0]"}},
 		{"nothing left", "a", `{"addresses":["192.168.100.5-192.168.100.5"],"exclude":["192.168.100.5"]}`, "nothing is left", []string{"spec.addresses"}},
 		{"bad gateway and bad exclude", "a", `{"addresses":["192.168.100.0/24"],"gateways":["g"],"exclude":["e"]}`, "", []string{"spec.exclude[0]", "spec.gateways[0]"}},
-		{"unknown delivery", "a", `{"addresses":["192.168.100.0/24"],"delivery":"Routed"}`, "Leg", []string{"spec.delivery"}},
+		{"unknown delivery", "a", `{"addresses":["192.168.100.0/24"],"delivery":"Tunnel"}`, "NodeNAT", []string{"spec.delivery"}},
 		{"unknown firewall", "a", `{"addresses":["192.168.100.0/24"],"firewall":"Ask"}`, `"Allow", "Deny"`, []string{"spec.firewall"}},
 		{"bad selectors", "a", `{"addresses":["192.168.100.0/24"],"namespaceSelector":{"matchExpressions":[{"key":"a","operator":"Is"}]},"nodeSelector":{"matchLabels":{"-":"x"}}}`,
 			"", []string{"spec.namespaceSelector", "spec.nodeSelector"}},

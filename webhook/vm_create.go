@@ -86,8 +86,13 @@ func (h *Hooks) reserve(ctx context.Context, req admission.Request, m metadata, 
 	if isDryRun(req) && len(wish.Addresses) == 0 {
 		warnings = append(warnings, fmt.Sprintf("floatip: dry run: %s would be given now, it is not reserved", FormatAddresses(offer.Addresses)))
 	}
-	if err := sidecarForbidden(ask.NamespaceLabels); err != nil {
-		warnings = append(warnings, "floatip: "+err.Error()+"; the VM will start without its floating address")
+	warning, refusal := h.deliver(ctx, req, m, offer.Pools, ask.NamespaceLabels)
+	if refusal != nil {
+		h.Ledger.Withdraw(ask.Claim)
+		return *refusal
+	}
+	if warning != "" {
+		warnings = append(warnings, warning)
 	}
 	d := holding{offer.Addresses, offer.Pools, offer.Claim}.decision(Reserved, reason)
 	d.Warnings = warnings

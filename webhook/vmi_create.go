@@ -36,19 +36,28 @@ func (h *Hooks) createVMI(ctx context.Context, req admission.Request) Decision {
 	if len(have.addresses) == 0 {
 		return uncarried(vmi, Decision{Action: Ignored, Reason: "the VM has no address"})
 	}
-	if err := volumeNames(vmi.Spec); err != nil {
-		return refuse(invalid(req, field.ErrorList{err}), nil)
+	delivery, err := DeliveryOf(ctx, h.Cluster, have.pools)
+	if errors.Is(err, errDeliveries) {
+		return h.unnatable(ctx, req, vmi, owner, have, EventUnnatable, err)
 	}
-	labels, err := h.Cluster.NamespaceLabels(ctx, req.Namespace)
 	if err != nil {
-		return refuse(internal(req), fmt.Errorf("labels of namespace %s: %w", req.Namespace, err))
+		return refuse(internal(req), err)
 	}
-	if err := sidecarForbidden(labels); err != nil {
-		return h.unnatable(ctx, req, vmi, owner, have, EventForbidden, err)
+	if delivery.InPod() {
+		if err := volumeNames(vmi.Spec); err != nil {
+			return refuse(invalid(req, field.ErrorList{err}), nil)
+		}
+		labels, err := h.Cluster.NamespaceLabels(ctx, req.Namespace)
+		if err != nil {
+			return refuse(internal(req), fmt.Errorf("labels of namespace %s: %w", req.Namespace, err))
+		}
+		if err := sidecarForbidden(labels); err != nil {
+			return h.unnatable(ctx, req, vmi, owner, have, EventForbidden, err)
+		}
 	}
 	g, err := guestOf(vmi.Spec)
 	if err == nil {
-		_, err = podNAT(owner, have.addresses, g, h.Options.ClusterNetworks, nil)
+		_, err = podNAT(owner, delivery, have.addresses, g, h.Options.ClusterNetworks, nil)
 	}
 	if err != nil {
 		return h.unnatable(ctx, req, vmi, owner, have, EventUnnatable, err)

@@ -2,22 +2,8 @@ package v1alpha1
 
 import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-)
 
-// Delivery says how packets get from the provider network to a VM's pod and back.
-//
-// +kubebuilder:validation:Enum=Leg;Routed;NodeNAT;KubeOVN
-type Delivery string
-
-const (
-	// DeliveryLeg gives each pod a private veth pair to the node, past the CNI. It works with every CNI.
-	DeliveryLeg Delivery = "Leg"
-	// DeliveryRouted sends packets through the CNI's own veth pair.
-	DeliveryRouted Delivery = "Routed"
-	// DeliveryNodeNAT translates on the node, to and from the pod's address, without a sidecar.
-	DeliveryNodeNAT Delivery = "NodeNAT"
-	// DeliveryKubeOVN leaves translation and announcement to Kube-OVN.
-	DeliveryKubeOVN Delivery = "KubeOVN"
+	"floatip.io/floatip"
 )
 
 // FirewallDefault says who may open connections to an address whose VM has no allow list.
@@ -39,6 +25,7 @@ const (
 // +kubebuilder:resource:scope=Cluster,shortName=fippool,categories=floatip
 // +kubebuilder:printcolumn:name="Addresses",type=string,JSONPath=`.spec.addresses`
 // +kubebuilder:printcolumn:name="Auto",type=boolean,JSONPath=`.spec.autoAssign`
+// +kubebuilder:printcolumn:name="Delivery",type=string,JSONPath=`.spec.delivery`
 // +kubebuilder:printcolumn:name="Used",type=integer,JSONPath=`.status.ipv4.used`
 // +kubebuilder:printcolumn:name="Capacity",type=string,JSONPath=`.status.ipv4.capacity`
 // +kubebuilder:printcolumn:name="Resting",type=integer,JSONPath=`.status.ipv4.quarantined`
@@ -129,11 +116,12 @@ type FloatingIPPoolSpec struct {
 	// +optional
 	NodeSelector *metav1.LabelSelector `json:"nodeSelector,omitempty"`
 
-	// Delivery says how packets reach the pod. Defaults to Leg.
+	// Delivery says how packets reach the pod. Defaults to Leg. It cannot be changed while addresses of the pool are held.
 	//
 	// +optional
 	// +kubebuilder:default=Leg
-	Delivery Delivery `json:"delivery,omitempty"`
+	// +kubebuilder:validation:Enum=Leg;Routed;NodeNAT;KubeOVN
+	Delivery floatip.Delivery `json:"delivery,omitempty"`
 
 	// Firewall is who may open connections to the addresses of VMs without the annotation floatip.io/allow. Defaults to
 	// Allow. A change takes effect on running VMs.

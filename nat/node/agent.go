@@ -12,6 +12,7 @@ import (
 
 	"floatip.io/floatip/nat/node/announce"
 	"floatip.io/floatip/nat/node/leg"
+	"floatip.io/floatip/nat/node/podlink"
 )
 
 const (
@@ -60,6 +61,8 @@ type Agent struct {
 	wake   chan struct{} // capacity 1
 
 	kernel     *leg.Node
+	podlink    *podlink.Node
+	links      map[linkKey]string  // by which link a pod was reached last
 	sessions   map[string]*session // by pod UID
 	responders *responders
 	tests      tests
@@ -77,7 +80,7 @@ func NewAgent(o Options, source Source, sink Sink) (*Agent, error) {
 	}
 	a := &Agent{
 		Options: o, source: source, sink: sink, wake: make(chan struct{}, 1), kernel: kernel,
-		sessions: map[string]*session{}, tests: tests{},
+		podlink: podlink.Open(o.NetNS), links: map[linkKey]string{}, sessions: map[string]*session{}, tests: tests{},
 	}
 	a.responders = newResponders(o, a.Wake)
 	return a, nil
@@ -190,19 +193,39 @@ func (a *Agent) round(ctx context.Context, v View) (report Report, err error) {
 	plan := a.plan(ctx, d, holding)
 	a.responders.peers.set(v.Peers)
 	a.responders.keep(plan.audible(), plan.seen)
-	errs := []error{a.plug(&plan)}
-	applied, err := a.kernel.Apply(plan.config(d, a.ClusterNetworks))
+	errs := []error{a.plug(&plan, d.Networks)}
+	err = a.apply(&d, plan, holding)
 	errs = append(errs, err)
-	a.logChanges("node", applied)
 	a.responders.set(ctx, plan.audible(), plan.leaving(v), plan.seen)
 	for _, pp := range plan.pods {
-		if pp.mode == Staged {
+		if pp.mode == Staged && !pp.onNode() {
 			a.expect(pp)
 		}
 	}
 	errs = append(errs, a.dismiss(d))
-	a.health.observe(a.responders.figures(), plan.conflicts(), plan.traffic())
+	a.forgetLinks(d)
+	counters, countErr := a.counters(plan)
+	errs = append(errs, countErr)
+	a.health.observe(a.responders.figures(), plan.conflicts(), plan.traffic(counters))
 	return a.report(v, d, plan, err), errors.Join(errs...)
+}
+
+// apply makes the node's kernel what the plan says: who translates before who routes, so that no packet of a floating
+// address reaches a pod that does not know it.
+func (a *Agent) apply(d *Decision, p plan, holding leg.Holding) error {
+	networks, err := p.mark(d.Networks, holding.Networks)
+	if err != nil {
+		return err
+	}
+	d.Networks = networks
+	translated, err := a.podlink.Apply(p.podlink(networks, a.ClusterNetworks))
+	a.logChanges("node", leg.Report{Changes: translated.Changes})
+	if err != nil {
+		return err
+	}
+	applied, err := a.kernel.Apply(p.config(*d, a.ClusterNetworks))
+	a.logChanges("node", applied)
+	return err
 }
 
 // logChanges says where something changed; what it was is for those who look closer.

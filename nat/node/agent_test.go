@@ -78,7 +78,7 @@ func newBenchOn(t *testing.T, w *nodetest.World, number string) *bench {
 	b.view = View{
 		Addresses: map[netip.Addr]Held{}, Machines: map[string]Machine{}, Peers: map[string]floatip.NodeAgent{},
 		Pools: map[string]Pool{"lan": {
-			Name: "lan", Leg: true, Networks: []netip.Prefix{netip.MustParsePrefix(nodetest.Pool)},
+			Name: "lan", Networks: []netip.Prefix{netip.MustParsePrefix(nodetest.Pool)},
 			Gateways: []netip.Addr{netip.MustParseAddr(nodetest.Gateway)}, Sample: []netip.Addr{fifty},
 		}},
 	}

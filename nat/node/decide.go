@@ -11,7 +11,7 @@ import (
 	"floatip.io/floatip/nat/node/leg"
 )
 
-// Mode is what a pod's leg is for.
+// Mode is what a pod's way is for.
 type Mode string
 
 const (
@@ -39,6 +39,10 @@ type Grant struct {
 	MACs []string
 	// InUse are those of Addresses that come along with a live migration: no other host has them.
 	InUse []netip.Addr
+	// Delivery is that of the addresses' pools.
+	Delivery floatip.Delivery
+	// Running: KubeVirt says that the guest runs.
+	Running bool
 }
 
 // Refusal says why a pod does not get an address.
@@ -72,7 +76,7 @@ type Decision struct {
 func Decide(v View, self string, nics []leg.NIC, inUse []leg.Network) Decision {
 	d := Decision{Carries: map[string]error{}}
 	for name, p := range v.Pools {
-		if p.Leg {
+		if p.Delivery.OrDefault().OnNode() {
 			d.Carries[name] = carries(p, nics)
 		}
 	}
@@ -148,7 +152,13 @@ func (d *Decision) decidePod(p Pod, v View, self string, f finder, taken map[net
 		return
 	}
 	machine, known := v.Machines[p.Machine.UID]
-	g := Grant{Pod: p, Mode: Active, NAT: nat, Provisional: v.Unknown[p.Machine.UID]}
+	g := Grant{
+		Pod: p, Mode: Active, NAT: nat, Provisional: v.Unknown[p.Machine.UID], Delivery: nat.Delivery.OrDefault(),
+		Running: machine.Running,
+	}
+	if !g.Delivery.OnNode() {
+		return // somebody else's work
+	}
 	if !g.Provisional {
 		if err := checkMachine(p, machine, known); err != nil {
 			refuse(netip.Addr{}, err)
@@ -177,7 +187,7 @@ func (d *Decision) decidePod(p Pod, v View, self string, f finder, taken map[net
 			refuse(a, fmt.Errorf("the newer pod %s of the same machine has %s", other.Name, a))
 			continue
 		}
-		network, err := f.network(a, held, v)
+		network, err := f.network(a, held, v, g.Delivery)
 		if err != nil {
 			refuse(a, err)
 			continue
@@ -280,13 +290,15 @@ type finder struct {
 	found map[netip.Prefix]leg.Network
 }
 
-func (f finder) network(a netip.Addr, held Held, v View) (leg.Network, error) {
+// network returns the provider network of a. The description says for which delivery the pod was made; the pool decides.
+func (f finder) network(a netip.Addr, held Held, v View, made floatip.Delivery) (leg.Network, error) {
 	pool, ok := v.Pools[held.Pool]
 	if !ok {
 		return leg.Network{}, fmt.Errorf("the pool %s of %s does not exist or is not for this node", held.Pool, a)
 	}
-	if !pool.Leg {
-		return leg.Network{}, fmt.Errorf("the pool %s of %s is not delivered by a leg", held.Pool, a)
+	if pool.Delivery.OrDefault() != made {
+		return leg.Network{}, fmt.Errorf("the pool %s of %s has the delivery %s, the pod was made for %s: restart the VM",
+			held.Pool, a, pool.Delivery.OrDefault(), made)
 	}
 	network, err := leg.Find(f.nics, pool.provider(a))
 	if err != nil {

@@ -53,7 +53,7 @@ func legitimate(t *testing.T) View {
 		Machines: map[string]Machine{"vmi-1": {
 			Namespace: "prod", Name: "web", UID: "vmi-1", VM: "vm-1", Node: "n1", Pods: []string{podUID},
 		}},
-		Pools:   map[string]Pool{"lan": {Name: "lan", Leg: true, Sample: []netip.Addr{fifty}}},
+		Pools:   map[string]Pool{"lan": {Name: "lan", Sample: []netip.Addr{fifty}}},
 		Unknown: map[string]bool{},
 	}
 }
@@ -106,9 +106,9 @@ func TestWhoIsRefused(t *testing.T) {
 		{"the pool is not for this node", func(v *View) { delete(v.Pools, "lan") }, "not for this node"},
 		{"the pool is delivered otherwise", func(v *View) {
 			p := v.Pools["lan"]
-			p.Leg = false
+			p.Delivery = floatip.DeliveryNodeNAT
 			v.Pools["lan"] = p
-		}, "not delivered by a leg"},
+		}, "has the delivery NodeNAT, the pod was made for Leg"},
 		{"the pool names a NIC that is not there", func(v *View) {
 			p := v.Pools["lan"]
 			p.Interface = "blue0"

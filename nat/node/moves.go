@@ -45,16 +45,16 @@ type journey struct {
 }
 
 // seen is the mode of the pod: that of the grant, or what the journey or the kernel knows better.
-func (j *journey) seen(g Grant, port string, holding leg.Holding) Mode {
+func (j *journey) seen(g Grant, holding leg.Holding) Mode {
 	if g.Provisional {
-		return provisionalMode(g, port, holding)
+		return provisionalMode(g, holding)
 	}
-	j.begin(g, port, holding)
+	j.begin(g, holding)
 	return j.mode(g)
 }
 
 // begin takes over what an earlier agent has decided: the kernel holds it.
-func (j *journey) begin(g Grant, port string, holding leg.Holding) {
+func (j *journey) begin(g Grant, holding leg.Holding) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.begun {
@@ -63,12 +63,12 @@ func (j *journey) begin(g Grant, port string, holding leg.Holding) {
 	j.begun = true
 	active := false
 	for _, a := range g.Addresses {
-		active = active || holding.Active[a] == port
+		active = active || holding.Active[a] == g.way(a)
 	}
 	switch {
 	case g.Mode == Staged && active:
 		j.arrived = time.Now()
-	case g.Mode == Active && g.To != "" && holding.Ports[port] && !active:
+	case g.Mode == Active && g.To != "" && held(g, holding) && !active:
 		j.yielded = true
 	}
 }
@@ -99,9 +99,9 @@ func (j *journey) mode(g Grant) Mode {
 }
 
 // provisionalMode is that of a pod whose machine is not known at the moment: the kernel's.
-func provisionalMode(g Grant, port string, holding leg.Holding) Mode {
+func provisionalMode(g Grant, holding leg.Holding) Mode {
 	for _, a := range g.Addresses {
-		switch port {
+		switch g.way(a) {
 		case holding.Active[a]:
 			return Active
 		case holding.Staged[a]:

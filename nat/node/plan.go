@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"os"
 	"slices"
-	"time"
 
 	"floatip.io/floatip"
 	"floatip.io/floatip/nat/handover"
@@ -30,8 +29,9 @@ type podPlan struct {
 	mtu     int
 	nics    map[netip.Addr]string // the provider NIC of each address
 
-	plugged  bool
-	failed   error // why the leg does not stand
+	ways     map[netip.Addr]leg.Hop // the CNI's way to the pod, of deliveries that use it
+	plugged  bool                   // the way to the pod stands
+	failed   error                  // why it does not
 	answered map[netip.Addr]bool
 	already  map[netip.Addr]bool // answered for before this round
 	guest    map[netip.Addr]bool // the guest has taken the fixed address behind this one
@@ -45,23 +45,17 @@ func (a *Agent) plan(ctx context.Context, d Decision, holding leg.Holding) plan 
 	p := plan{seen: a.responders.seen()}
 	a.tests.forget(d)
 	for _, g := range d.Grants {
-		port := leg.PortName(g.Pod.UID)
-		plugged := holding.Ports[port]
+		plugged := held(g, holding)
 		if g.Provisional && !plugged {
 			continue
 		}
-		s := a.sessions[g.Pod.UID]
-		if s == nil {
-			log := a.Log.With("pod", g.Pod.Namespace+"/"+g.Pod.Name)
-			s = startSession(ctx, socketPath(a.KubeletDir, g.Pod.UID), log, a.Wake)
-			a.sessions[g.Pod.UID] = s
-		}
 		pp := &podPlan{
-			grant: g, mode: s.journey.seen(g, port, holding), session: s, plugged: plugged,
+			grant: g, session: a.sessionOf(ctx, g), plugged: plugged, ways: map[netip.Addr]leg.Hop{},
 			nics: map[netip.Addr]string{}, answered: map[netip.Addr]bool{}, already: map[netip.Addr]bool{},
 			guest: map[netip.Addr]bool{}, usable: map[netip.Addr]bool{}, standing: map[netip.Addr]announce.Standing{},
 		}
-		pp.state, pp.err = s.snapshot()
+		pp.state, pp.err = pp.session.snapshot()
+		pp.mode = pp.session.journey.seen(g, holding)
 		for _, address := range g.Addresses {
 			n := networkOf(d.Networks, address)
 			pp.nics[address] = n.Interface
@@ -72,12 +66,29 @@ func (a *Agent) plan(ctx context.Context, d Decision, holding leg.Holding) plan 
 			pp.standing[address] = a.responders.standing(n.Interface, address)
 			pp.usable[address] = a.tests.usable(g, pp.mode, address, pp.already[address], pp.standing[address])
 			pp.answered[address] = pp.mode == Active && pp.usable[address] &&
-				(pp.already[address] || !g.Provisional && translates(pp.state, address))
-			pp.guest[address] = s.guestAnswers(g.NAT, address)
+				(pp.already[address] || !g.Provisional && (pp.onNode() || translates(pp.state, address)))
+			pp.guest[address] = g.Running
+			if !pp.onNode() {
+				pp.guest[address] = pp.session.guestAnswers(g.NAT, address)
+			}
 		}
 		p.pods = append(p.pods, pp)
 	}
 	return p
+}
+
+// sessionOf returns the session with a pod, a new one if there was none. It looks for a sidecar where there is one.
+func (a *Agent) sessionOf(ctx context.Context, g Grant) *session {
+	s := a.sessions[g.Pod.UID]
+	if s == nil {
+		log := a.Log.With("pod", g.Pod.Namespace+"/"+g.Pod.Name)
+		s = newSession(ctx, socketPath(a.KubeletDir, g.Pod.UID), log, a.Wake)
+		if g.Delivery.InPod() {
+			s.start()
+		}
+		a.sessions[g.Pod.UID] = s
+	}
+	return s
 }
 
 func networkOf(networks []leg.Network, a netip.Addr) leg.Network {
@@ -88,24 +99,21 @@ func networkOf(networks []leg.Network, a netip.Addr) leg.Network {
 	return networks[i]
 }
 
-// plug makes the legs of the pods whose namespaces are known.
-func (a *Agent) plug(p *plan) error {
+// plug makes or finds the ways to the pods. The pods' halves are looked at in those whose namespaces are known.
+func (a *Agent) plug(p *plan, networks []leg.Network) error {
 	var errs []error
 	for _, pp := range p.pods {
-		now, wanted := time.Now(), fmt.Sprint(pp.grant.Addresses, pp.mtu)
-		if pp.plugged && pp.session.isChecked(wanted, now) {
-			continue
-		}
-		err := pp.session.inNamespace(func(ns *os.File) error { return a.plugPod(pp, ns) })
+		err := a.reach(pp, networks)
 		switch {
 		case err == nil:
 			pp.plugged = true
-			pp.session.setChecked(wanted, now)
 		case pp.err != nil && errors.Is(err, pp.err):
-			// The sidecar was not reached. A leg that an earlier agent plugged stands all the same.
+			// The sidecar was not reached. A way that an earlier agent made stands all the same.
 			if !pp.plugged {
 				pp.fail(err)
 			}
+		case errors.Is(err, errNoPodIP), errors.Is(err, leg.ErrNoWay):
+			pp.fail(err) // the pod is being made: the status says so, and that is enough
 		default:
 			pp.fail(err)
 			errs = append(errs, fmt.Errorf("pod %s/%s: %w", pp.grant.Pod.Namespace, pp.grant.Pod.Name, err))
@@ -124,6 +132,11 @@ func (pp *podPlan) fail(err error) {
 
 func (a *Agent) plugPod(pp *podPlan, ns *os.File) error {
 	uid := pp.grant.Pod.UID
+	if pp.hops() {
+		report, err := leg.ApplyPod(ns, a.Sysctls, leg.Pod{UID: uid, Addresses: pp.grant.Addresses, NoLeg: true})
+		a.logChanges("pod "+pp.grant.Pod.Namespace+"/"+pp.grant.Pod.Name, report)
+		return err
+	}
 	made, err := a.kernel.Plug(uid, ns)
 	if err != nil {
 		return err
@@ -138,14 +151,11 @@ func (a *Agent) plugPod(pp *podPlan, ns *os.File) error {
 
 // config is the plan in the words of package leg.
 func (p plan) config(d Decision, cluster []netip.Prefix) leg.Config {
-	c := leg.Config{Networks: d.Networks}
-	networks := map[netip.Prefix]bool{}
-	for _, n := range cluster {
-		networks[n] = true
-	}
+	c := leg.Config{Networks: d.Networks, ClusterNetworks: p.clusterNetworks(cluster)}
 	for _, pp := range p.pods {
-		for _, n := range pp.grant.NAT.ClusterNetworks {
-			networks[n] = true
+		if pp.hops() {
+			c.Hops = append(c.Hops, pp.hopList()...)
+			continue
 		}
 		l := leg.Leg{
 			Pod: pp.grant.Pod.UID, Addresses: pp.grant.Addresses, Staged: pp.mode == Staged, Left: pp.mode == Left,
@@ -160,11 +170,36 @@ func (p plan) config(d Decision, cluster []netip.Prefix) leg.Config {
 		}
 		c.Legs = append(c.Legs, l)
 	}
-	for n := range networks {
-		c.ClusterNetworks = append(c.ClusterNetworks, n)
-	}
-	slices.SortFunc(c.ClusterNetworks, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
 	return c
+}
+
+// hopList are the CNI's ways to the pod in use.
+func (pp *podPlan) hopList() (hops []leg.Hop) {
+	for _, a := range pp.grant.Addresses {
+		if hop, found := pp.ways[a]; found && pp.inUse(a) {
+			hop.Staged, hop.Silent = pp.mode == Staged, !pp.answered[a]
+			hops = append(hops, hop)
+		}
+	}
+	return hops
+}
+
+// clusterNetworks are those of the agent and of all descriptions, sorted.
+func (p plan) clusterNetworks(own []netip.Prefix) (list []netip.Prefix) {
+	networks := map[netip.Prefix]bool{}
+	for _, n := range own {
+		networks[n] = true
+	}
+	for _, pp := range p.pods {
+		for _, n := range pp.grant.NAT.ClusterNetworks {
+			networks[n] = true
+		}
+	}
+	for n := range networks {
+		list = append(list, n)
+	}
+	slices.SortFunc(list, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
+	return list
 }
 
 // audible lists by NIC what shall be answered for, and what shall only be tested and watched. The NICs of addresses that
@@ -206,12 +241,12 @@ func (a *Agent) report(v View, d Decision, p plan, applied error) Report {
 			nic := pp.nics[address]
 			r.Statuses[address] = Status{
 				Pod: pp.grant.Pod.Name, Here: pp.mode == Active, Move: pp.session.journey.last(),
-				NATReady: natCondition(address, pp.state, pp.err),
-				LegReady: legCondition(failed),
+				NATReady: pp.natCondition(address, failed),
+				LegReady: pp.wayCondition(failed),
 				Announced: announcedCondition(pp.answered[address] && failed == nil,
 					!a.responders.standing(nic, address).Announced.IsZero(), nic),
 				ConflictFree: conflictCondition(address, pp.usable[address], a.responders.standing(nic, address), nic),
-				GuestUp:      guestCondition(pp.guest[address], pp.grant.NAT, address),
+				GuestUp:      pp.guestCondition(address),
 			}
 		}
 	}
@@ -233,12 +268,16 @@ func (p plan) conflicts() map[announce.State]int {
 	return counts
 }
 
-// traffic lists what the sidecars count.
-func (p plan) traffic() []traffic {
+// traffic lists what the sidecars count, and the node where it translates.
+func (p plan) traffic(translated []handover.Counter) []traffic {
 	var list []traffic
 	for _, pp := range p.pods {
-		for _, c := range pp.state.Counters {
-			if pp.nics[c.Floating] != "" { // a sidecar speaks for its own addresses only
+		counters := pp.state.Counters
+		if pp.onNode() {
+			counters = translated
+		}
+		for _, c := range counters {
+			if pp.nics[c.Floating] != "" { // each pod has its own addresses only
 				list = append(list, traffic{pp.grant.Pod.Namespace + "/" + pp.grant.Pod.Name, c})
 			}
 		}

@@ -53,15 +53,19 @@ type session struct {
 	leg     string
 }
 
-// startSession begins to look for the sidecar. wake is called at each change that matters.
-func startSession(ctx context.Context, path string, log *slog.Logger, wake func()) *session {
+// newSession keeps what is known of a pod. wake is called at each change that matters.
+func newSession(ctx context.Context, path string, log *slog.Logger, wake func()) *session {
 	ctx, cancel := context.WithCancel(ctx)
-	s := &session{
+	return &session{
 		path: path, log: log, wake: wake, guests: newGuests(log, wake),
-		ctx: ctx, cancel: cancel, done: make(chan struct{}), err: errNotReached,
+		ctx: ctx, cancel: cancel, err: errNotReached,
 	}
-	go s.run(ctx)
-	return s
+}
+
+// start begins to look for the sidecar.
+func (s *session) start() {
+	s.done = make(chan struct{})
+	go s.run(s.ctx)
 }
 
 var errNotReached = errors.New("the sidecar was not reached yet")
@@ -156,7 +160,9 @@ func (s *session) lost(err error) {
 // close ends the session and gives its namespace back.
 func (s *session) close() {
 	s.cancel()
-	<-s.done
+	if s.done != nil {
+		<-s.done
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.netns != nil {

@@ -32,6 +32,8 @@ type Pod struct {
 	NAT string
 	// Final: the guest does not run any more and never will again.
 	Final bool
+	// IPv4 and IPv6 are the pod's own addresses, as the kubelet reported them; invalid before that.
+	IPv4, IPv6 netip.Addr
 	// Created orders two pods of one machine, in nanoseconds.
 	Created int64
 	// MigrationTarget: the pod was made to receive a live migration.
@@ -55,6 +57,8 @@ type Machine struct {
 	// MACs are the Ethernet addresses of the guest, as KubeVirt has seen them, in the form of net.HardwareAddr.String.
 	// Empty: it did not say yet.
 	MACs []string
+	// Running: KubeVirt says that the guest runs.
+	Running bool
 	// Pods are the UIDs of the pods that KubeVirt made for the machine. Empty: it did not say yet.
 	Pods []string
 }
@@ -95,6 +99,6 @@ type Pool struct {
 	Interface string
 	// Sample is one address of the pool: it tells which NIC leads to the pool while no address is in use.
 	Sample []netip.Addr
-	// Leg: the pool's packets are delivered by this package.
-	Leg bool
+	// Delivery is how packets get to and from the pods. The empty one stands for floatip.DeliveryLeg.
+	Delivery floatip.Delivery
 }

@@ -65,6 +65,9 @@ func New(t testing.TB, name string) *Namespace {
 	return n
 }
 
+// At is the namespace of a descriptor, which stays with the caller.
+func At(name string, file *os.File) *Namespace { return &Namespace{name: name, file: file} }
+
 // FD is the descriptor of the namespace; it stays with n.
 func (n *Namespace) FD() int { return int(n.file.Fd()) }
 

@@ -84,7 +84,7 @@ func (r *Firewalls) guard(ctx context.Context, pod *metav1.PartialObjectMetadata
 	}
 	after = before
 	after.Firewall, problems, err = webhook.FirewallOf(ctx, r.Cluster, webhook.Guarded{
-		Owner: before.Owner, Pools: r.poolsOf(before), Labels: pod.Labels, Spec: vmi.Spec, Orphaned: present(before.Firewall),
+		Owner: before.Owner, Delivery: before.Delivery, Pools: r.poolsOf(before), Labels: pod.Labels, Spec: vmi.Spec, Orphaned: present(before.Firewall),
 	})
 	return after, problems, err
 }

@@ -9,6 +9,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"floatip.io/floatip"
 	"floatip.io/floatip/ipam/v1alpha1"
 	"floatip.io/floatip/webhook/firewall"
 )
@@ -43,4 +44,11 @@ func (c Cluster) FirewallDefault(ctx context.Context, pool string) (firewall.Def
 	object := &v1alpha1.FloatingIPPool{}
 	err := c.get(ctx, types.NamespacedName{Name: pool}, object, func() bool { return true })
 	return firewall.Default(object.Spec.Firewall), err
+}
+
+// Delivery returns spec.delivery of a pool, or a not-found error.
+func (c Cluster) Delivery(ctx context.Context, pool string) (floatip.Delivery, error) {
+	object := &v1alpha1.FloatingIPPool{}
+	err := c.get(ctx, types.NamespacedName{Name: pool}, object, func() bool { return true })
+	return object.Spec.Delivery, err
 }

@@ -31,7 +31,18 @@ func controllerOf(o metav1.Object, kind string) node.Reference {
 }
 
 func podOf(p *corev1.Pod) node.Pod {
+	var ipv4, ipv6 netip.Addr
+	for _, ip := range p.Status.PodIPs {
+		switch a, err := netip.ParseAddr(ip.IP); {
+		case err != nil:
+		case a.Is4():
+			ipv4 = a
+		default:
+			ipv6 = a
+		}
+	}
 	return node.Pod{
+		IPv4: ipv4, IPv6: ipv6,
 		UID: string(p.UID), Namespace: p.Namespace, Name: p.Name, Machine: controllerOf(p, machineKind),
 		NAT: p.Annotations[floatip.AnnotationNAT], Final: isFinal(p), Created: p.CreationTimestamp.UnixNano(),
 		MigrationTarget: p.Labels[migrationLabel] != "", GuestArrived: p.Annotations[arrivedAnnotation] != "",
@@ -53,6 +64,7 @@ func isFinal(p *corev1.Pod) bool {
 
 func machineOf(m *machine) node.Machine {
 	out := node.Machine{
+		Running:   m.Status.Phase == runningPhase,
 		Namespace: m.Namespace, Name: m.Name, UID: string(m.UID), VM: controllerOf(m, vmKind).UID, Node: m.Labels[nodeLabel],
 	}
 	if s := m.Status.MigrationState; s != nil {
@@ -105,7 +117,7 @@ func poolOf(p *v1alpha1.FloatingIPPool, nodeLabels map[string]string) (node.Pool
 		}
 	}
 	out := node.Pool{
-		Name: p.Name, Interface: p.Spec.Interface, Leg: p.Spec.Delivery == "" || p.Spec.Delivery == v1alpha1.DeliveryLeg,
+		Name: p.Name, Interface: p.Spec.Interface, Delivery: p.Spec.Delivery.OrDefault(),
 	}
 	for _, text := range p.Spec.Networks {
 		if n, err := netip.ParsePrefix(text); err == nil {
@@ -180,7 +192,7 @@ func stripPod(p *corev1.Pod) *corev1.Pod {
 	if job := p.Labels[migrationLabel]; job != "" {
 		out.Labels = map[string]string{migrationLabel: job}
 	}
-	out.Status.Phase = p.Status.Phase
+	out.Status.Phase, out.Status.PodIPs = p.Status.Phase, p.Status.PodIPs
 	for _, c := range p.Status.ContainerStatuses {
 		if c.Name == computeContainer && c.State.Terminated != nil {
 			out.Status.ContainerStatuses = []corev1.ContainerStatus{{

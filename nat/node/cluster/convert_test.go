@@ -65,6 +65,11 @@ func TestPods(t *testing.T) {
 			with(func(p *node.Pod) { p.Machine = node.Reference{} })},
 		{"an owner of the same kind in another group", func(p *corev1.Pod) { p.OwnerReferences[0].APIVersion = "evil.io/v1" },
 			with(func(p *node.Pod) { p.Machine = node.Reference{} })},
+		{"the pod has its addresses", func(p *corev1.Pod) {
+			p.Status.PodIPs = []corev1.PodIP{{IP: "100.0.0.5"}, {IP: "fd30::5"}}
+		}, with(func(p *node.Pod) {
+			p.IPv4, p.IPv6 = netip.MustParseAddr("100.0.0.5"), netip.MustParseAddr("fd30::5")
+		})},
 		{"a deleted pod whose guest still shuts down", func(p *corev1.Pod) { p.DeletionTimestamp = &metav1.Time{Time: time.Unix(200, 0)} },
 			base},
 		{"compute has terminated", func(p *corev1.Pod) {
@@ -88,7 +93,7 @@ func TestPods(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(tt.want, podOf(stripped.(*corev1.Pod))); diff != "" {
+			if diff := cmp.Diff(tt.want, podOf(stripped.(*corev1.Pod)), compareNet); diff != "" {
 				t.Errorf("pod (-want +got):\n%s", diff)
 			}
 		})
@@ -117,13 +122,14 @@ func TestMachines(t *testing.T) {
 			}},
 		},
 		Status: machineStatus{
+			Phase:          "Running",
 			MigrationState: &migrationState{SourceNode: "n1", TargetNode: "n2", TargetPod: "b"},
 			Interfaces:     []guestInterface{{MAC: "52:54:00:AA:BB:CC"}, {MAC: ""}},
 		},
 	}
 	m.Status.ActivePods = map[types.UID]string{"p2": "n2", "p1": "n1"}
 	want := node.Machine{
-		Namespace: "prod", Name: "web", UID: "vmi-1", VM: "vm-1", Node: "n1", Pods: []string{"p1", "p2"},
+		Namespace: "prod", Name: "web", UID: "vmi-1", VM: "vm-1", Node: "n1", Running: true, Pods: []string{"p1", "p2"},
 		MACs: []string{"52:54:00:aa:bb:cc"}, Migration: node.Migration{SourceNode: "n1", TargetNode: "n2", TargetPod: "b"},
 	}
 	if diff := cmp.Diff(want, machineOf(m.DeepCopyObject().(*machine))); diff != "" {
@@ -147,7 +153,7 @@ func TestPools(t *testing.T) {
 	}
 	got, ok := poolOf(p, map[string]string{"zone": "a"})
 	want := node.Pool{
-		Name: "lan", Interface: "eth1", Leg: true, Networks: []netip.Prefix{netip.MustParsePrefix("192.168.100.0/24")},
+		Name: "lan", Interface: "eth1", Delivery: floatip.DeliveryLeg, Networks: []netip.Prefix{netip.MustParsePrefix("192.168.100.0/24")},
 		Gateways: []netip.Addr{netip.MustParseAddr("192.168.100.1")},
 		Sample:   []netip.Addr{fifty, netip.MustParseAddr("2001:db8::")},
 	}

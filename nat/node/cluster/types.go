@@ -26,6 +26,8 @@ const (
 	migrationLabel = "kubevirt.io/migrationJobUID"
 	// arrivedAnnotation is put on the receiving pod when the guest runs in it (pkg/virt-controller/watch/migration).
 	arrivedAnnotation = "kubevirt.io/migration-target-ready-timestamp"
+	// runningPhase of a VirtualMachineInstance says that its guest runs.
+	runningPhase = "Running"
 	// computeContainer is the one that holds the guest.
 	computeContainer = "compute"
 )
@@ -41,6 +43,7 @@ type machine struct {
 }
 
 type machineStatus struct {
+	Phase          string          `json:"phase,omitempty"`
 	MigrationState *migrationState `json:"migrationState,omitempty"`
 	// ActivePods are the pods that KubeVirt made for the machine: UID to node.
 	ActivePods map[types.UID]string `json:"activePods,omitempty"`

@@ -18,6 +18,9 @@ type Network struct {
 	Interface string
 	// MTU of Interface in bytes; the legs take it over. 0 leaves the kernel's default.
 	MTU int
+	// Mark is the packet mark of what goes to and from the network by the links of the CNI (see Hop). 0 for a network
+	// that has no hops. AssignMarks sets it.
+	Mark uint32
 }
 
 // Leg is the private link to one pod.
@@ -44,10 +47,11 @@ type Config struct {
 	// ClusterNetworks are those of pods, services and nodes: answers to them take the node's ordinary routes.
 	ClusterNetworks []netip.Prefix
 	Legs            []Leg
+	Hops            []Hop
 }
 
-// Validate reports what Apply could not work with: an address without network, an address behind two legs, two networks
-// that overlap, a pod with two legs.
+// Validate reports what Apply could not work with: an address without network, an address of two pods, two networks that
+// overlap, a pod with two legs, a hop whose network has no mark.
 func (c Config) Validate() error {
 	var errs []error
 	for i, n := range c.Networks {
@@ -78,6 +82,20 @@ func (c Config) Validate() error {
 			}
 		}
 	}
+	for _, h := range c.Hops {
+		if other, taken := holders[h.Address]; taken {
+			errs = append(errs, fmt.Errorf("address %s lies behind pods %s and %s", h.Address, other, h.Pod))
+		}
+		holders[h.Address] = h.Pod.String()
+		switch n, ok := c.networkOf(h.Address); {
+		case !ok:
+			errs = append(errs, fmt.Errorf("address %s is in no provider network of this node", h.Address))
+		case n.Mark == 0:
+			errs = append(errs, fmt.Errorf("network %s has no packet mark for %s", n.Prefix, h.Address))
+		case h.Address.Is4() != h.Pod.Is4() || h.Link == "":
+			errs = append(errs, fmt.Errorf("%s by %q is no way to %s", h.Pod, h.Link, h.Address))
+		}
+	}
 	return errors.Join(errs...)
 }
 
@@ -91,12 +109,17 @@ func (c Config) networkOf(a netip.Addr) (Network, bool) {
 
 // used returns the networks that carry an address, in the order of their prefixes.
 func (c Config) used() []Network {
-	used := map[netip.Prefix]Network{}
+	var addresses []netip.Addr
 	for _, l := range c.Legs {
-		for _, a := range l.Addresses {
-			if n, ok := c.networkOf(a); ok {
-				used[n.Prefix] = n
-			}
+		addresses = append(addresses, l.Addresses...)
+	}
+	for _, h := range c.Hops {
+		addresses = append(addresses, h.Address)
+	}
+	used := map[netip.Prefix]Network{}
+	for _, a := range addresses {
+		if n, ok := c.networkOf(a); ok {
+			used[n.Prefix] = n
 		}
 	}
 	networks := make([]Network, 0, len(used))

@@ -31,14 +31,22 @@ func desired(c Config, sur surroundings) (state, error) {
 	if err != nil {
 		return s, err
 	}
-	s.bridge = true
+	s.bridge = len(c.Legs) > 0
+	for _, n := range networks {
+		s.addNetwork(n, back[n.Prefix], c.ClusterNetworks, sur)
+	}
+	for _, h := range c.Hops {
+		n, _ := c.networkOf(h.Address)
+		s.addMark(n, back[n.Prefix])
+		s.addHop(h, n, back[n.Prefix])
+	}
+	if !s.bridge {
+		return s, nil
+	}
 	// The kernel makes the entry of the bridge's own address, and loses it when somebody flushes the entries. Nothing
 	// reaches the node then, since unknown addresses are not flooded.
 	s.fdb[bridgeMAC] = Bridge
 	s.addBridgeSysctls()
-	for _, n := range networks {
-		s.addNetwork(n, back[n.Prefix], c.ClusterNetworks, sur)
-	}
 	s.guard.Ports, s.guard.Sources = map[string]struct{}{}, map[source]struct{}{}
 	for _, l := range c.Legs {
 		if sur.present[PortName(l.Pod)] {
@@ -97,7 +105,9 @@ func (s *state) addNICSysctls(nic string, v6 bool, sur surroundings) {
 	s.sysctls["ipv6/conf/"+nic+"/proxy_ndp"] = "1"
 	if sur.forceForwarding6 {
 		s.sysctls["ipv6/conf/"+nic+"/force_forwarding"] = "1"
-		s.sysctls["ipv6/conf/"+Bridge+"/force_forwarding"] = "1"
+		if s.bridge {
+			s.sysctls["ipv6/conf/"+Bridge+"/force_forwarding"] = "1"
+		}
 	}
 }
 

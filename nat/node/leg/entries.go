@@ -148,6 +148,9 @@ func addRule(h *netlink.Handle, r rule, report *Report) error {
 func (r rule) netlink() *netlink.Rule {
 	nr := netlink.NewRule()
 	nr.Priority, nr.Table, nr.Mark, nr.IifName = r.Priority, r.Table, r.Mark, r.In
+	if r.Mask != 0 {
+		nr.Mask = &r.Mask
+	}
 	nr.Family = unix.AF_INET
 	if r.V6 {
 		nr.Family = unix.AF_INET6

@@ -10,6 +10,10 @@ var (
 	// ErrTooManyNetworks: the routing tables kept for provider networks are used up.
 	ErrTooManyNetworks = errors.New("this node carries more than 91 provider networks of one family")
 
+	// ErrTooManyMarks: the packet marks kept for provider networks are used up.
+	ErrTooManyMarks = errors.New("this node carries more than 3 provider networks of one family whose addresses go by the " +
+		"CNI's links (delivery Routed or NodeNAT)")
+
 	// ErrNoNIC: no interface of the node is on the provider network.
 	ErrNoNIC = errors.New("no interface of this node is on the provider network")
 

@@ -140,7 +140,7 @@ type Holding struct {
 	Answered map[string][]netip.Addr
 	// Ports are the names of the legs' ends on the node.
 	Ports map[string]bool
-	// Active and Staged are the addresses whose packets are led to a leg, with the name of the leg's end on the node.
+	// Active and Staged are the addresses whose packets are led to a pod, with the way to it: PortName or HopName.
 	Active, Staged map[netip.Addr]string
 	// Networks are the provider networks that have rules. Their MTU is not known.
 	Networks []Network
@@ -169,6 +169,9 @@ func (n *Node) Holding() (Holding, error) {
 	}
 	for k := range have.routes {
 		port := have.fdb[have.neighbours[k.To.Addr()]]
+		if via := have.routes[k].Via; via.IsValid() {
+			port = HopName(via)
+		}
 		switch k.Table {
 		case tableActive:
 			h.Active[k.To.Addr()] = port

@@ -21,6 +21,8 @@ type Pod struct {
 	Addresses []netip.Addr
 	// MTU of the leg, 0 for the kernel's default.
 	MTU int
+	// NoLeg: packets come by the CNI's link, so that there is none of ours.
+	NoLeg bool
 }
 
 // podState is the comparable form of Pod.
@@ -44,14 +46,23 @@ type podLink struct {
 // argument", and a leg that was plugged before then would keep the VM from starting.
 func desiredPod(p Pod) podState {
 	s := podState{
-		link: podLink{Up: true, MTU: p.MTU},
 		state: state{
 			rules: map[rule]struct{}{}, routes: map[routeKey]route{}, neighbours: map[netip.Addr]mac{},
 			sysctls: map[string]string{},
 		},
-		addresses: map[netip.Prefix]struct{}{podEnd4: {}},
+		addresses: map[netip.Prefix]struct{}{},
+	}
+	if !p.NoLeg {
+		s.link, s.addresses[podEnd4] = podLink{Up: true, MTU: p.MTU}, struct{}{}
 	}
 	for _, a := range p.Addresses {
+		own := netip.PrefixFrom(a, a.BitLen())
+		s.rules[rule{Priority: podOwnRule, V6: a.Is6(), To: own, Table: podTable}] = struct{}{}
+		s.routes[routeKey{podTable, own}] = route{Kind: unix.RTN_BLACKHOLE}
+		s.addPodSysctls(a.Is6(), p.NoLeg)
+		if p.NoLeg {
+			continue
+		}
 		v6, gateway := a.Is6(), nodeEnd4
 		if v6 {
 			gateway = nodeEnd6
@@ -59,11 +70,7 @@ func desiredPod(p Pod) podState {
 		s.rules[rule{Priority: podRule, V6: v6, Mark: nat.LegMark, Table: podTable}] = struct{}{}
 		everything := netip.PrefixFrom(anyAddress(v6), 0)
 		s.routes[routeKey{podTable, everything}] = route{Kind: unix.RTN_UNICAST, Dev: nat.LegInterface, Via: gateway}
-		own := netip.PrefixFrom(a, a.BitLen())
-		s.rules[rule{Priority: podOwnRule, V6: v6, To: own, Table: podTable}] = struct{}{}
-		s.routes[routeKey{podTable, own}] = route{Kind: unix.RTN_BLACKHOLE}
 		s.neighbours[gateway] = bridgeMAC
-		s.addPodSysctls(v6)
 	}
 	return s
 }
@@ -75,15 +82,20 @@ func desiredPod(p Pod) podState {
 //   - tcp_loose: a connection that arrives by live migration is picked up in the middle. With 0 it breaks.
 //   - rp_filter 2: packets arrive by the leg from addresses whose route is eth0.
 //   - accept_ra, IPv6 addresses of its own: the leg has no router and no use for them.
-func (s *podState) addPodSysctls(v6 bool) {
+func (s *podState) addPodSysctls(v6, noLeg bool) {
 	s.sysctls["netfilter/nf_conntrack_tcp_loose"] = "1"
 	if v6 {
 		s.sysctls["bridge/bridge-nf-call-ip6tables"] = "0"
-		s.sysctls["ipv6/conf/"+nat.LegInterface+"/accept_ra"] = "0"
-		return
+	} else {
+		s.sysctls["bridge/bridge-nf-call-iptables"] = "0"
 	}
-	s.sysctls["bridge/bridge-nf-call-iptables"] = "0"
-	s.sysctls["ipv4/conf/"+nat.LegInterface+"/rp_filter"] = "2"
+	switch {
+	case noLeg:
+	case v6:
+		s.sysctls["ipv6/conf/"+nat.LegInterface+"/accept_ra"] = "0"
+	default:
+		s.sysctls["ipv4/conf/"+nat.LegInterface+"/rp_filter"] = "2"
+	}
 }
 
 // ApplyPod makes the namespace of the pod hold what p says, and reports the changes. The leg must be plugged, or the
@@ -97,19 +109,16 @@ func ApplyPod(ns *os.File, sysctlDir string, p Pod) (Report, error) {
 	defer h.Close()
 	settings := sysctls{dir: sysctlDir, ns: ns}
 	want := desiredPod(p)
-	link, err := linkByName(h, nat.LegInterface)
+	have, link, err := readPod(h, settings, sortedKeys(want.sysctls))
 	if err != nil {
 		return r, err
 	}
-	if link == nil {
+	switch {
+	case p.NoLeg:
+	case link == nil:
 		return r, ErrNotPlugged
-	}
-	if want.link.MTU == 0 {
+	case want.link.MTU == 0:
 		want.link.MTU = link.Attrs().MTU
-	}
-	have, err := readPod(h, settings, link, sortedKeys(want.sysctls))
-	if err != nil {
-		return r, err
 	}
 	// A setting that the kernel does not have needs no value: br_netfilter or connection tracking are not loaded.
 	for path := range want.sysctls {
@@ -138,17 +147,37 @@ func ClearPod(ns *os.File) (Report, error) {
 	return r, a.remove()
 }
 
-func readPod(h *netlink.Handle, settings sysctls, link netlink.Link, paths []string) (podState, error) {
-	s := podState{
-		link: podLink{Up: link.Attrs().Flags&net.FlagUp != 0, MTU: link.Attrs().MTU},
+// readPod returns what the namespace holds, and the pod's end of the leg, nil if there is none.
+func readPod(h *netlink.Handle, settings sysctls, paths []string) (s podState, link netlink.Link, err error) {
+	s = podState{
 		state: state{
 			rules: map[rule]struct{}{}, routes: map[routeKey]route{}, neighbours: map[netip.Addr]mac{},
 		},
 		addresses: map[netip.Prefix]struct{}{},
 	}
+	if link, err = linkByName(h, nat.LegInterface); err != nil {
+		return s, nil, err
+	}
+	names := map[int]string{}
+	if link != nil {
+		s.link = podLink{Up: link.Attrs().Flags&net.FlagUp != 0, MTU: link.Attrs().MTU}
+		names[link.Attrs().Index] = nat.LegInterface
+		if err := readLeg(h, link, &s); err != nil {
+			return s, nil, err
+		}
+	}
+	if err := readPodTables(h, &s.state, names); err != nil {
+		return s, nil, err
+	}
+	s.sysctls, err = settings.read(paths)
+	return s, link, err
+}
+
+// readLeg reads what hangs on the pod's end of the leg.
+func readLeg(h *netlink.Handle, link netlink.Link, s *podState) error {
 	addresses, err := again(func() ([]netlink.Addr, error) { return h.AddrList(link, unix.AF_INET) })
 	if err != nil {
-		return s, fmt.Errorf("list addresses of %s: %w", nat.LegInterface, err)
+		return fmt.Errorf("list addresses of %s: %w", nat.LegInterface, err)
 	}
 	for _, a := range addresses {
 		s.addresses[prefixOf(a.IPNet)] = struct{}{}
@@ -157,7 +186,7 @@ func readPod(h *netlink.Handle, settings sysctls, link netlink.Link, paths []str
 	for _, family := range families {
 		list, err := again(func() ([]netlink.Neigh, error) { return h.NeighList(index, family) })
 		if err != nil {
-			return s, fmt.Errorf("list neighbours of %s: %w", nat.LegInterface, err)
+			return fmt.Errorf("list neighbours of %s: %w", nat.LegInterface, err)
 		}
 		for _, e := range list {
 			if a, ok := netip.AddrFromSlice(e.IP); ok && e.State == netlink.NUD_PERMANENT && len(e.HardwareAddr) == 6 {
@@ -165,11 +194,7 @@ func readPod(h *netlink.Handle, settings sysctls, link netlink.Link, paths []str
 			}
 		}
 	}
-	if err := readPodTables(h, &s.state, map[int]string{index: nat.LegInterface}); err != nil {
-		return s, err
-	}
-	s.sysctls, err = settings.read(paths)
-	return s, err
+	return nil
 }
 
 func readPodTables(h *netlink.Handle, s *state, names map[int]string) error {
@@ -220,7 +245,7 @@ func (a podApplication) setLink() error {
 		}
 		a.report.changed("pod address %s", prefix)
 	}
-	if a.want.link == a.have.link {
+	if a.want.link == a.have.link || a.want.link == (podLink{}) {
 		return nil
 	}
 	if err := errors.Join(a.h.LinkSetMTU(a.link, a.want.link.MTU), a.h.LinkSetUp(a.link)); err != nil {

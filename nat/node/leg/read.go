@@ -3,6 +3,7 @@ package leg
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 
@@ -168,10 +169,14 @@ func readRules(h *netlink.Handle, s *state, ours func(netlink.Rule) bool) error 
 		}
 		for _, r := range rules {
 			if ours(r) {
-				s.rules[rule{
+				found := rule{
 					Priority: r.Priority, V6: family == unix.AF_INET6, In: r.IifName, From: prefixOf(r.Src),
 					To: prefixOf(r.Dst), Mark: r.Mark, Table: r.Table,
-				}] = struct{}{}
+				}
+				if r.Mask != nil && *r.Mask != math.MaxUint32 {
+					found.Mask = *r.Mask
+				}
+				s.rules[found] = struct{}{}
 			}
 		}
 	}

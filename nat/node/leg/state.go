@@ -39,6 +39,7 @@ type rule struct {
 	In       string       // "" is any interface
 	From, To netip.Prefix // the zero Prefix is any
 	Mark     uint32
+	Mask     uint32 // 0 is all bits
 	Table    int
 }
 
@@ -55,6 +56,9 @@ func (r rule) String() string {
 	}
 	if r.Mark != 0 {
 		s += fmt.Sprintf(" fwmark %#x", r.Mark)
+	}
+	if r.Mask != 0 {
+		s += fmt.Sprintf("/%#x", r.Mask)
 	}
 	return fmt.Sprintf("%s lookup %d", s, r.Table)
 }
@@ -123,13 +127,25 @@ func (s state) backTables() map[netip.Prefix]int {
 func (s state) networks() []Network {
 	var found []Network
 	back := s.backTables()
+	type slot struct {
+		v6    bool
+		table int
+	}
+	marked := map[slot]uint32{}
+	for r := range s.rules {
+		if r.Priority == ruleBack && r.Mark != 0 {
+			marked[slot{r.V6, r.Table}] = r.Mark
+		}
+	}
 	for r := range s.rules {
 		if r.Priority != ruleStaged {
 			continue
 		}
 		everything := netip.PrefixFrom(anyAddress(r.V6), 0)
 		gateway := s.routes[routeKey{back[r.To], everything}].Via
-		found = append(found, Network{Prefix: r.To, Gateway: gateway, Interface: r.In})
+		found = append(found, Network{
+			Prefix: r.To, Gateway: gateway, Interface: r.In, Mark: marked[slot{r.V6, back[r.To]}],
+		})
 	}
 	slices.SortFunc(found, func(a, b Network) int { return cmp.Compare(a.Prefix.String(), b.Prefix.String()) })
 	return found

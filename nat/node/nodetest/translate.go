@@ -9,6 +9,7 @@ import (
 
 	"floatip.io/floatip"
 	"floatip.io/floatip/nat"
+	"floatip.io/floatip/test/lab"
 )
 
 // kubevirtRules are those that KubeVirt makes for the masquerade binding and that matter here
@@ -39,6 +40,21 @@ func Describe(owner floatip.Owner, addresses ...netip.Addr) floatip.PodNAT {
 		p.Bindings = append(p.Bindings, b)
 	}
 	return p
+}
+
+// KubeVirt runs KubeVirt's own nft commands in the pod, both families.
+func KubeVirt(t testing.TB, p *Pod, ports ...floatip.Port) {
+	t.Helper()
+	v4 := lab.Masquerade{Family: "ip", PodInterface: "eth0", Bridge: "k6t-eth0", Guest: GuestFixed, Gateway: "10.0.2.1"}
+	v6 := lab.Masquerade{Family: "ip6", PodInterface: "eth0", Bridge: "k6t-eth0", Guest: GuestFixed6, Gateway: "fd10:0:2::1"}
+	for _, m := range []lab.Masquerade{v4, v6} {
+		for _, port := range ports {
+			m.Ports = append(m.Ports, lab.Port{Protocol: strings.ToLower(port.Protocol), Number: int(port.Number)})
+		}
+		for _, command := range m.Commands() {
+			lab.At("pod", p.File).Run(t, "", "nft", command)
+		}
+	}
 }
 
 // Translate writes KubeVirt's rules and those of the sidecar into the pod.

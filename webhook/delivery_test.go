@@ -1,0 +1,118 @@
+package webhook
+
+import (
+	"encoding/json"
+	"net/http"
+	"strings"
+	"testing"
+
+	admissionv1 "k8s.io/api/admission/v1"
+
+	"floatip.io/floatip"
+	"floatip.io/floatip/webhook/firewall"
+)
+
+// nodeNATWorld has one VM, "a", whose pool has the delivery.
+func deliveryWorld(t *testing.T, d floatip.Delivery) *world {
+	t.Helper()
+	w := worldWithVM(t, nil)
+	w.deliveries["provider"] = d
+	w.addVMI(masquerade)
+	return w
+}
+
+// A launcher of a pool that the node translates stays as KubeVirt made it: no sidecar, no volume, no capability. Its
+// description says so, and the pod goes to nodes that answer for the address.
+func TestNodeNATPod(t *testing.T) {
+	w := deliveryWorld(t, floatip.DeliveryNodeNAT)
+	w.labels["vms"]["pod-security.kubernetes.io/enforce"] = "restricted"
+	object := launcher(`{}`, podSpec)
+	response := w.post(PathPodCreate, review{kind: podGVK, user: kubevirtController, object: object})
+	after := apply(t, object, response)
+	if action := response.AuditAnnotations["action"]; action != string(Described) {
+		t.Errorf("action %s, want %s", action, Described)
+	}
+	var pod podView
+	if err := json.Unmarshal([]byte(after), &pod); err != nil {
+		t.Fatal(err)
+	}
+	if len(pod.Spec.InitContainers) != 1 || len(pod.Spec.Volumes) != 1 {
+		t.Errorf("init containers %v, volumes %v: want KubeVirt's alone", pod.Spec.InitContainers, pod.Spec.Volumes)
+	}
+	if pod.Spec.NodeSelector["pool.floatip.io/provider"] != "true" {
+		t.Errorf("node selector: %v", pod.Spec.NodeSelector)
+	}
+	nat, err := floatip.ParsePodNAT([]byte(pod.Metadata.Annotations[floatip.AnnotationNAT]))
+	if err != nil || nat.Delivery != floatip.DeliveryNodeNAT || nat.Bindings[0].Floating != mustAddr("192.168.100.50") {
+		t.Errorf("NAT description %+v, %v", nat, err)
+	}
+	if again := w.post(PathPodCreate, review{kind: podGVK, user: kubevirtController, object: after}); !again.Allowed || len(again.Patch) > 0 {
+		t.Errorf("called again: %s", again.Patch)
+	}
+}
+
+// In a namespace that forbids NET_ADMIN a VM of such a pool is told nothing, since nothing is wrong.
+func TestNodeNATInARestrictedNamespace(t *testing.T) {
+	w := newWorld(t, testPool(t, "192.168.100.50-192.168.100.59"))
+	w.deliveries["provider"] = floatip.DeliveryNodeNAT
+	w.labels["vms"]["pod-security.kubernetes.io/enforce"] = "restricted"
+	if response := w.post(PathVMCreate, review{kind: vmGVK, object: vm("a", nil)}); !response.Allowed || len(response.Warnings) > 0 {
+		t.Errorf("allowed %t, warnings %v", response.Allowed, response.Warnings)
+	}
+	w = deliveryWorld(t, floatip.DeliveryNodeNAT)
+	w.labels["vms"]["pod-security.kubernetes.io/enforce"] = "restricted"
+	response := w.post(PathVMICreate, review{kind: vmiGVK, object: vmi("null", masquerade)})
+	if action := response.AuditAnnotations["action"]; action != string(Carried) || len(response.Warnings) > 0 {
+		t.Errorf("VMI: action %s, warnings %v", action, response.Warnings)
+	}
+}
+
+// What the CNI enforces is not enforced a second time; the allow list is the VM's own.
+func TestNodeNATFirewall(t *testing.T) {
+	w := deliveryWorld(t, floatip.DeliveryNodeNAT)
+	w.defaults["provider"] = firewall.DefaultDeny
+	object := launcher(`{}`, podSpec)
+	after := apply(t, object, w.post(PathPodCreate, review{kind: podGVK, user: kubevirtController, object: object}))
+	nat, err := floatip.ParsePodNAT([]byte(annotation(t, after, floatip.AnnotationNAT)))
+	if err != nil || nat.Firewall == nil || nat.Firewall.Ingress.Everything || !nat.Firewall.Egress.Everything {
+		t.Errorf("firewall %+v, %v: want the pool's default to close it", nat.Firewall, err)
+	}
+}
+
+// Pods that run were made for one delivery, so the pool keeps it while addresses are held, and the refusal says by whom.
+func TestChangeOfDelivery(t *testing.T) {
+	w := worldWithVM(t, nil)
+	pool := func(delivery string) string {
+		return poolJSON("provider", `{"addresses":["192.168.100.50-192.168.100.59"]`+delivery+`}`)
+	}
+	change := review{
+		operation: admissionv1.Update, kind: poolGVK, name: "provider", object: pool(`,"delivery":"NodeNAT"`), old: pool(""),
+	}
+	response := w.post(PathPoolChange, change)
+	wantRefused(t, response.Result, http.StatusConflict, "from Leg to NodeNAT: pool provider: 1 addresses are held: 192.168.100.50 (VM vms/a)", "spec.delivery")
+	same := change
+	same.object = pool(`,"delivery":"Leg"`)
+	if response := w.post(PathPoolChange, same); !response.Allowed {
+		t.Errorf("the default written out: %v", response.Result)
+	}
+	empty := change
+	empty.name = "empty"
+	empty.object, empty.old = strings.Replace(change.object, "provider", "empty", 1), strings.Replace(change.old, "provider", "empty", 1)
+	if response := w.post(PathPoolChange, empty); !response.Allowed {
+		t.Errorf("a pool of which nothing is held: %v", response.Result)
+	}
+}
+
+// One VM's addresses are delivered in one way, and nothing stays promised after the refusal.
+func TestPoolsOfTwoDeliveries(t *testing.T) {
+	w := newWorld(t, namedPool(t, "four", "192.168.100.50-192.168.100.51"), namedPool(t, "six", "2001:db8::/64"))
+	w.deliveries["six"] = floatip.DeliveryNodeNAT
+	object := vm("a", map[string]string{floatip.AnnotationPool: "four,six"})
+	response := w.post(PathVMCreate, review{kind: vmGVK, object: object})
+	wantRefused(t, response.Result, http.StatusUnprocessableEntity, "pool four says Leg, pool six says NodeNAT", "metadata.annotations[floatip.io/pool]")
+	for _, pool := range w.ledger.Pools() {
+		if pool.IPv4.Used+pool.IPv6.Used > 0 {
+			t.Errorf("pool %s still holds something", pool.Pool.Name)
+		}
+	}
+}
