@@ -38,6 +38,8 @@ func TestFloatip(t *testing.T) {
 		{"a deleted VM gives its address back, and it rests", release},
 		{"people ask the ledger in the webhook's container", ledgerCommands},
 		{"KubeVirt takes the guests' hints, and what is left alone is told", guestHints},
+		{"what the API server trusts the webhook by heals by itself", certificatesHeal},
+		{"no right is granted that nobody used, and none was missing", rightsUsed},
 	} {
 		if !t.Run(test.name, func(t *testing.T) { test.run(t, s) }) {
 			return // the next ones stand on this one

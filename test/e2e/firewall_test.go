@@ -326,14 +326,19 @@ func webhookMayOnly(t *testing.T, s *story.Story) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	config := s.Rig.Cluster.RESTConfig()
+	config.Impersonate.UserName = "system:serviceaccount:floatip-system:floatip-webhook"
+	webhook, err := client.New(config, client.Options{Scheme: s.Client.Scheme()})
+	if err != nil {
+		t.Fatal(err)
+	}
 	for name, patch := range map[string]string{
 		"a label":             `{"metadata":{"labels":{"changed":"true"}}}`,
 		"another annotation":  `{"metadata":{"annotations":{"changed":"true"}}}`,
 		"an image":            `{"spec":{"containers":[{"name":"compute","image":"example/other"}]}}`,
 		"the annotation away": `{"metadata":{"annotations":{"floatip.io/nat":null}}}`,
 	} {
-		_, err := s.Kubectl(ctx, "", "-n", story.Namespace, "--as", "system:serviceaccount:floatip-system:floatip-webhook",
-			"patch", "pod", pod.Name, "--patch", patch)
+		err := webhook.Patch(ctx, pod.DeepCopy(), client.RawPatch(types.StrategicMergePatchType, []byte(patch)))
 		if err == nil || !strings.Contains(err.Error(), "pods-by-floatip.floatip.io") {
 			t.Errorf("the webhook changes %s: %v, want its policy to refuse", name, err)
 		}
