@@ -80,6 +80,8 @@ func (b *batch) adopt(seen []Sighting, complete bool) Adoption {
 		shown[s.Owner.UID] = true
 		line, had := b.ledger.book.get(s.Address)
 		switch {
+		case had && b.replaced(line, s):
+			// What replaced it stands in the ledger and is about to be shown.
 		case !had || line.State == Released:
 			found.Adopted = append(found.Adopted, b.adoptFree(s))
 		case line.Owner.UID == s.Owner.UID:

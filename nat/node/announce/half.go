@@ -307,7 +307,7 @@ func (h *half) reactToNode(w wire, what heard, node string) error {
 	held := h.holds[what.claims]
 	moved := held != nil && held.answers()
 	var err error
-	if held := h.holds[what.asks]; held != nil && !what.probe {
+	if held := h.holds[what.asks]; held != nil {
 		err = h.reply(w, what, held)
 	}
 	h.mu.Unlock()
