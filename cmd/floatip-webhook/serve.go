@@ -173,6 +173,7 @@ func setup(ctx context.Context, mgr ctrl.Manager, c config, networks []netip.Pre
 		&controller.VMs{Ledger: ledger, Cluster: reader, Writer: cached, Events: events, Metrics: counters, Started: starter},
 		&controller.Pools{Ledger: ledger, Cached: cached, Writer: cached, Started: starter},
 		&controller.Firewalls{Ledger: ledger, Cluster: reader, Writer: cached, Events: events, Started: starter},
+		&controller.Conflicts{Ledger: ledger, Cluster: reader, Events: events, Metrics: counters, Started: starter},
 		&controller.Pending{
 			Ledger: ledger, Cluster: reader, Metrics: counters, Started: starter, Log: log.WithName("pending"), Age: c.pendingAge,
 		},

@@ -9,6 +9,7 @@ import (
 
 	"floatip.io/floatip"
 	"floatip.io/floatip/ipam"
+	"floatip.io/floatip/ipam/v1alpha1"
 )
 
 // ReportingController is the name under which events appear.
@@ -24,6 +25,8 @@ const (
 	EventNotHeld = "FloatingIPNotHeld"
 	// EventLost: a command gave the address to another VM.
 	EventLost = "FloatingIPLost"
+	// EventConflict: a host outside of the cluster has or claims the address. The note says what becomes of it.
+	EventConflict = "FloatingIPConflict"
 )
 
 const (
@@ -39,6 +42,11 @@ type Events struct {
 // Warn writes a warning about a VM.
 func (e Events) Warn(owner floatip.Owner, reason, text string) {
 	e.Recorder.Eventf(vmObject(owner), nil, corev1.EventTypeWarning, reason, actionTranslate, "%s", text)
+}
+
+// about writes a warning about a FloatingIP.
+func (e Events) about(ip *v1alpha1.FloatingIP, reason, text string) {
+	e.Recorder.Eventf(ip, nil, corev1.EventTypeWarning, reason, actionTranslate, "%s", text)
 }
 
 // allocated tells that a line became Bound.

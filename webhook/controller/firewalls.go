@@ -22,9 +22,9 @@ import (
 	"floatip.io/floatip/webhook/kubevirt"
 )
 
-// Firewalls keeps the firewall of running launcher pods up to date: it writes what NetworkPolicies, allow list, pool
-// and the VM's ports admit into the annotation floatip.io/nat, from where it comes to the sidecar. Of the rest of that
-// annotation nothing is changed.
+// Firewalls keeps the description of running launcher pods up to date: it writes what NetworkPolicies, allow list, pool
+// and the VM's ports admit into the annotation floatip.io/nat, from where it comes to the sidecar, and the address that
+// the ledger has given to the VM instead of another. Of the rest of that annotation nothing is changed.
 type Firewalls struct {
 	Ledger  *ipam.Ledger
 	Cluster Cluster
@@ -82,6 +82,7 @@ func (r *Firewalls) guard(ctx context.Context, pod *metav1.PartialObjectMetadata
 	if err != nil {
 		return after, nil, fmt.Errorf("read VMI %s/%s: %w", pod.Namespace, ref.Name, err)
 	}
+	before = follow(before, r.Ledger.ByOwner(before.Owner.UID))
 	after = before
 	after.Firewall, problems, err = webhook.FirewallOf(ctx, r.Cluster, webhook.Guarded{
 		Owner: before.Owner, Delivery: before.Delivery, Pools: r.poolsOf(before), Labels: pod.Labels, Spec: vmi.Spec, Orphaned: present(before.Firewall),

@@ -14,17 +14,18 @@ const (
 	MetricPoolCapacity  = "floatip_pool_capacity_addresses"
 	MetricPoolAddresses = "floatip_pool_addresses"
 	MetricDisputed      = "floatip_disputed_addresses"
+	MetricConflicts     = "floatip_address_conflicts_total"
 )
 
 // Metrics counts what the controllers do, and shows the ledger's figures when they are read.
 type Metrics struct {
-	boundTotal, releasedTotal, expiredTotal *prometheus.CounterVec
+	boundTotal, releasedTotal, expiredTotal, conflictsTotal *prometheus.CounterVec
 }
 
 // NewMetrics registers the metrics of the controllers and of ledger.
 func NewMetrics(registry prometheus.Registerer, ledger *ipam.Ledger) *Metrics {
-	counter := func(name, help string) *prometheus.CounterVec {
-		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{"pool"})
+	counter := func(name, help string, more ...string) *prometheus.CounterVec {
+		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, append([]string{"pool"}, more...))
 		registry.MustRegister(c)
 		return c
 	}
@@ -33,12 +34,17 @@ func NewMetrics(registry prometheus.Registerer, ledger *ipam.Ledger) *Metrics {
 		boundTotal:    counter(MetricBound, "Addresses whose VM was seen stored, by pool."),
 		releasedTotal: counter(MetricReleased, "Addresses that were released because VM, VMI and pods were gone, by pool."),
 		expiredTotal:  counter(MetricExpired, "Addresses that were promised to a VM which was never stored, by pool."),
+		conflictsTotal: counter(MetricConflicts, "Addresses that a host outside of the cluster has or claims, by pool and "+
+			"outcome: the VM got another one (replaced), waits for it (waits), or defends it (contested).", "outcome"),
 	}
 }
 
 func (m *Metrics) bound(pool string)    { m.boundTotal.WithLabelValues(pool).Inc() }
 func (m *Metrics) released(pool string) { m.releasedTotal.WithLabelValues(pool).Inc() }
-func (m *Metrics) expired(pool string)  { m.expiredTotal.WithLabelValues(pool).Inc() }
+func (m *Metrics) conflict(pool, outcome string) {
+	m.conflictsTotal.WithLabelValues(pool, outcome).Inc()
+}
+func (m *Metrics) expired(pool string) { m.expiredTotal.WithLabelValues(pool).Inc() }
 
 var (
 	capacityDesc = prometheus.NewDesc(MetricPoolCapacity,
