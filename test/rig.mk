@@ -16,7 +16,7 @@ kubernetes_flags := -trimpath -buildvcs=false -ldflags '-s -w -X $(version_packa
 kubevirt_flags := -trimpath -buildvcs=false -ldflags '-s -w'
 
 etcd_package := go.etcd.io/etcd/server/v3
-kubernetes_programs := etcd kube-apiserver kube-controller-manager kube-scheduler kubectl
+kubernetes_programs := etcd kube-apiserver kube-controller-manager kube-scheduler kubectl kubelet
 kubevirt_programs := virt-api virt-controller virt-chroot
 kubevirt_commands := $(sort $(notdir $(patsubst %/,%,$(dir $(wildcard test/kubevirt/cmd/*/*.go)))))
 
@@ -27,7 +27,7 @@ kubernetes_stamp := $(RIG_BIN)/.kubernetes-$(call key,$(kubernetes_flags),test/k
 kubevirt_stamp := $(RIG_BIN)/.kubevirt-$(call key,$(kubevirt_flags),test/kubevirt)
 
 # Commands of the main module that run on the rig's nodes.
-rig_commands := kubelet-standin pause
+rig_commands := kubelet-standin pause real-node virt-launcher-standin
 
 .PHONY: rig-binaries
 rig-binaries: $(kubernetes_stamp) $(kubevirt_stamp) $(rig_commands:%=$(RIG_BIN)/%)

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"floatip.io/floatip/test/rig/kubelet"
+	"floatip.io/floatip/test/rig/realnode"
 )
 
 // module is the line that go.mod of the repository begins with.
@@ -20,30 +21,42 @@ type binaries struct {
 	product string // floatip's, bin
 }
 
-func (b binaries) kubelet() string    { return filepath.Join(b.dir, "kubelet-standin") }
-func (b binaries) pause() string      { return filepath.Join(b.dir, "pause") }
-func (b binaries) handler() string    { return filepath.Join(b.dir, "virt-handler-standin") }
-func (b binaries) virtChroot() string { return filepath.Join(b.dir, "virt-chroot") }
-func (b binaries) kubectl() string    { return filepath.Join(b.dir, "kubectl") }
+func (b binaries) kubelet() string     { return filepath.Join(b.dir, "kubelet-standin") }
+func (b binaries) realKubelet() string { return filepath.Join(b.dir, "kubelet") }
+func (b binaries) realNode() string    { return filepath.Join(b.dir, "real-node") }
+func (b binaries) launcher() string    { return filepath.Join(b.dir, "virt-launcher-standin") }
+func (b binaries) packages() string    { return filepath.Join(b.product, "packages") }
+func (b binaries) pause() string       { return filepath.Join(b.dir, "pause") }
+func (b binaries) handler() string     { return filepath.Join(b.dir, "virt-handler-standin") }
+func (b binaries) virtChroot() string  { return filepath.Join(b.dir, "virt-chroot") }
+func (b binaries) kubectl() string     { return filepath.Join(b.dir, "kubectl") }
 
-// findBinaries looks for the programs in bin of the repository that the working directory is in.
-func findBinaries() (binaries, error) {
+// findBinaries looks for the programs in bin of the repository that the working directory is in. Real says that nodes
+// are to have the real kubelet.
+func findBinaries(real bool) (binaries, error) {
 	root, err := findRoot()
 	if err != nil {
 		return binaries{}, err
 	}
 	b := binaries{dir: filepath.Join(root, "bin", "rig"), product: filepath.Join(root, "bin")}
-	var missing []string
-	for _, path := range []string{
-		b.kubelet(), b.pause(), b.handler(), b.virtChroot(), b.kubectl(),
+	wanted := []string{
+		b.pause(), b.handler(), b.virtChroot(), b.kubectl(),
 		b.path("floatip-webhook"), b.path("floatip-sidecar"), b.path("floatip-agent"),
-	} {
+	}
+	var missing []string
+	if real {
+		wanted = append(wanted, b.realKubelet(), b.realNode(), b.launcher())
+		missing = realnode.Missing(b.packages())
+	} else {
+		wanted = append(wanted, b.kubelet())
+	}
+	for _, path := range wanted {
 		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 			missing = append(missing, path)
 		}
 	}
 	if len(missing) > 0 {
-		return b, fmt.Errorf("programs are missing: %s: run make build rig-binaries", strings.Join(missing, ", "))
+		return b, fmt.Errorf("programs are missing: %s: run make packages build rig-binaries", strings.Join(missing, ", "))
 	}
 	return b, nil
 }

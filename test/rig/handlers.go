@@ -5,7 +5,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"floatip.io/floatip/test/rig/kubelet"
 	"floatip.io/floatip/test/rig/lan"
 	"floatip.io/floatip/test/rig/process"
 )
@@ -36,16 +35,19 @@ func (r *Rig) startHandler(node lan.Node) error {
 	if err := os.MkdirAll(machines, 0o755); err != nil {
 		return err
 	}
-	dir := nodeDir(r.Dir, node.Name)
-	_, err := r.group.Start(process.Spec{
-		Name: "virt-handler-" + node.Name, Path: r.binaries.handler(), NetNS: node.Namespace,
-		Log: filepath.Join(dir, "virt-handler-standin.log"),
-		Args: []string{
-			"--node=" + node.Name, "--kubeconfig=" + r.KubeVirt.HandlerKubeconfig,
-			"--kubelet-dir=" + kubelet.NodePath(dir, "/var/lib/kubelet"), "--run-dir=" + machines,
-			"--guest-kernel=" + r.guest.Kernel, "--guest-initrd=" + r.guest.Initrd,
-			"--virt-chroot=" + r.binaries.virtChroot(),
-		},
+	path, args, kubeletDir, err := r.runtime.handler(node)
+	if err != nil {
+		return err
+	}
+	_, err = r.group.Start(process.Spec{
+		Name: "virt-handler-" + node.Name, Path: path, NetNS: node.Namespace,
+		Log: filepath.Join(nodeDir(r.Dir, node.Name), "virt-handler-standin.log"),
+		Args: append(args,
+			"--node="+node.Name, "--kubeconfig="+r.KubeVirt.HandlerKubeconfig,
+			"--kubelet-dir="+kubeletDir, "--run-dir="+machines,
+			"--guest-kernel="+r.guest.Kernel, "--guest-initrd="+r.guest.Initrd,
+			"--virt-chroot="+r.binaries.virtChroot(),
+		),
 	})
 	return err
 }

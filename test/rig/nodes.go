@@ -2,7 +2,6 @@ package rig
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,7 +11,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
-	"floatip.io/floatip/test/rig/kubelet"
 	"floatip.io/floatip/test/rig/lan"
 	"floatip.io/floatip/test/rig/process"
 )
@@ -22,33 +20,12 @@ func nodeDir(rig, node string) string { return filepath.Join(rig, node) }
 
 // startNodes starts the kubelet of every node, and gives the cluster volumes.
 func (r *Rig) startNodes(ctx context.Context) error {
-	raw, err := json.MarshalIndent(r.binaries.images(), "", "  ")
-	if err != nil {
-		return err
-	}
-	images := filepath.Join(r.Dir, "images.json")
-	if err := os.WriteFile(images, raw, 0o644); err != nil {
+	if err := r.runtime.prepare(); err != nil {
 		return err
 	}
 	for _, node := range r.LAN.Nodes {
-		kubeconfig, err := r.Cluster.NodeKubeconfig(node.Name)
-		if err != nil {
-			return err
-		}
-		dir := nodeDir(r.Dir, node.Name)
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return err
-		}
-		_, err = r.group.Start(process.Spec{
-			Name: "kubelet-" + node.Name, Path: r.binaries.kubelet(), NetNS: node.Namespace,
-			Log: filepath.Join(dir, "kubelet-standin.log"),
-			Args: []string{
-				"--node=" + node.Name, "--lan=" + r.Dir, "--dir=" + dir, "--kubeconfig=" + kubeconfig,
-				"--images=" + images, "--pause=" + r.binaries.pause(),
-			},
-		})
-		if err != nil {
-			return err
+		if err := r.runtime.start(ctx, node); err != nil {
+			return fmt.Errorf("%s: %w", node.Name, err)
 		}
 	}
 	return r.provideVolumes(ctx)
@@ -65,7 +42,7 @@ func (r *Rig) provideVolumes(ctx context.Context) error {
 		return err
 	}
 	for _, node := range r.LAN.Nodes {
-		path := kubelet.NodePath(nodeDir(r.Dir, node.Name), volumePath)
+		path := r.runtime.path(node.Name, volumePath)
 		if err := os.MkdirAll(path, 0o755); err != nil {
 			return err
 		}
@@ -104,7 +81,7 @@ func (r *Rig) awaitNodes(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return process.Wait(ctx, r.opts.Progress, "the nodes", func(ctx context.Context) error {
+	err = process.Wait(ctx, r.opts.Progress, "the nodes", func(ctx context.Context) error {
 		for _, n := range r.LAN.Nodes {
 			node, err := client.CoreV1().Nodes().Get(ctx, n.Name, metav1.GetOptions{})
 			if err != nil {
@@ -116,6 +93,15 @@ func (r *Rig) awaitNodes(ctx context.Context) error {
 		}
 		return nil
 	})
+	if err != nil {
+		return err
+	}
+	for _, node := range r.LAN.Nodes {
+		if err := r.runtime.settle(ctx, node); err != nil {
+			return fmt.Errorf("%s: %w", node.Name, err)
+		}
+	}
+	return nil
 }
 
 // usable returns why the scheduler does not use a node yet.

@@ -22,6 +22,9 @@ type Options struct {
 	Progress process.Progress
 	// Nodes is their number. Defaults to 3; the first also carries the control plane.
 	Nodes int
+	// RealNodes gives the nodes the real kubelet and containerd (package realnode) instead of the stand-in, and with them
+	// the CNI plugin bridge instead of package lan's, which drops foreign addresses.
+	RealNodes bool
 }
 
 const defaultNodes = 3
@@ -36,6 +39,7 @@ type Rig struct {
 
 	opts     Options
 	binaries binaries
+	runtime  runtime
 	guest    guest.Image
 	group    *process.Group
 	lock     *os.File // held as long as this program uses the rig
@@ -50,7 +54,7 @@ func Start(ctx context.Context, opts Options) (_ *Rig, err error) {
 	if opts.Nodes == 0 {
 		opts.Nodes = defaultNodes
 	}
-	found, err := findBinaries()
+	found, err := findBinaries(opts.RealNodes)
 	if err != nil {
 		return nil, err
 	}
@@ -58,6 +62,10 @@ func Start(ctx context.Context, opts Options) (_ *Rig, err error) {
 		return nil, fmt.Errorf("remove what an earlier run left: %w", err)
 	}
 	r := &Rig{opts: opts, binaries: found}
+	r.runtime = standIn{r}
+	if opts.RealNodes {
+		r.runtime = real{r, map[string]*process.Process{}}
+	}
 	if r.Dir, r.lock, err = newDir(opts.Keep); err != nil {
 		return nil, err
 	}

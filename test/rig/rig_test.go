@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -203,27 +202,8 @@ func webPodIsServed(ctx context.Context, t *testing.T, r *Rig, client kubernetes
 // nothingLeft checks that a stopped rig left no namespace, process, folder, mount or control group.
 func nothingLeft(t *testing.T, r *Rig) {
 	t.Helper()
-	if _, err := os.Stat(r.Dir); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("folder of the stopped rig: %v, want it gone", err)
-	}
-	for _, folder := range []string{"/run/netns/", "/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
-		if found, err := filepath.Glob(folder + r.LAN.Prefix + "*"); err != nil || len(found) > 0 {
-			t.Errorf("left of the stopped rig: %v (%v)", found, err)
-		}
-	}
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil || strings.Contains(string(mounts), r.Dir+"/") {
-		t.Errorf("mounts of the stopped rig are left (%v)", err)
-	}
-	commands, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, path := range commands {
-		// A process that has ended meanwhile has no command line.
-		if line, err := os.ReadFile(path); err == nil && strings.Contains(string(line), r.Dir+"/") {
-			t.Errorf("process of the stopped rig: %s %q", path, strings.ReplaceAll(string(line), "\x00", " "))
-		}
+	if left, err := r.Leftovers(); err != nil || len(left) > 0 {
+		t.Errorf("left of the stopped rig (%v):\n%s", err, strings.Join(left, "\n"))
 	}
 }
 

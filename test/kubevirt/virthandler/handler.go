@@ -33,7 +33,8 @@ import (
 // Config says which node a Handler works for, and with what.
 type Config struct {
 	Node string
-	// KubeletDir is the node's kubelet directory: pods/<uid>/netns leads to the network namespace of a pod.
+	// KubeletDir is the node's kubelet directory. Beside what kubelet has there, pods/<uid>/netns may lead to the network
+	// namespace of a pod.
 	KubeletDir string
 	// RunDir holds one folder for each instance (Dir) and KubeVirt's caches.
 	RunDir string
@@ -239,11 +240,10 @@ func (h *Handler) do(ctx context.Context, next step, vmi *v1.VirtualMachineInsta
 
 // start does what virt-handler does for a pod that waits for its machine: network first, then the launcher.
 func (h *Handler) start(ctx context.Context, vmi *v1.VirtualMachineInstance, networks []v1.Network, incoming bool) error {
-	podDir, err := h.podDir(vmi)
+	podDir, pod, err := h.findPod(vmi)
 	if err != nil {
 		return err
 	}
-	pod := Namespace(filepath.Join(podDir, "netns"))
 	if err := h.network.Setup(vmi, networks, pod); err != nil {
 		return err
 	}
@@ -254,26 +254,12 @@ func (h *Handler) start(ctx context.Context, vmi *v1.VirtualMachineInstance, net
 	}, pod)
 }
 
-// podDir finds the launcher pod of an instance on this node, as virt-handler does, by status.activePods.
-func (h *Handler) podDir(vmi *v1.VirtualMachineInstance) (string, error) {
-	for uid, node := range vmi.Status.ActivePods {
-		dir := filepath.Join(h.KubeletDir, "pods", string(uid))
-		if node != h.Node {
-			continue
-		}
-		if _, err := os.Stat(filepath.Join(dir, "netns")); err == nil {
-			return dir, nil
-		}
-	}
-	return "", fmt.Errorf("no virt-launcher pod of the instance has a network namespace on node %s", h.Node)
-}
-
-// guestFiles are where the rig's kubelet looks whether the guest runs: one in virt-launcher's emptyDir for its sockets,
-// and the socket of each container disk, which virt-handler removes when it unmounts the disk
+// guestFiles are where the programs of the pod look whether the guest runs: one in virt-launcher's emptyDir for its
+// sockets, and the socket of each container disk, which virt-handler removes when it unmounts the disk
 // (pkg/virt-handler/container-disk). Folders that the pod does not have are left out.
 func guestFiles(podDir string, vmi *v1.VirtualMachineInstance) []string {
-	volumes := filepath.Join(podDir, "volumes", "kubernetes.io~empty-dir")
-	wanted := []string{filepath.Join(volumes, "sockets", "guest")}
+	volumes := emptyDirs(podDir)
+	wanted := []string{filepath.Join(volumes, socketsVolume, "guest")}
 	for i, volume := range vmi.Spec.Volumes {
 		if volume.ContainerDisk != nil {
 			wanted = append(wanted, filepath.Join(volumes, "container-disks", fmt.Sprintf("disk_%d.sock", i)))

@@ -37,6 +37,10 @@ func (c *Cluster) NodeKubeconfig(node string) (string, error) {
 	return c.clientKubeconfig("node-"+node, "system:node:"+node, "system:nodes")
 }
 
+// ClientCA is the file with the certificate of the authority that signed every client's, the API server's for its calls
+// to kubelets too.
+func (c *Cluster) ClientCA() string { return c.pki.cluster.certFile }
+
 // ServiceAccountKubeconfig asks for a token of a service account, which must exist, and writes a kubeconfig with it.
 // It returns its path. The token is valid for a day.
 func (c *Cluster) ServiceAccountKubeconfig(ctx context.Context, namespace, name string) (string, error) {

@@ -40,6 +40,7 @@ type pki struct {
 	frontProxy     *authority
 	apiServer      pair
 	frontProxyCall pair
+	kubeletCall    pair // the API server's calls to kubelets
 	serviceAccount pair // cert is the public key
 }
 
@@ -72,6 +73,9 @@ func newPKI(dir string, opts Options) (p *pki, err error) {
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
 	if err != nil {
+		return nil, err
+	}
+	if p.kubeletCall, err = p.client("kube-apiserver-kubelet-client", "system:masters"); err != nil {
 		return nil, err
 	}
 	p.serviceAccount, err = newKeyPair(dir, "sa")

@@ -68,6 +68,10 @@ func (c *Cluster) apiServerFlags() []string {
 		"--requestheader-extra-headers-prefix=X-Remote-Extra-",
 		"--proxy-client-cert-file=" + c.pki.frontProxyCall.cert,
 		"--proxy-client-key-file=" + c.pki.frontProxyCall.key,
+		// For kubectl logs and kubectl exec. Nobody signed the kubelets' own certificates, as kubeadm leaves it.
+		"--kubelet-client-certificate=" + c.pki.kubeletCall.cert,
+		"--kubelet-client-key=" + c.pki.kubeletCall.key,
+		"--kubelet-preferred-address-types=InternalIP",
 		// No service proxy runs, so a Service's address leads nowhere: webhooks and aggregated APIs are called at the
 		// addresses of their EndpointSlices.
 		"--enable-aggregator-routing=true",

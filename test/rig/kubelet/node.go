@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"runtime"
 	"time"
 
@@ -25,28 +26,35 @@ const (
 const retryInterval = time.Second
 
 // nodeCapacity is what a node says it has. Guests and pods share one machine, so these figures only have to let the
-// scheduler place them. The devices are those of KubeVirt's device plugin (pkg/virt-handler/device-manager), 110 each
-// as there, and nothing opens them.
+// scheduler place them.
 var nodeCapacity = corev1.ResourceList{
 	corev1.ResourceCPU:              resource.MustParse("16"),
 	corev1.ResourceMemory:           resource.MustParse("32Gi"),
 	corev1.ResourceEphemeralStorage: resource.MustParse("100Gi"),
 	corev1.ResourcePods:             resource.MustParse("110"),
-	"devices.kubevirt.io/kvm":       resource.MustParse("110"),
-	"devices.kubevirt.io/tun":       resource.MustParse("110"),
-	"devices.kubevirt.io/vhost-net": resource.MustParse("110"),
 }
 
-// kubevirtLabels are what virt-handler's node labeller writes (KubeVirt pkg/virt-handler/node-labeller), as far as
+// KubeVirtDevices is what the device plugins of virt-handler tell of a node (KubeVirt pkg/virt-handler/device-manager).
+// On the rig nothing opens them.
+func KubeVirtDevices() corev1.ResourceList {
+	devices := resource.MustParse("110")
+	return corev1.ResourceList{
+		"devices.kubevirt.io/kvm": devices, "devices.kubevirt.io/tun": devices, "devices.kubevirt.io/vhost-net": devices,
+	}
+}
+
+// KubeVirtLabels are what virt-handler's node labeller writes (KubeVirt pkg/virt-handler/node-labeller), as far as
 // virt-controller asks for them: a virt-launcher pod for schedulable, a migration target also for the machine type and
 // the CPU model.
-var kubevirtLabels = map[string]string{
-	"kubevirt.io/schedulable":                        "true",
-	"machine-type.node.kubevirt.io/q35":              "true",
-	"machine-type.node.kubevirt.io/pc-q35-rhel9.6.0": "true",
-	"cpu-model.node.kubevirt.io/qemu64":              "true",
-	"cpu-model-migration.node.kubevirt.io/qemu64":    "true",
-	"host-model-cpu.node.kubevirt.io/qemu64":         "true",
+func KubeVirtLabels() map[string]string {
+	return map[string]string{
+		"kubevirt.io/schedulable":                        "true",
+		"machine-type.node.kubevirt.io/q35":              "true",
+		"machine-type.node.kubevirt.io/pc-q35-rhel9.6.0": "true",
+		"cpu-model.node.kubevirt.io/qemu64":              "true",
+		"cpu-model-migration.node.kubevirt.io/qemu64":    "true",
+		"host-model-cpu.node.kubevirt.io/qemu64":         "true",
+	}
 }
 
 // heartbeatAnnotation holds the time at which virt-handler last was alive (kubevirt.io/api core/v1). It is set once
@@ -98,7 +106,7 @@ func (k *Kubelet) nodeObject() *corev1.Node {
 	labels := map[string]string{
 		corev1.LabelHostname: k.node.Name, corev1.LabelOSStable: "linux", corev1.LabelArchStable: runtime.GOARCH,
 	}
-	for key, value := range kubevirtLabels {
+	for key, value := range KubeVirtLabels() {
 		labels[key] = value
 	}
 	var conditions []corev1.NodeCondition
@@ -112,6 +120,8 @@ func (k *Kubelet) nodeObject() *corev1.Node {
 			Type: kind, Status: status, Reason: "KubeletStandIn", LastHeartbeatTime: now(), LastTransitionTime: now(),
 		})
 	}
+	resources := maps.Clone(nodeCapacity)
+	maps.Copy(resources, KubeVirtDevices())
 	return &corev1.Node{
 		ObjectMeta: metav1.ObjectMeta{
 			Name: k.node.Name, Labels: labels,
@@ -121,7 +131,7 @@ func (k *Kubelet) nodeObject() *corev1.Node {
 			PodCIDR: k.node.PodNetwork.String(), PodCIDRs: []string{k.node.PodNetwork.String()},
 		},
 		Status: corev1.NodeStatus{
-			Capacity: nodeCapacity, Allocatable: nodeCapacity, Conditions: conditions,
+			Capacity: resources, Allocatable: resources, Conditions: conditions,
 			Addresses: []corev1.NodeAddress{
 				{Type: corev1.NodeInternalIP, Address: k.node.Address.String()},
 				{Type: corev1.NodeInternalIP, Address: k.node.Address6.String()},

@@ -149,8 +149,12 @@ func (s *server) watch(err error) {
 	}
 }
 
+// markGuest makes the guest files.
 func (s *server) markGuest() error {
 	for _, path := range s.spec.GuestFiles {
+		if info, err := os.Lstat(path); err == nil && info.Mode().Type() == fs.ModeSocket {
+			continue // the container disk's program has made it
+		}
 		if err := os.WriteFile(path, nil, 0o644); err != nil {
 			return err
 		}
