@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,7 +17,7 @@ const within = 3 * time.Minute
 
 // TestFloatip runs in order on one rig: a rig costs half a minute, and the first test wants the ledger fresh.
 func TestFloatip(t *testing.T) {
-	s := start(t)
+	s := start(t, rig.Options{})
 	for _, test := range []struct {
 		name string
 		run  func(*testing.T, *story.Story)
@@ -48,7 +49,7 @@ func TestFloatip(t *testing.T) {
 }
 
 // start starts a rig that ends with the test.
-func start(t *testing.T) *story.Story {
+func start(t *testing.T, options rig.Options) *story.Story {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		const reason = "the rig makes network namespaces: run as root"
@@ -65,7 +66,8 @@ func start(t *testing.T) *story.Story {
 	progress := func(line string) { t.Log(line) }
 	ctx, cancel := context.WithTimeout(t.Context(), 2*within)
 	defer cancel()
-	r, err := rig.Start(ctx, rig.Options{Progress: progress})
+	options.Progress = progress
+	r, err := rig.Start(ctx, options)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,6 +80,10 @@ func start(t *testing.T) *story.Story {
 		defer cancel()
 		if err := r.Stop(ctx); err != nil {
 			t.Errorf("remove the rig: %v", err)
+			return
+		}
+		if left, err := r.Leftovers(); err != nil || len(left) > 0 {
+			t.Errorf("left of the stopped rig (%v):\n%s", err, strings.Join(left, "\n"))
 		}
 	})
 	s, err := story.New(r, root, progress)

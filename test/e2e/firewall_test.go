@@ -44,25 +44,27 @@ type gate struct {
 
 func newGate(t *testing.T, s *story.Story) *gate {
 	t.Helper()
-	g := &gate{
+	node := launcherPod(t, s).Spec.NodeName
+	peer, err := s.Rig.LAN.AddPod(node, "gate")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Rig.LAN.DelPod(node, "gate") })
+	return gateFrom(t, s, peer.Namespace)
+}
+
+// gateFrom asks the VM's pod address from a namespace of the cluster.
+func gateFrom(t *testing.T, s *story.Story, inside string) *gate {
+	t.Helper()
+	podIP, err := netip.ParseAddr(launcherPod(t, s).Status.PodIP)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &gate{
 		Story: s, t: t, ctx: bounded(t),
 		provider: s.Rig.LAN.ProviderHost.Namespace, beyond: s.Rig.LAN.OutsideHost.Namespace,
+		peer: netip.AddrPortFrom(podIP, 22), inside: inside,
 	}
-	pod, err := s.LauncherPod(g.ctx, story.Namespace, story.VMName)
-	if err != nil {
-		t.Fatal(err)
-	}
-	podIP, err := netip.ParseAddr(pod.Status.PodIP)
-	if err != nil {
-		t.Fatal(err)
-	}
-	peer, err := s.Rig.LAN.AddPod(pod.Spec.NodeName, "gate")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { s.Rig.LAN.DelPod(pod.Spec.NodeName, "gate") })
-	g.peer, g.inside = netip.AddrPortFrom(podIP, 22), peer.Namespace
-	return g
 }
 
 // admits waits until the floating address answers those it shall answer and nobody else. The pod's own address, which
