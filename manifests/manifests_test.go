@@ -298,7 +298,7 @@ func TestClusterNetworksComeFromOnePlace(t *testing.T) {
 }
 
 // Rights are the least that work: no wildcard, no secret but its own, no write to VMIs, and of pods only the patch by
-// which the webhook changes a firewall.
+// which the webhook changes a firewall or an address.
 func TestRights(t *testing.T) {
 	for _, name := range []string{"floatip-webhook", "floatip-agent"} {
 		for _, rule := range object[rbacv1.ClusterRole](t, ".", "ClusterRole", name).Rules {
@@ -308,7 +308,7 @@ func TestRights(t *testing.T) {
 			}
 			writes := slices.ContainsFunc(rule.Verbs, func(v string) bool { return !slices.Contains([]string{"get", "list", "watch"}, v) })
 			firewall := name == "floatip-webhook" && slices.Equal(rule.Resources, []string{"pods"}) &&
-				slices.Equal(rule.Verbs, []string{"list", "watch", "patch"})
+				slices.Equal(rule.Verbs, []string{"get", "list", "watch", "patch"})
 			if writes && !firewall && (slices.Contains(rule.Resources, "pods") || slices.Contains(rule.Resources, "virtualmachineinstances")) {
 				t.Errorf("%s: %+v", name, rule)
 			}

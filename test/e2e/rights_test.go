@@ -36,9 +36,7 @@ var unused = map[string]map[right]string{
 		{"get", "floatip.io", "floatingippools"}: "a pod of a pool that was made a moment ago and is not in the cache yet",
 		{"patch", "floatip.io", "floatingips"}:   "an address that another pool has taken over, by a split",
 	},
-	"floatip-agent": {
-		{"get", "", "nodes"}: "a live migration: the agent of the other node is found by its annotation",
-	},
+	"floatip-agent": {},
 }
 
 // rightsUsed compares what both programs asked of the API server in all that went before with what they may ask. It
