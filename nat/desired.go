@@ -32,8 +32,12 @@ func LocalNetworks(v6 bool) []netip.Prefix {
 	return local[nftables.TableFamilyIPv4]
 }
 
-// Desired returns what the kernel shall hold for p, which must be valid. A family without a binding gets nothing.
+// Desired returns what the kernel shall hold for p, which must be valid. A family without a binding gets nothing, and
+// neither does a pod whose addresses are translated elsewhere.
 func Desired(p floatip.PodNAT) (t Tables) {
+	if !p.Delivery.InPod() {
+		return t
+	}
 	for _, b := range p.Bindings {
 		i := 0
 		if b.Floating.Is6() {
@@ -49,6 +53,8 @@ type binding struct {
 	family
 	floatip.Binding
 	bridge   string // the guest's
+	link     string // by which packets of the floating address come and go
+	routed   bool   // the link is the CNI's, which carries other packets too
 	cluster  []netip.Prefix
 	firewall floatip.Firewall
 }
@@ -72,7 +78,14 @@ func newBinding(p floatip.PodNAT, b floatip.Binding) binding {
 			cluster = append(cluster, n)
 		}
 	}
-	return binding{family: f, Binding: b, bridge: p.Interface, cluster: cluster, firewall: firewallOf(p)}
+	made := binding{
+		family: f, Binding: b, bridge: p.Interface, link: LegInterface, cluster: cluster, firewall: firewallOf(p),
+	}
+	if p.Delivery == floatip.DeliveryRouted {
+		// KubeVirt names the bridge after the pod's interface (pkg/network/link/names.go).
+		made.link, made.routed = strings.TrimPrefix(p.Interface, "k6t-"), true
+	}
+	return made
 }
 
 func (b binding) table() Table {
@@ -102,7 +115,7 @@ func (b binding) counters() []string {
 func (b binding) sets() []Set {
 	sets := []Set{
 		{Name: setCluster, Type: b.addressType.Name, Interval: true, Elements: Intervals(b.cluster)},
-		{Name: setLinks, Type: nftables.TypeIFName.Name, Elements: keys(link(LegInterface), link(b.bridge))},
+		{Name: setLinks, Type: nftables.TypeIFName.Name, Elements: keys(link(b.link), link(b.bridge))},
 	}
 	if len(b.Ports) > 0 {
 		sets = append(sets, Set{Name: setPorts, Type: portType.Name, Elements: keys(portKeys(b.Ports)...)})

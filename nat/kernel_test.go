@@ -93,8 +93,12 @@ func examples() map[string]floatip.PodNAT {
 		Gateway: netip.MustParseAddr("172.20.5.1"), GuestNetwork: netip.MustParsePrefix("172.20.5.0/28"),
 	})
 	custom.Interface, custom.ClusterNetworks = "k6t-ovn-udn1", nil
+	routed := with(v4ports, v6)
+	routed.Delivery, routed.Firewall = floatip.DeliveryRouted, walled.Firewall
+	onNode := with(v4, v6)
+	onNode.Delivery = floatip.DeliveryNodeNAT
 	return map[string]floatip.PodNAT{
-		"custom": custom,
+		"custom": custom, "routed": routed, "onnode": onNode,
 		"closed": closed, "walled": walled,
 		"none": with(), "ipv4": with(v4), "ipv6": with(v6), "dual": with(v4, v6), "ports": with(v4ports, v6ports),
 	}

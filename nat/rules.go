@@ -17,7 +17,19 @@ func (b binding) chains() []Chain {
 			Name: name, Type: kind, Hook: *hook, Priority: priority, Policy: nftables.ChainPolicyAccept, Rules: rules,
 		}
 	}
-	return []Chain{
+	shared := []Chain{
+		base(chainPrerouting, nftables.ChainTypeNAT, nftables.ChainHookPrerouting, priorityPrerouting, b.prerouting()...),
+		base(chainPostrouting, nftables.ChainTypeNAT, nftables.ChainHookPostrouting, priorityPostrouting, b.postrouting()...),
+		{Name: chainIn, Rules: b.inbound()},
+		base(chainGuard, nftables.ChainTypeFilter, nftables.ChainHookPostrouting, priorityGuard, b.guard()...),
+		{Name: chainLeaving, Rules: b.leaving()},
+	}
+	if b.routed {
+		return append(shared,
+			base(chainFirewall, nftables.ChainTypeFilter, nftables.ChainHookForward, priorityFilter, b.ofAddress()...),
+			Chain{Name: chainOut, Rules: b.outbound()})
+	}
+	return append(shared, []Chain{
 		{Name: chainLeg, Rules: b.leg()},
 		base(chainMark, nftables.ChainTypeFilter, nftables.ChainHookPrerouting, priorityMangle,
 			rule(fmt.Sprintf("iifname %q jump %s", b.bridge, chainLeg), iifname(equal(link(b.bridge))), jump(chainLeg))),
@@ -25,18 +37,13 @@ func (b binding) chains() []Chain {
 		// leave by the leg too. A chain of type route looks the route up again when the mark changes.
 		base(chainMarkOut, nftables.ChainTypeRoute, nftables.ChainHookOutput, priorityMangle,
 			rule("jump "+chainLeg, jump(chainLeg))),
-		base(chainPrerouting, nftables.ChainTypeNAT, nftables.ChainHookPrerouting, priorityPrerouting, b.prerouting()...),
-		base(chainPostrouting, nftables.ChainTypeNAT, nftables.ChainHookPostrouting, priorityPostrouting, b.postrouting()...),
 		// One chain for a hook, and one look at the link for all rules that want it: a name costs as much as the rest of
 		// a rule, and a chain as much as three (docs/decisions/datapath.md).
 		base(chainFirewall, nftables.ChainTypeFilter, nftables.ChainHookForward, priorityFilter,
 			rule(fmt.Sprintf("iifname %q goto %s", LegInterface, chainIn), iifname(equal(link(LegInterface))), gotoChain(chainIn)),
 			rule(fmt.Sprintf("oifname %q goto %s", LegInterface, chainOut), oifname(equal(link(LegInterface))), gotoChain(chainOut))),
-		{Name: chainIn, Rules: b.inbound()},
 		{Name: chainOut, Rules: append([]Rule{b.mss()}, b.outbound()...)},
-		base(chainGuard, nftables.ChainTypeFilter, nftables.ChainHookPostrouting, priorityGuard, b.guard()...),
-		{Name: chainLeaving, Rules: b.leaving()},
-	}
+	}...)
 }
 
 // leg decides which packets leave by the leg. It goes by the connection's addresses, never by a mark of the connection:
@@ -96,14 +103,18 @@ func (b binding) echoText() string {
 
 // postrouting gives the guest's packets the floating address as their source.
 func (b binding) postrouting() []Rule {
+	outside, text := part(nil), ""
+	if b.routed { // by the leg goes nothing else
+		outside, text = b.destination(notIn(setCluster)), fmt.Sprintf(" %s daddr != @%s", b.ip, setCluster)
+	}
 	return []Rule{
 		// The guest calls its own floating address: it must not see itself as the caller, or it would answer directly.
 		rule(fmt.Sprintf("oifname %q ct original %s daddr %s %s saddr %s snat to %s",
 			b.bridge, b.ip, b.Floating, b.ip, b.Fixed, b.Floating),
 			oifname(equal(link(b.bridge))), ctDestination(original, equal(b.Floating.AsSlice())),
 			b.source(equal(b.Fixed.AsSlice())), snat(b.Floating)),
-		rule(fmt.Sprintf("oifname %q %s saddr %s snat to %s", LegInterface, b.ip, b.Fixed, b.Floating),
-			oifname(equal(link(LegInterface))), b.source(equal(b.Fixed.AsSlice())), snat(b.Floating)),
+		rule(fmt.Sprintf("oifname %q %s saddr %s%s snat to %s", b.link, b.ip, b.Fixed, text, b.Floating),
+			oifname(equal(link(b.link))), b.source(equal(b.Fixed.AsSlice())), outside, snat(b.Floating)),
 	}
 }
 
@@ -180,8 +191,8 @@ var linkLocal = netip.MustParsePrefix("fe80::/10")
 // needs to hear that, and it is no sign of an attack.
 func (b binding) guard() []Rule {
 	return []Rule{
-		rule(fmt.Sprintf("oifname %q goto %s", LegInterface, chainLeaving),
-			oifname(equal(link(LegInterface))), gotoChain(chainLeaving)),
+		rule(fmt.Sprintf("oifname %q goto %s", b.link, chainLeaving),
+			oifname(equal(link(b.link))), gotoChain(chainLeaving)),
 		rule(fmt.Sprintf("%s saddr %s oifname != @%s %s", b.ip, b.Floating, setLinks, b.guardedText()),
 			b.source(equal(b.Floating.AsSlice())), oifname(notIn(setLinks)), b.guarded()),
 	}
@@ -190,6 +201,9 @@ func (b binding) guard() []Rule {
 func (b binding) leaving() []Rule {
 	rules := []Rule{rule(fmt.Sprintf("%s saddr %s counter name %q accept", b.ip, b.Floating, b.counter(counterOut)),
 		b.source(equal(b.Floating.AsSlice())), count(b.counter(counterOut)), verdict(expr.VerdictAccept))}
+	if b.routed {
+		return rules // what leaves by the CNI's link under the pod's address is the CNI's business
+	}
 	if b.Floating.Is6() {
 		rules = append(rules,
 			rule(fmt.Sprintf("ip6 saddr %s meta l4proto ipv6-icmp accept", linkLocal),

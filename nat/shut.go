@@ -9,21 +9,21 @@ import (
 	"github.com/google/nftables/expr"
 )
 
-// Shut drops whatever goes by the leg in the families of these addresses, until the next Apply. It is for addresses
+// Shut drops whatever comes and goes under these addresses, until the next Apply. It is for addresses
 // that are about to go: while their rules stand the guest's next packet would renew a flow that was forgotten, and once
 // they are gone it would leave by eth0, still translated. Dropped packets make no conntrack entry. A family without our
-// firewall chain is left alone. It fails like Apply.
+// chains is left alone. It fails like Apply.
 func (k *Kernel) Shut(floating []netip.Addr) error {
 	for _, address := range floating {
 		f := familyOf(address)
-		firewall := &nftables.Chain{Table: &nftables.Table{Name: TableName, Family: f.id}, Name: chainFirewall}
-		for _, match := range []part{iifname(equal(link(LegInterface))), oifname(equal(link(LegInterface)))} {
+		table := &nftables.Table{Name: TableName, Family: f.id}
+		for _, name := range []string{chainIn, chainOut} {
 			k.nft.InsertRule(&nftables.Rule{
-				Table: firewall.Table, Chain: firewall, Exprs: append(match, verdict(expr.VerdictDrop)...),
+				Table: table, Chain: &nftables.Chain{Table: table, Name: name}, Exprs: verdict(expr.VerdictDrop),
 			})
 		}
 		if err := k.nft.Flush(); err != nil && !gone(err) {
-			return fmt.Errorf("shut the leg for %s: %w", address, explain(err))
+			return fmt.Errorf("shut %s: %w", address, explain(err))
 		}
 	}
 	return nil

@@ -73,7 +73,7 @@ func poolDecision(req admission.Request, err error) Decision {
 }
 
 // served are the deliveries that this release makes.
-var served = []floatip.Delivery{floatip.DeliveryLeg, floatip.DeliveryNodeNAT}
+var served = []floatip.Delivery{floatip.DeliveryLeg, floatip.DeliveryRouted, floatip.DeliveryNodeNAT}
 
 // PoolOf reads a FloatingIPPool. All that is wrong is reported together.
 func PoolOf(object *v1alpha1.FloatingIPPool) (ipam.Pool, field.ErrorList) {

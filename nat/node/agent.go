@@ -194,8 +194,8 @@ func (a *Agent) round(ctx context.Context, v View) (report Report, err error) {
 	a.responders.peers.set(v.Peers)
 	a.responders.keep(plan.audible(), plan.seen)
 	errs := []error{a.plug(&plan, d.Networks)}
-	err = a.apply(&d, plan, holding)
-	errs = append(errs, err)
+	err, podlinks := a.apply(&d, plan, holding)
+	errs = append(errs, err, podlinks)
 	a.responders.set(ctx, plan.audible(), plan.leaving(v), plan.seen)
 	for _, pp := range plan.pods {
 		if pp.mode == Staged && !pp.onNode() {
@@ -211,21 +211,21 @@ func (a *Agent) round(ctx context.Context, v View) (report Report, err error) {
 }
 
 // apply makes the node's kernel what the plan says: who translates before who routes, so that no packet of a floating
-// address reaches a pod that does not know it.
-func (a *Agent) apply(d *Decision, p plan, holding leg.Holding) error {
-	networks, err := p.mark(d.Networks, holding.Networks)
-	if err != nil {
-		return err
-	}
-	d.Networks = networks
-	translated, err := a.podlink.Apply(p.podlink(networks, a.ClusterNetworks))
+// address reaches a pod that does not know it. An error of the former concerns the pods that need it, and no leg.
+func (a *Agent) apply(d *Decision, p plan, holding leg.Holding) (applied, podlinks error) {
+	d.Networks = p.mark(d.Networks, holding.Networks)
+	translated, podlinks := a.podlink.Apply(p.podlink(d.Networks, a.ClusterNetworks))
 	a.logChanges("node", leg.Report{Changes: translated.Changes})
-	if err != nil {
-		return err
+	if podlinks != nil {
+		for _, pp := range p.pods {
+			if pp.hops() {
+				pp.fail(podlinks)
+			}
+		}
 	}
-	applied, err := a.kernel.Apply(p.config(*d, a.ClusterNetworks))
-	a.logChanges("node", applied)
-	return err
+	report, applied := a.kernel.Apply(p.config(*d, a.ClusterNetworks))
+	a.logChanges("node", report)
+	return applied, podlinks
 }
 
 // logChanges says where something changed; what it was is for those who look closer.

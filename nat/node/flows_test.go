@@ -21,7 +21,7 @@ const (
 )
 
 // onNodeDeliveries are those that the agent makes.
-var onNodeDeliveries = []floatip.Delivery{floatip.DeliveryLeg, floatip.DeliveryNodeNAT}
+var onNodeDeliveries = []floatip.Delivery{floatip.DeliveryLeg, floatip.DeliveryRouted, floatip.DeliveryNodeNAT}
 
 // Hosts of the suite besides those of nodetest.
 const (

@@ -3,6 +3,7 @@ package node
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -129,23 +130,37 @@ func (p Pod) ip(v6 bool) netip.Addr {
 	return p.IPv4
 }
 
-// mark gives the networks of hops their packet marks.
-func (p *plan) mark(networks, inUse []leg.Network) ([]leg.Network, error) {
+// mark gives the networks of hops their packet marks. Addresses of a network that gets none have no way.
+func (p *plan) mark(networks, inUse []leg.Network) []leg.Network {
 	var marked, plain []leg.Network
 	for _, n := range networks {
-		if slices.ContainsFunc(p.pods, func(pp *podPlan) bool {
-			return slices.ContainsFunc(pp.grant.Addresses, func(a netip.Addr) bool {
-				_, hops := pp.ways[a]
-				return hops && n.Prefix.Contains(a)
-			})
-		}) {
+		if slices.ContainsFunc(p.pods, func(pp *podPlan) bool { return pp.hopsIn(n) }) {
 			marked = append(marked, n)
 		} else {
 			plain = append(plain, n)
 		}
 	}
-	marked, err := leg.AssignMarks(marked, inUse)
-	return append(plain, marked...), err
+	marked = leg.AssignMarks(marked, inUse)
+	for _, n := range marked {
+		if n.Mark != 0 {
+			continue
+		}
+		for _, pp := range p.pods {
+			if pp.hopsIn(n) {
+				maps.DeleteFunc(pp.ways, func(a netip.Addr, _ leg.Hop) bool { return n.Prefix.Contains(a) })
+				pp.fail(fmt.Errorf("provider network %s: %w", n.Prefix, leg.ErrTooManyMarks))
+			}
+		}
+	}
+	return append(plain, marked...)
+}
+
+// hopsIn says whether the pod has an address of the network that goes by the CNI's link.
+func (pp *podPlan) hopsIn(n leg.Network) bool {
+	return slices.ContainsFunc(pp.grant.Addresses, func(a netip.Addr) bool {
+		_, hops := pp.ways[a]
+		return hops && n.Prefix.Contains(a)
+	})
 }
 
 // podlink is the plan in the words of package podlink.

@@ -32,9 +32,9 @@ const MarkMask uint32 = 0x3000
 // marks are the values that networks get, one for each of a family.
 var marks = []uint32{0x1000, 0x2000, 0x3000}
 
-// AssignMarks gives each network a mark of its own. It keeps those that inUse has, since connections pass by them. Its
-// error is ErrTooManyMarks.
-func AssignMarks(networks, inUse []Network) ([]Network, error) {
+// AssignMarks gives each network a mark of its own. It keeps those that inUse has, since connections pass by them. When
+// the marks are used up, the rest of the networks have none.
+func AssignMarks(networks, inUse []Network) []Network {
 	out := slices.Clone(networks)
 	taken := func(v6 bool, mark uint32) bool {
 		return slices.ContainsFunc(out, func(n Network) bool { return n.Prefix.Addr().Is6() == v6 && n.Mark == mark })
@@ -53,13 +53,11 @@ func AssignMarks(networks, inUse []Network) ([]Network, error) {
 		if out[i].Mark != 0 {
 			continue
 		}
-		free := slices.IndexFunc(marks, func(m uint32) bool { return !taken(n.Prefix.Addr().Is6(), m) })
-		if free < 0 {
-			return nil, fmt.Errorf("provider network %s: %w", n.Prefix, ErrTooManyMarks)
+		if free := slices.IndexFunc(marks, func(m uint32) bool { return !taken(n.Prefix.Addr().Is6(), m) }); free >= 0 {
+			out[i].Mark = marks[free]
 		}
-		out[i].Mark = marks[free]
 	}
-	return out, nil
+	return out
 }
 
 // addHop makes what one address needs: its route, and a proxy entry, which the kernel heeds only for an address with a

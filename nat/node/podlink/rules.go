@@ -50,8 +50,8 @@ func (l layout) rules() []chain {
 	}
 	chains := []chain{
 		{Name: "guard_in", Kind: nftables.ChainTypeFilter, Hook: nftables.ChainHookPrerouting, Priority: prioritySpoof, Rules: []rule{
-			// A pod that translates itself sends under its own floating address, and under no other address of the
-			// provider network.
+			// A pod that translates itself sends under its own floating address. No other address of the provider network
+			// comes from the link of a pod.
 			r.rule("iifname . %s saddr @senders return", r.sender(in(setSenders)), verdict(expr.VerdictReturn)),
 			r.rule("iifname @links %s saddr @networks drop", iifname(in(setLinks)), r.saddr(in(setNetworks)), verdict(expr.VerdictDrop)),
 		}},

@@ -22,7 +22,7 @@ const (
 	setCluster    = "cluster"     // networks that keep the pod's address
 	setExits      = "exits"       // links by which a floating address may leave
 	setIn         = "counted_in"  // translated floating addresses, with a counter: admitted towards the guest
-	setLinks      = "links"       // links of the pods that translate themselves
+	setLinks      = "links"       // links of the pods
 	setNetworks   = "networks"    // provider networks
 	setOpen       = "open_to_all" // translated floating addresses that everybody may call
 	setOut        = "counted_out" // translated floating addresses, with a counter: sent by the guest
@@ -129,8 +129,8 @@ func (l layout) desired(c Config) table {
 		put(setAddresses, floating)
 		put(ofNetwork, floating)
 		put(setExits, ifname(a.Link))
+		put(setLinks, ifname(a.Link))
 		if !a.Translate {
-			put(setLinks, ifname(a.Link))
 			put(setSenders, sender)
 			continue
 		}
