@@ -3,6 +3,7 @@ package certs
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/http"
@@ -38,6 +39,7 @@ type Source struct {
 	mu     sync.Mutex // guards the fields below
 	keys   keys
 	leaf   *tls.Certificate
+	issuer *x509.Certificate // of leaf
 	health error
 }
 
@@ -62,7 +64,7 @@ func (s *Source) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) 
 func (s *Source) renewLeaf(now time.Time) error {
 	if s.leaf != nil {
 		due, _ := needsRenewal(s.leaf.Leaf, now)
-		if !due && s.leaf.Leaf.CheckSignatureFrom(s.keys.current.cert) == nil {
+		if !due && s.issuer.Equal(s.keys.current.cert) {
 			return nil
 		}
 	}
@@ -70,7 +72,7 @@ func (s *Source) renewLeaf(now time.Time) error {
 	if err != nil {
 		return err
 	}
-	s.leaf = leaf
+	s.leaf, s.issuer = leaf, s.keys.current.cert
 	return nil
 }
 

@@ -2,7 +2,9 @@ package webhook
 
 import (
 	"context"
+	"fmt"
 	"net/http"
+	"runtime/debug"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -10,6 +12,7 @@ import (
 	admissionv1 "k8s.io/api/admission/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+	admissionmetrics "sigs.k8s.io/controller-runtime/pkg/webhook/admission/metrics"
 )
 
 // Action is what a hook did, in one word. It is the value of the audit annotation "action" and of the metrics' label
@@ -69,26 +72,30 @@ const auditLimit = 512
 // server prefixes their keys with the webhook's name.
 func (d Decision) respond() admission.Response {
 	audit := map[string]string{"action": string(d.Action)}
-	for key, value := range map[string]string{
-		"reason": d.Reason, "address": d.Address, "pool": d.Pool, "claim": d.Claim,
-		"hint": d.Hint,
-	} {
+	note := func(key, value string) {
 		if value != "" {
 			audit[key] = value[:min(len(value), auditLimit)]
 		}
 	}
-	response := admission.Response{
-		Patches: d.Patches,
-		AdmissionResponse: admissionv1.AdmissionResponse{
-			Allowed:          d.Status == nil,
-			Result:           d.Status,
-			AuditAnnotations: audit,
-			Warnings:         d.Warnings,
-		},
+	note("reason", d.Reason)
+	note("address", d.Address)
+	note("pool", d.Pool)
+	note("claim", d.Claim)
+	note("hint", d.Hint)
+	response := admission.Response{AdmissionResponse: admissionv1.AdmissionResponse{
+		Allowed:          d.Status == nil,
+		Result:           d.Status,
+		AuditAnnotations: audit,
+		Warnings:         d.Warnings,
+	}}
+	if d.Status != nil || len(d.Patches) == 0 {
+		return response
 	}
-	if d.Status != nil {
-		response.Patches = nil
+	patch, err := encodePatch(d.Patches)
+	if err != nil {
+		panic(fmt.Sprintf("webhook: %v", err)) // values are strings and objects of Kubernetes
 	}
+	response.Patch, response.PatchType = patch, new(admissionv1.PatchTypeJSONPatch)
 	return response
 }
 
@@ -101,12 +108,16 @@ func (d Decision) changed() bool {
 	return false
 }
 
-func (d Decision) log(log logr.Logger, handler string) {
+func (d Decision) log(log logr.Logger, handler string, req admission.Request) {
 	if !d.changed() {
 		log = log.V(1)
 	}
+	if !log.Enabled() {
+		return
+	}
 	log = log.WithValues("handler", handler, "action", d.Action, "reason", d.Reason,
-		"address", d.Address, "pool", d.Pool, "claim", d.Claim)
+		"address", d.Address, "pool", d.Pool, "claim", d.Claim,
+		"kind", req.Kind.Kind, "namespace", req.Namespace, "name", req.Name, "user", req.UserInfo.Username, "requestID", req.UID)
 	if d.Action == Failed {
 		log.Error(d.Detail, "admission failed")
 		return
@@ -121,9 +132,20 @@ type decider func(ctx context.Context, req admission.Request) Decision
 func handler(name string, metrics *Metrics, decide decider) admission.Handler {
 	return admission.HandlerFunc(func(ctx context.Context, req admission.Request) admission.Response {
 		start := time.Now()
-		d := decide(ctx, req)
+		d := withoutPanic(ctx, req, decide)
 		metrics.observe(name, d.Action, time.Since(start))
-		d.log(logr.FromContextOrDiscard(ctx), name)
+		d.log(logr.FromContextOrDiscard(ctx), name, req)
 		return d.respond()
 	})
+}
+
+// withoutPanic turns a programming mistake into a refusal that says as much; where it was is for the log.
+func withoutPanic(ctx context.Context, req admission.Request, decide decider) (d Decision) {
+	defer func() {
+		if r := recover(); r != nil {
+			admissionmetrics.WebhookPanics.WithLabelValues().Inc()
+			d = refuse(internal(req), fmt.Errorf("panic: %v\n%s", r, debug.Stack()))
+		}
+	}()
+	return decide(ctx, req)
 }

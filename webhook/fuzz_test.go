@@ -1,7 +1,6 @@
 package webhook
 
 import (
-	"encoding/json"
 	"net/http"
 	"testing"
 
@@ -53,18 +52,14 @@ func checkAnswer(t *testing.T, path, object string, response admission.Response)
 		}
 		return
 	}
-	if len(response.Patches) == 0 {
+	if len(response.Patch) == 0 {
 		return
 	}
-	raw, err := json.Marshal(response.Patches)
-	if err != nil {
-		t.Fatal(err)
-	}
-	patch, err := jsonpatch.DecodePatch(raw)
+	patch, err := jsonpatch.DecodePatch(response.Patch)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := patch.Apply([]byte(object)); err != nil {
-		t.Errorf("%s: %v: %s on %s", path, err, raw, object)
+		t.Errorf("%s: %v: %s on %s", path, err, response.Patch, object)
 	}
 }

@@ -104,7 +104,7 @@ type Server interface {
 // Register serves all hooks behind the gate.
 func (h *Hooks) Register(server Server, gate *Gate) {
 	for path, handler := range h.Handlers() {
-		server.Register(path, gate.Wrap(&admission.Webhook{Handler: handler}))
+		server.Register(path, gate.Wrap(newEndpoint(handler)))
 	}
 }
 

@@ -10,14 +10,11 @@ import (
 	kjson "sigs.k8s.io/json"
 )
 
-// metadata is what the hooks read of an object's metadata. The rest stays bytes.
+// metadata is what the hooks read of an object's metadata. The rest stays bytes: each field costs every request.
 type metadata struct {
 	Name              string                  `json:"name"`
-	GenerateName      string                  `json:"generateName"`
-	Namespace         string                  `json:"namespace"`
 	UID               types.UID               `json:"uid"`
 	Annotations       map[string]string       `json:"annotations"`
-	Labels            map[string]string       `json:"labels"`
 	OwnerReferences   []metav1.OwnerReference `json:"ownerReferences"`
 	DeletionTimestamp *time.Time              `json:"deletionTimestamp"`
 	// ManagedFields is nil when the object has none.
@@ -43,6 +40,12 @@ var errNoMetadata = errors.New("the object has no metadata")
 
 // decodeMetadata reads the metadata of the object in raw and skips all else.
 func decodeMetadata(raw []byte) (metadata, error) {
+	if only, sure := topLevel(raw, "metadata"); sure && only[0] == '{' {
+		var m metadata
+		if decode(only, &m) == nil {
+			return m, nil
+		} // else the error shall name the place in the whole
+	}
 	var object struct {
 		Metadata *metadata `json:"metadata"`
 	}

@@ -94,7 +94,7 @@ func (h *Hooks) inject(ctx context.Context, req admission.Request, l launch) Dec
 		return plainPod(pod, have.decision(Unnatable, err.Error()))
 	}
 	d := have.decision(Injected, "address of VM "+owner.String())
-	d.Patches = setAnnotations(pod.Metadata, map[string]string{
+	d.Patches = setAnnotations(pod.Metadata.metadata, map[string]string{
 		floatip.AnnotationNAT: nat, floatip.AnnotationAddress: have.address(),
 	})
 	if !l.delivery.InPod() {
@@ -143,6 +143,6 @@ func (h *Hooks) notALauncher(req admission.Request, pod podView) string {
 
 // plainPod removes floatip's key from a pod that gets no sidecar.
 func plainPod(pod podView, d Decision) Decision {
-	d.Patches = setAnnotations(pod.Metadata, map[string]string{floatip.AnnotationNAT: ""})
+	d.Patches = setAnnotations(pod.Metadata.metadata, map[string]string{floatip.AnnotationNAT: ""})
 	return d
 }

@@ -114,13 +114,18 @@ func sidecarVolumes() []corev1.Volume {
 
 // podView is what the hook reads of a pod.
 type podView struct {
-	Metadata metadata `json:"metadata"`
+	Metadata podMetadata `json:"metadata"`
 	Spec     struct {
 		InitContainers []containerView   `json:"initContainers"`
 		Containers     []containerView   `json:"containers"`
 		Volumes        []named           `json:"volumes"`
 		NodeSelector   map[string]string `json:"nodeSelector"`
 	} `json:"spec"`
+}
+
+type podMetadata struct {
+	metadata
+	Labels map[string]string `json:"labels"`
 }
 
 type named struct {

@@ -109,7 +109,11 @@ func (h *Hooks) offered(req admission.Request, m metadata, d Decision) Decision 
 // this namespace, for these addresses. Only this process and this request know such a claim; once it is committed,
 // others can read it, and an object that carries it is a copy.
 func (h *Hooks) earlierOffer(namespace string, wish Request, m metadata) (holding, bool) {
-	claim, err := floatip.ParseClaim(m.Annotations[floatip.AnnotationClaim])
+	text, carried := m.Annotations[floatip.AnnotationClaim]
+	if !carried {
+		return holding{}, false
+	}
+	claim, err := floatip.ParseClaim(text)
 	if err != nil || claim.IsZero() {
 		return holding{}, false
 	}

@@ -68,9 +68,10 @@ type Cluster struct {
 	Cached, Live client.Reader
 }
 
-// get reads key into object, live if the cache does not have what is wanted.
+// get reads key into object, live if the cache does not have what is wanted. Nothing in object may be changed: it is the
+// cache's own, since each VM's create would otherwise pay for copies of what is only looked at.
 func (c Cluster) get(ctx context.Context, key types.NamespacedName, object client.Object, wanted func() bool) error {
-	err := c.Cached.Get(ctx, key, object)
+	err := c.Cached.Get(ctx, key, object, client.UnsafeDisableDeepCopy)
 	if err == nil && wanted() || client.IgnoreNotFound(err) != nil {
 		return err
 	}
