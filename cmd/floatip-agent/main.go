@@ -1,4 +1,7 @@
 // Command floatip-agent carries floating addresses to the virtual machines of one node.
+//
+//	floatip-agent [flags]                   works until it is ended
+//	floatip-agent status [-o table|json]    shows what the agent of this node does
 package main
 
 import (
@@ -27,6 +30,9 @@ func main() { os.Exit(run(os.Args[1:])) }
 
 // run returns the exit code: 2 for flags that make no sense, 1 for any other error.
 func run(args []string) int {
+	if len(args) > 0 && args[0] == "status" {
+		return status(args[1:], os.Stdout)
+	}
 	c := defaults()
 	flags := flag.NewFlagSet("floatip-agent", flag.ContinueOnError)
 	c.register(flags)

@@ -26,6 +26,8 @@ const (
 
 // Types of conditions of a FloatingIP.
 const (
+	// ConditionAllocated: the ledger has the address with the VM that spec names. Set by the webhook.
+	ConditionAllocated = "Allocated"
 	// ConditionNATReady: the rules stand in the pod. Set by the node agent from what the sidecar reports.
 	ConditionNATReady = "NATReady"
 	// ConditionLegReady: links, routes and rules on the node stand.
@@ -59,7 +61,10 @@ const (
 // +kubebuilder:printcolumn:name="Namespace",type=string,JSONPath=`.spec.vm.namespace`
 // +kubebuilder:printcolumn:name="VM",type=string,JSONPath=`.spec.vm.name`
 // +kubebuilder:printcolumn:name="Phase",type=string,JSONPath=`.status.phase`
+// +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
 // +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.status.node`
+// +kubebuilder:printcolumn:name="Pod",type=string,JSONPath=`.status.pod`,priority=1
+// +kubebuilder:printcolumn:name="Conflict-Free",type=string,JSONPath=`.status.conditions[?(@.type=="ConflictFree")].reason`,priority=1
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type FloatingIP struct {
 	metav1.TypeMeta   `json:",inline"`
@@ -98,7 +103,7 @@ type FloatingIPStatus struct {
 	//
 	// +optional
 	Pod string `json:"pod,omitempty"`
-	// Conditions: ConflictFree, NATReady, LegReady, Announced, GuestUp, Ready, FirewallReady, Disputed.
+	// Conditions: Allocated, ConflictFree, NATReady, LegReady, Announced, GuestUp, Ready, FirewallReady, Disputed.
 	//
 	// +optional
 	// +listType=map

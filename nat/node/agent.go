@@ -108,6 +108,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	defer lock.Close()
+	go a.serveStatus(lock)
 	defer a.kernel.Close()
 	defer a.stopSessions()
 	ctx, cancel := context.WithCancel(ctx)
@@ -207,7 +208,10 @@ func (a *Agent) round(ctx context.Context, v View) (report Report, err error) {
 	counters, countErr := a.counters(plan)
 	errs = append(errs, countErr)
 	a.health.observe(a.responders.figures(), plan.conflicts(), plan.traffic(counters))
-	return a.report(v, d, plan, err), errors.Join(errs...)
+	report = a.report(v, d, plan, err)
+	err = errors.Join(errs...)
+	a.health.tell(lines(plan, report, plan.traffic(counters)), d.Refusals, err)
+	return report, err
 }
 
 // apply makes the node's kernel what the plan says: who translates before who routes, so that no packet of a floating

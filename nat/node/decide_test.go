@@ -15,6 +15,7 @@ import (
 var (
 	compareNet  = []cmp.Option{cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })}
 	fifty       = netip.MustParseAddr("192.168.100.50")
+	fiftyOne    = netip.MustParseAddr("192.168.100.51")
 	fifty6      = netip.MustParseAddr("2001:db8:100::50")
 	providerNet = netip.MustParsePrefix("192.168.100.0/24")
 	red         = leg.NIC{Name: "red0", Up: true, MTU: 1500, Networks: []netip.Prefix{providerNet}}

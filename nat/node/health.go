@@ -27,6 +27,7 @@ type health struct {
 	figures   map[string]map[int]announce.Figures // by NIC and family
 	conflicts map[announce.State]int              // addresses that somebody else has or claims
 	addresses []traffic
+	status    NodeStatus
 }
 
 // traffic is what the sidecar counts for an address.

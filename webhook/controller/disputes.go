@@ -66,6 +66,7 @@ func (r *VMs) setDisputed(
 	if err := r.Writer.Status().Patch(ctx, after, patch, client.FieldOwner(FieldManager)); err != nil {
 		return fmt.Errorf("write condition %s of FloatingIP %s: %w", v1alpha1.ConditionDisputed, have.Name, err)
 	}
+	after.DeepCopyInto(have) // for whoever writes next
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -41,12 +42,27 @@ func (r *VMs) show(ctx context.Context, line ipam.Allocation) error {
 	if err := r.unflag(ctx, have); err != nil {
 		return err
 	}
-	if have.Status.Phase != "" {
+	return r.showAllocated(ctx, have, line)
+}
+
+// showAllocated writes the condition Allocated, and the first phase. The other conditions are left alone: the list is
+// written for the very version that was read.
+func (r *VMs) showAllocated(ctx context.Context, have *v1alpha1.FloatingIP, line ipam.Allocation) error {
+	after := have.DeepCopy()
+	changed := meta.SetStatusCondition(&after.Status.Conditions, metav1.Condition{
+		Type: v1alpha1.ConditionAllocated, Status: metav1.ConditionTrue, Reason: line.State.String(),
+		Message:            "the ledger has it with VM " + line.Owner.String() + ", from pool " + line.Pool,
+		ObservedGeneration: have.Generation,
+	})
+	if after.Status.Phase == "" {
+		after.Status.Phase, changed = v1alpha1.PhaseBound, true
+	}
+	if !changed {
 		return nil
 	}
-	patch := rawMerge(map[string]any{"status": map[string]any{"phase": v1alpha1.PhaseBound}})
-	if err := r.Writer.Status().Patch(ctx, have, patch, client.FieldOwner(FieldManager)); err != nil {
-		return fmt.Errorf("write phase of FloatingIP %s: %w", name, err)
+	patch := client.MergeFromWithOptions(have, client.MergeFromWithOptimisticLock{})
+	if err := r.Writer.Status().Patch(ctx, after, patch, client.FieldOwner(FieldManager)); err != nil {
+		return fmt.Errorf("write phase and condition %s of FloatingIP %s: %w", v1alpha1.ConditionAllocated, have.Name, err)
 	}
 	return nil
 }

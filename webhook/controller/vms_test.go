@@ -3,10 +3,12 @@ package controller
 import (
 	"context"
 	"maps"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -192,6 +194,33 @@ func TestAnnotationsArePutBack(t *testing.T) {
 }
 
 // Somebody deletes a FloatingIP object: it comes back. Somebody makes one that the ledger knows nothing of: it goes.
+// TestAllocatedIsShown beside what the agent wrote.
+func TestAllocatedIsShown(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.create(vm("a", "uid-a", w.commit("a", "uid-a")))
+	for range 2 {
+		w.look()
+		var ip v1alpha1.FloatingIP
+		if err := w.client.Get(t.Context(), types.NamespacedName{Name: "192.168.100.50"}, &ip); err != nil {
+			t.Fatal(err)
+		}
+		c := meta.FindStatusCondition(ip.Status.Conditions, v1alpha1.ConditionAllocated)
+		if c == nil || c.Status != metav1.ConditionTrue || c.Reason != "Bound" || !strings.Contains(c.Message, "vms/a") {
+			t.Errorf("conditions %+v, want Allocated with the VM's name", ip.Status.Conditions)
+		}
+		status := map[string]any{"phase": "Ready", "conditions": append(ip.Status.Conditions, metav1.Condition{
+			Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: "Ready", LastTransitionTime: metav1.NewTime(epoch),
+		})}
+		if err := w.client.Status().Patch(t.Context(), &ip, mergeStatus(t, status)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if have := w.floatingIPs(); len(have) != 1 || have[0] != "192.168.100.50 uid-a Ready" {
+		t.Errorf("objects %v: the agent's word was taken back", have)
+	}
+}
+
 func TestFloatingIPsFollowTheLedger(t *testing.T) {
 	w := newWorld(t)
 	w.start()
