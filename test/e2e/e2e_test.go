@@ -41,6 +41,7 @@ func TestFloatip(t *testing.T) {
 		{"a deleted VM gives its address back, and it rests", release},
 		{"people ask the ledger in the webhook's container", ledgerCommands},
 		{"KubeVirt takes the guests' hints, and what is left alone is told", guestHints},
+		{"a VM in a restricted namespace is reached by NAT on the node", restrictedNodeNAT},
 		{"what the API server trusts the webhook by heals by itself", certificatesHeal},
 		{"no right is granted that nobody used, and none was missing", rightsUsed},
 	} {

@@ -166,8 +166,12 @@ func (r *Conflicts) moveOn(ctx context.Context, ip *v1alpha1.FloatingIP, line ip
 	if err != nil {
 		return reconcile.Result{}, fmt.Errorf("labels of namespace %s: %w", line.Owner.Namespace, err)
 	}
+	pools, err := r.Cluster.sameDelivery(ctx, poolsFor(wish, line), line.Pool)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
 	ask := ipam.Request{
-		Namespace: line.Owner.Namespace, Name: line.Owner.Name, NamespaceLabels: labels, Pools: poolsFor(wish, line),
+		Namespace: line.Owner.Namespace, Name: line.Owner.Name, NamespaceLabels: labels, Pools: pools,
 	}
 	next, err := r.Ledger.Replace(ctx, line.Address, line.Owner.UID, ask, ipam.Cause{Reason: message})
 	switch {
