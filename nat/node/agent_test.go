@@ -51,29 +51,30 @@ func (c *cluster) set(v View) {
 
 // bench is a node with its agent, on a LAN.
 type bench struct {
-	t       *testing.T
+	t       testing.TB
 	name    string
 	world   *nodetest.World
 	node    *nodetest.Node
 	cluster *cluster
 	kubelet string
+	timing  announce.Timing
 	view    View
 	stop    func() // the agent
 	agent   *Agent
 	last    *Report // the latest one that was looked at
 }
 
-func newBench(t *testing.T) *bench {
+func newBench(t testing.TB) *bench {
 	t.Helper()
 	return newBenchOn(t, nodetest.NewWorld(t), "10")
 }
 
 // newBenchOn makes the bench of one of several nodes on a LAN.
-func newBenchOn(t *testing.T, w *nodetest.World, number string) *bench {
+func newBenchOn(t testing.TB, w *nodetest.World, number string) *bench {
 	t.Helper()
 	b := &bench{
 		t: t, name: "node" + number, world: w, node: w.AddNode(number), kubelet: t.TempDir(),
-		cluster: &cluster{reports: make(chan Report, 1)},
+		cluster: &cluster{reports: make(chan Report, 1)}, timing: quick,
 	}
 	b.view = View{
 		Addresses: map[netip.Addr]Held{}, Machines: map[string]Machine{}, Peers: map[string]floatip.NodeAgent{},
@@ -105,7 +106,7 @@ func (b *bench) start() {
 	b.t.Helper()
 	b.last = nil
 	a, err := NewAgent(Options{
-		Name: b.name, KubeletDir: b.kubelet, NetNS: b.node.File, Sysctls: leg.DefaultSysctls, Timing: quick,
+		Name: b.name, KubeletDir: b.kubelet, NetNS: b.node.File, Sysctls: leg.DefaultSysctls, Timing: b.timing,
 		Log: slog.New(slog.NewTextHandler(testWriter{b.t}, nil)).With("node", b.name),
 	}, b.cluster, b.cluster)
 	if err != nil {
@@ -124,7 +125,7 @@ func (b *bench) start() {
 	b.t.Cleanup(b.stop)
 }
 
-type testWriter struct{ t *testing.T }
+type testWriter struct{ t testing.TB }
 
 func (w testWriter) Write(p []byte) (int, error) {
 	w.t.Logf("%s", p[:len(p)-1])
@@ -247,7 +248,12 @@ func installed(addresses ...netip.Addr) handover.State {
 // awaitReport waits until the latest report fits.
 func (b *bench) awaitReport(what string, fits func(Report) bool) Report {
 	b.t.Helper()
-	for timeout := time.After(patience); ; {
+	return b.within(patience, what, fits)
+}
+
+func (b *bench) within(wait time.Duration, what string, fits func(Report) bool) Report {
+	b.t.Helper()
+	for timeout := time.After(wait); ; {
 		if b.last != nil && fits(*b.last) {
 			return *b.last
 		}
@@ -255,7 +261,7 @@ func (b *bench) awaitReport(what string, fits func(Report) bool) Report {
 		case r := <-b.cluster.reports:
 			b.last = &r
 		case <-timeout:
-			b.t.Fatalf("%s: not within %s; the latest report is %+v", what, patience, b.last)
+			b.t.Fatalf("%s: not within %s; the latest report is %+v", what, wait, b.last)
 		}
 	}
 }

@@ -126,25 +126,34 @@ func (b *bench) await(what string, f func() bool) {
 // TestWithdraw: the pod's guest has ended. Nothing stays, and an open connection is dead within a second.
 func TestWithdraw(t *testing.T) {
 	b := newBench(t)
+	b.dualStack()
 	empty := inventory(t, b.node.Namespace)
-	v := b.addVM(1, "192.168.100.50")
+	v := b.addVM(1, "192.168.100.50", "2001:db8:100::50")
 	emptyPod := inventory(t, v.Namespace)
 	b.start()
 	b.publish()
-	b.awaitReport("ready", ready("192.168.100.50"))
-	stream := startEcho(t, v.Guest, b.world.Host, "192.168.100.50:7")
-	stream.pass(5)
-	b.view.Addresses[fifty] = withNode(b.view.Addresses[fifty], "node10")
+	b.awaitReport("ready", ready("192.168.100.50", "2001:db8:100::50"))
+	streams := []*echo{
+		startEcho(t, v.Guest, b.world.Host, "192.168.100.50:7"), startEcho(t, v.Guest, b.world.Host, "[2001:db8:100::50]:7"),
+	}
+	for _, s := range streams {
+		s.pass(5)
+	}
+	for _, a := range []netip.Addr{fifty, fifty6} {
+		b.view.Addresses[a] = withNode(b.view.Addresses[a], "node10")
+	}
 	b.view.Pods = slices.Clone(b.view.Pods)
 	b.view.Pods[0].Final = true
 	b.publish()
 	began := time.Now()
-	r := b.awaitReport("gone", func(r Report) bool { return len(r.Statuses) == 0 && len(r.Left) == 1 })
-	if r.Left[0] != fifty {
-		t.Errorf("left %v, want %s", r.Left, fifty)
+	r := b.awaitReport("gone", func(r Report) bool { return len(r.Statuses) == 0 && len(r.Left) == 2 })
+	if !slices.Equal(r.Left, []netip.Addr{fifty, fifty6}) {
+		t.Errorf("left %v, want %s and %s", r.Left, fifty, fifty6)
 	}
-	if !stream.dead(time.Second) {
-		t.Error("an old flow still passes a second after the address was withdrawn")
+	for _, s := range streams {
+		if !s.dead(time.Second) {
+			t.Errorf("an old flow to %s still passes a second after the address was withdrawn", s.conn.RemoteAddr())
+		}
 	}
 	t.Logf("withdrawn after %s", time.Since(began))
 	if diff := cmp.Diff(empty, inventory(t, b.node.Namespace)); diff != "" {
@@ -153,8 +162,12 @@ func TestWithdraw(t *testing.T) {
 	if diff := cmp.Diff(emptyPod, inventory(t, v.Namespace)); diff != "" {
 		t.Errorf("left in the pod (-before +after):\n%s", diff)
 	}
-	if flows := v.Flows(fifty); flows != 0 {
-		t.Errorf("connection tracking in the pod still knows %d flows of %s", flows, fifty)
+	for _, a := range []netip.Addr{fifty, fifty6} {
+		for _, ns := range []*nodetest.Namespace{v.Namespace, b.node.Namespace} {
+			if flows := ns.Flows(a); flows != 0 {
+				t.Errorf("connection tracking still knows %d flows of %s", flows, a)
+			}
+		}
 	}
 }
 
@@ -361,10 +374,14 @@ type echo struct {
 
 func startEcho(t *testing.T, guest, host *nodetest.Namespace, address string) *echo {
 	t.Helper()
-	_, port, _ := net.SplitHostPort(address)
+	to, port, _ := net.SplitHostPort(address)
+	network := "udp4"
+	if strings.Contains(to, ":") {
+		network = "udp6"
+	}
 	var server net.PacketConn
 	guest.Do(func() (err error) {
-		server, err = net.ListenPacket("udp4", ":"+port)
+		server, err = net.ListenPacket(network, ":"+port)
 		return err
 	})
 	t.Cleanup(func() { server.Close() })
@@ -382,7 +399,7 @@ func startEcho(t *testing.T, guest, host *nodetest.Namespace, address string) *e
 	}()
 	e := &echo{t: t, back: map[uint32]bool{}, more: make(chan struct{}, 1)}
 	host.Do(func() (err error) {
-		e.conn, err = net.Dial("udp4", address)
+		e.conn, err = net.Dial(network, address)
 		return err
 	})
 	t.Cleanup(func() { e.conn.Close() })

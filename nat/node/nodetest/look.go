@@ -54,7 +54,11 @@ func ofWorld(line string) bool {
 // Flows counts the connections of the address that the namespace tracks.
 func (n *Namespace) Flows(a netip.Addr) int {
 	n.t.Helper()
-	flows, err := n.Link.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET)
+	family := netlink.InetFamily(unix.AF_INET)
+	if a.Is6() {
+		family = unix.AF_INET6
+	}
+	flows, err := n.Link.ConntrackTableList(netlink.ConntrackTable, family)
 	if err != nil {
 		n.t.Fatalf("list flows: %v", err)
 	}
