@@ -26,6 +26,7 @@ func TestAdmission(t *testing.T) {
 			"NamespaceDeleted":      namespaceDeleted,
 			"PoolShrunk":            poolShrunk,
 			"PoolSplit":             poolSplit,
+			"NotAsked":              notAsked,
 		} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()

@@ -1,0 +1,130 @@
+package admission
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	corev1 "k8s.io/api/core/v1"
+	kubevirtv1 "kubevirt.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"floatip.io/floatip"
+)
+
+// calls returns the hooks that were called for objects of a namespace, in order, by the webhook's log: a decision is
+// logged before it is answered.
+func (n *tenant) calls(namespace string) (handlers []string) {
+	n.t.Helper()
+	raw, err := os.ReadFile(n.cluster.Log("floatip-webhook"))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	for lines := bufio.NewScanner(bytes.NewReader(raw)); lines.Scan(); {
+		var line struct{ Msg, Handler, Namespace string }
+		if json.Unmarshal(lines.Bytes(), &line) == nil && line.Namespace == namespace && strings.HasPrefix(line.Msg, "admission ") {
+			handlers = append(handlers, line.Handler)
+		}
+	}
+	return handlers
+}
+
+// notAsked: VMs that ask for nothing, and everything about the others that is not floatip's, never reach floatip. What it
+// is asked about it is asked once.
+func notAsked(t *testing.T, w *world) {
+	n := w.tenant(t, 10)
+	quiet := n.ns + "-quiet"
+	n.addNamespace(quiet, false)
+	controller := w.as(t, "system:serviceaccount:kubevirt:kubevirt-controller", "system:masters")
+	inQuiet := func(name string) *kubevirtv1.VirtualMachine {
+		vm := n.newVM(name, map[string]string{floatip.AnnotationPool: n.ns}) // a wish where nobody listens
+		vm.Namespace = quiet
+		return vm
+	}
+	pod := func(name string, labels, annotations map[string]string) *corev1.Pod {
+		p := &corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "compute", Image: "example/guest"}}}}
+		p.Namespace, p.Name, p.Labels, p.Annotations = n.ns, name, labels, annotations
+		return p
+	}
+	var held *kubevirtv1.VirtualMachine
+	launcher := map[string]string{"kubevirt.io": "virt-launcher"}
+	target := map[string]string{"kubevirt.io": "virt-launcher", "kubevirt.io/migrationJobUID": "job"}
+	always := kubevirtv1.RunStrategyAlways
+	for _, tc := range []struct {
+		name string
+		do   func() error
+		want []string
+	}{
+		{"a VM that asks", func() error { held = n.create("held", nil); n.bound(held); return nil }, []string{"vm-create", "vm-commit"}},
+		{"a label", func() error { return n.patch("held", `{"metadata":{"labels":{"a":"b"}}}`) }, nil},
+		{"another annotation", func() error { return n.patch("held", `{"metadata":{"annotations":{"a":"b"}}}`) }, nil},
+		{"the template", func() error { return n.patch("held", `{"spec":{"template":{"metadata":{"annotations":{"a":"b"}}}}}`) }, nil},
+		{"the status", func() error {
+			return n.admin.Status().Patch(n.ctx, n.newVM("held", nil), client.RawPatch("application/merge-patch+json", []byte(`{"status":{"created":false}}`)))
+		}, nil},
+		{"a finalizer", func() error { return n.patch("held", `{"metadata":{"finalizers":["example.com/one"]}}`) }, nil},
+		{"a wish that changes", func() error { return n.patch("held", `{"metadata":{"annotations":{"floatip.io/pool":"`+n.ns+`"}}}`) }, []string{"vm-update"}},
+		{"the deletion", func() error { return n.admin.Delete(n.ctx, n.newVM("held", nil)) }, nil},
+		{"floatip's keys of a VM that is being deleted", func() error {
+			return controller.Patch(n.ctx, n.newVM("held", nil), client.RawPatch("application/merge-patch+json",
+				[]byte(`{"metadata":{"annotations":{"floatip.io/address":null,"floatip.io/claim":null}}}`)))
+		}, nil},
+		{"the last finalizer", func() error {
+			if err := n.patch("held", `{"metadata":{"finalizers":null}}`); err != nil {
+				return err
+			}
+			n.awaitGone(held)
+			return nil
+		}, nil},
+		{"a VM that opted out", func() error { n.create("out", map[string]string{floatip.LabelEnabled: "false"}); return nil }, nil},
+		{"a dry run that asks", func() error { return n.admin.Create(n.ctx, n.newVM("dry", nil), client.DryRunAll) }, []string{"vm-create", "vm-commit"}},
+		{"a pod", func() error { return n.admin.Create(n.ctx, pod("plain", nil, nil)) }, nil},
+		{"a pod that looks like a launcher", func() error {
+			return n.admin.Create(n.ctx, pod("like", launcher, map[string]string{floatip.AnnotationAddress: n.address(1)}))
+		}, nil},
+		{"the target of a migration without an address", func() error { return controller.Create(n.ctx, pod("target", target, nil)) }, nil},
+		{"a temporary pod", func() error {
+			return controller.Create(n.ctx, pod("temporary", launcher, map[string]string{
+				floatip.AnnotationAddress: n.address(1), "kubevirt.io/ephemeral-provisioning": "true",
+			}))
+		}, nil},
+		{"the target of a migration with an address", func() error {
+			return controller.Create(n.ctx, pod("carrying", target, map[string]string{floatip.AnnotationAddress: n.address(1)}))
+		}, []string{"pod-create"}},
+	} {
+		before := n.calls(n.ns)
+		if err := tc.do(); err != nil {
+			t.Errorf("%s: %v", tc.name, err)
+		}
+		if diff := cmp.Diff(tc.want, n.calls(n.ns)[len(before):], cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("%s: hooks that were called (-want +got):\n%s", tc.name, diff)
+		}
+	}
+	// The whole life of a VM where nobody opted in: it starts, KubeVirt makes instance and pod, it goes.
+	running := inQuiet("running")
+	running.Spec.RunStrategy = &always
+	if err := n.admin.Create(n.ctx, running); err != nil {
+		t.Fatal(err)
+	}
+	n.wait("the pod of a VM that asks for nothing", func(ctx context.Context) error {
+		var pods corev1.PodList
+		err := n.admin.List(ctx, &pods, client.InNamespace(quiet))
+		if err == nil && len(pods.Items) == 0 {
+			err = errors.New("there is none")
+		}
+		return err
+	})
+	if err := n.admin.Delete(n.ctx, running); err != nil {
+		t.Error(err)
+	}
+	if calls := n.calls(quiet); len(calls) > 0 {
+		t.Errorf("a namespace that did not opt in: %q were called", calls)
+	}
+}
