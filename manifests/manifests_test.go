@@ -1,6 +1,8 @@
 package manifests_test
 
 import (
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -300,7 +302,7 @@ func TestClusterNetworksComeFromOnePlace(t *testing.T) {
 // Rights are the least that work: no wildcard, no secret but its own, no write to VMIs, and of pods only the patch by
 // which the webhook changes a firewall or an address.
 func TestRights(t *testing.T) {
-	for _, name := range []string{"floatip-webhook", "floatip-agent"} {
+	for _, name := range []string{"floatip-webhook", "floatip-webhook-certs", "floatip-agent"} {
 		for _, rule := range object[rbacv1.ClusterRole](t, ".", "ClusterRole", name).Rules {
 			all := slices.Concat(rule.APIGroups, rule.Resources, rule.Verbs)
 			if slices.Contains(all, "*") || slices.Contains(rule.Resources, "secrets") {
@@ -314,7 +316,7 @@ func TestRights(t *testing.T) {
 			}
 		}
 	}
-	role := object[rbacv1.Role](t, ".", "Role", "floatip-webhook")
+	role := object[rbacv1.Role](t, ".", "Role", "floatip-webhook-certs")
 	for _, rule := range role.Rules {
 		if !slices.Equal(rule.ResourceNames, []string{webhook.SecretName}) && !slices.Equal(rule.Verbs, []string{"create"}) {
 			t.Errorf("%+v", rule)
@@ -329,5 +331,121 @@ func TestSamples(t *testing.T) {
 	}
 	if object[corev1.Namespace](t, "samples", "Namespace", "vms").Labels[floatip.LabelEnabled] != "true" {
 		t.Error("the sample namespace is not opted in")
+	}
+}
+
+// withCertManager builds the manifests with the component, as the comment in it says.
+func withCertManager(t *testing.T) []resource {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS(".")); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "kustomization.yaml")
+	raw, err := os.ReadFile(file)
+	if err == nil {
+		err = os.WriteFile(file, append(raw, "components:\n- cert-manager\n"...), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return build(t, dir)
+}
+
+// certificate is the part of cert-manager's Certificate (cert-manager.io/v1) that the component uses; a field that is
+// not here is misspelt, or needs a look at https://cert-manager.io/docs/reference/api-docs/.
+type certificate struct {
+	APIVersion string         `json:"apiVersion"`
+	Kind       string         `json:"kind"`
+	Metadata   map[string]any `json:"metadata"`
+	Spec       struct {
+		SecretName  string   `json:"secretName"`
+		CommonName  string   `json:"commonName"`
+		DNSNames    []string `json:"dnsNames"`
+		IsCA        bool     `json:"isCA"`
+		Duration    string   `json:"duration"`
+		RenewBefore string   `json:"renewBefore"`
+		Usages      []string `json:"usages"`
+		PrivateKey  struct {
+			Algorithm      string `json:"algorithm"`
+			Size           int    `json:"size"`
+			RotationPolicy string `json:"rotationPolicy"`
+		} `json:"privateKey"`
+		IssuerRef struct{ Group, Kind, Name string } `json:"issuerRef"`
+	} `json:"spec"`
+}
+
+type issuer struct {
+	APIVersion string         `json:"apiVersion"`
+	Kind       string         `json:"kind"`
+	Metadata   map[string]any `json:"metadata"`
+	Spec       struct {
+		SelfSigned *struct{} `json:"selfSigned"`
+		CA         *struct {
+			SecretName string `json:"secretName"`
+		} `json:"ca"`
+	} `json:"spec"`
+}
+
+// With cert-manager: who signs whom fits together, the Secret that comes out is mounted where the webhook looks, the
+// configurations name the Certificate, and floatip keeps no right that only its own certificates need.
+func TestCertManager(t *testing.T) {
+	all := withCertManager(t)
+	read := func(kind, name string, into any) bool {
+		for _, r := range all {
+			if r.kind == kind && r.name == name {
+				if err := yaml.UnmarshalStrict(r.yaml, into); err != nil {
+					t.Errorf("%s %s: %v", kind, name, err)
+				}
+				return true
+			}
+		}
+		return false
+	}
+	var ca, leaf certificate
+	var self, signer issuer
+	if !read("Certificate", "floatip-webhook-ca", &ca) || !read("Certificate", "floatip-webhook", &leaf) ||
+		!read("Issuer", "floatip-selfsigned", &self) || !read("Issuer", "floatip-webhook", &signer) {
+		t.Fatal("an object of cert-manager is missing")
+	}
+	for _, o := range []struct {
+		apiVersion string
+		metadata   map[string]any
+	}{{ca.APIVersion, ca.Metadata}, {leaf.APIVersion, leaf.Metadata}, {self.APIVersion, self.Metadata}, {signer.APIVersion, signer.Metadata}} {
+		if o.apiVersion != "cert-manager.io/v1" || o.metadata["namespace"] != namespace {
+			t.Errorf("%s %v", o.apiVersion, o.metadata)
+		}
+	}
+	if !ca.Spec.IsCA || ca.Spec.IssuerRef.Name != "floatip-selfsigned" || self.Spec.SelfSigned == nil || ca.Spec.PrivateKey.RotationPolicy != "Never" {
+		t.Errorf("authority: %+v of %+v", ca.Spec, self.Spec)
+	}
+	if signer.Spec.CA == nil || signer.Spec.CA.SecretName != ca.Spec.SecretName || leaf.Spec.IssuerRef.Name != "floatip-webhook" {
+		t.Errorf("the issuer signs with %+v, the authority is in %s", signer.Spec.CA, ca.Spec.SecretName)
+	}
+	if !slices.Contains(leaf.Spec.DNSNames, webhook.ServiceName+"."+namespace+".svc") || !slices.Contains(leaf.Spec.Usages, "server auth") {
+		t.Errorf("serving certificate: %+v", leaf.Spec)
+	}
+	var mutating admissionregistrationv1.MutatingWebhookConfiguration
+	var validating admissionregistrationv1.ValidatingWebhookConfiguration
+	read("MutatingWebhookConfiguration", webhook.ConfigurationsName, &mutating)
+	read("ValidatingWebhookConfiguration", webhook.ConfigurationsName, &validating)
+	for _, annotations := range []map[string]string{mutating.Annotations, validating.Annotations} {
+		if got := annotations["cert-manager.io/inject-ca-from"]; got != namespace+"/floatip-webhook" {
+			t.Errorf("inject-ca-from is %q", got)
+		}
+	}
+	var deployment appsv1.Deployment
+	read("Deployment", "floatip-webhook", &deployment)
+	pod := deployment.Spec.Template.Spec
+	at := slices.IndexFunc(pod.Volumes, func(v corev1.Volume) bool { return v.Secret != nil && v.Secret.SecretName == leaf.Spec.SecretName })
+	if at < 0 || !slices.ContainsFunc(pod.Containers[0].VolumeMounts, func(m corev1.VolumeMount) bool {
+		return m.Name == pod.Volumes[at].Name && slices.Contains(pod.Containers[0].Args, "--tls-dir="+m.MountPath)
+	}) {
+		t.Errorf("Secret %s is not mounted where --tls-dir says: %v, %v", leaf.Spec.SecretName, pod.Volumes, pod.Containers[0].Args)
+	}
+	for _, r := range all {
+		if strings.HasSuffix(r.name, "-certs") || r.kind == "Role" {
+			t.Errorf("%s %s is still there", r.kind, r.name)
+		}
 	}
 }

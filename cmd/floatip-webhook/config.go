@@ -28,6 +28,7 @@ type config struct {
 	metricsAddress    string
 	probeAddress      string
 	clientCA          string
+	tlsDir            string
 	kubeconfig        string
 	verbosity         int
 }
@@ -83,6 +84,9 @@ func (c *config) register(flags *flag.FlagSet) {
 	flags.StringVar(&c.clientCA, "client-ca-file", c.clientCA,
 		"authority of client certificates, PEM. If it is set, only clients with such a certificate are served; the API server "+
 			"must be configured to present one.")
+	flags.StringVar(&c.tlsDir, "tls-dir", c.tlsDir,
+		"folder with tls.crt and tls.key, as cert-manager's Secret is mounted; read again when they change. If it is set, floatip "+
+			"makes no certificates itself, and somebody else writes the caBundle of the webhook configurations.")
 	flags.StringVar(&c.kubeconfig, "kubeconfig", c.kubeconfig,
 		"file with the address of the API server and the credentials; empty inside of a cluster.")
 	flags.IntVar(&c.verbosity, "v", c.verbosity,

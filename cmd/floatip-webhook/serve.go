@@ -2,15 +2,11 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"maps"
 	"net/http"
 	"net/netip"
-	"os"
-	"time"
 
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
@@ -24,7 +20,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
-	ctrlwebhook "sigs.k8s.io/controller-runtime/pkg/webhook"
 
 	"floatip.io/floatip/certs"
 	"floatip.io/floatip/ipam"
@@ -64,18 +59,10 @@ func serve(ctx context.Context, c config, networks []netip.Prefix, log logr.Logg
 	if err := setup(ctx, mgr, c, networks, ledger, source, log); err != nil {
 		return err
 	}
-	syncEarly(ctx, source, log)
-	return mgr.Start(ctx)
-}
-
-// syncEarly makes the certificate before the server listens, so that its first clients meet the gate's "try again" and
-// no broken handshake. If the API server does not answer now, the certs controller will try again.
-func syncEarly(ctx context.Context, source *certs.Source, log logr.Logger) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	if err := source.Sync(ctx); err != nil {
-		log.Error(err, "certificate is not published yet, trying again")
+	if c.ownCertificates() {
+		syncEarly(ctx, source, log)
 	}
+	return mgr.Start(ctx)
 }
 
 func newManager(c config, source *certs.Source, log logr.Logger) (ctrl.Manager, error) {
@@ -89,7 +76,7 @@ func newManager(c config, source *certs.Source, log logr.Logger) (ctrl.Manager, 
 			return nil, fmt.Errorf("scheme: %w", err)
 		}
 	}
-	tlsOpts, err := tlsOptions(source.GetCertificate, c.clientCA)
+	server, err := webhookServer(c, source.GetCertificate)
 	if err != nil {
 		return nil, err
 	}
@@ -102,9 +89,7 @@ func newManager(c config, source *certs.Source, log logr.Logger) (ctrl.Manager, 
 		Client:                 client.Options{Cache: &client.CacheOptions{DisableFor: []client.Object{&corev1.Secret{}}}},
 		Metrics:                metricsserver.Options{BindAddress: c.metricsAddress},
 		HealthProbeBindAddress: c.probeAddress,
-		WebhookServer: ctrlwebhook.NewServer(ctrlwebhook.Options{
-			Host: c.webhookHost, Port: c.webhookPort, TLSOpts: tlsOpts,
-		}),
+		WebhookServer:          server,
 	})
 }
 
@@ -117,28 +102,6 @@ func restConfig(kubeconfig string) (*rest.Config, error) {
 	config.QPS, config.Burst = clientQPS, clientBurst
 	config.UserAgent = "floatip-webhook"
 	return config, nil
-}
-
-// tlsOptions admit TLS 1.3 only, with the certificate that source has at the time of the connection.
-func tlsOptions(source func(*tls.ClientHelloInfo) (*tls.Certificate, error), clientCA string) ([]func(*tls.Config), error) {
-	options := []func(*tls.Config){func(t *tls.Config) {
-		t.MinVersion = tls.VersionTLS13
-		t.GetCertificate = source
-	}}
-	if clientCA == "" {
-		return options, nil
-	}
-	pem, err := os.ReadFile(clientCA)
-	if err != nil {
-		return nil, fmt.Errorf("--client-ca-file: %w", err)
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("--client-ca-file %s: no certificate in it", clientCA)
-	}
-	return append(options, func(t *tls.Config) {
-		t.ClientCAs, t.ClientAuth = pool, tls.RequireAndVerifyClientCert
-	}), nil
 }
 
 // setup connects hooks, controllers and health checks.
@@ -168,7 +131,6 @@ func setup(ctx context.Context, mgr ctrl.Manager, c config, networks []netip.Pre
 		return err
 	}
 	for _, s := range []interface{ SetupWithManager(ctrl.Manager) error }{
-		source,
 		starter,
 		&controller.VMs{Ledger: ledger, Cluster: reader, Writer: cached, Events: events, Metrics: counters, Started: starter},
 		&controller.Pools{Ledger: ledger, Cached: cached, Writer: cached, Started: starter},
@@ -192,9 +154,13 @@ func setup(ctx context.Context, mgr ctrl.Manager, c config, networks []netip.Pre
 			return fmt.Errorf("serve ledger commands: %w", err)
 		}
 	}
+	if c.ownCertificates() {
+		if err := errors.Join(source.SetupWithManager(mgr), mgr.AddReadyzCheck("certificate", source.Healthy)); err != nil {
+			return fmt.Errorf("set up certificates: %w", err)
+		}
+	}
 	return errors.Join(
 		mgr.AddHealthzCheck("ping", func(*http.Request) error { return nil }),
-		mgr.AddReadyzCheck("certificate", source.Healthy),
 		mgr.AddReadyzCheck("listening", mgr.GetWebhookServer().StartedChecker()),
 		mgr.AddReadyzCheck("ledger", gate.Ready),
 	)

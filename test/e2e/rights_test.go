@@ -3,6 +3,7 @@ package e2e
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -84,16 +85,20 @@ func texts(set map[right]bool) map[right]string {
 func grantedTo(t *testing.T, s *story.Story, program string) map[right]bool {
 	t.Helper()
 	ctx := bounded(t)
-	var cluster rbacv1.ClusterRole
-	if err := s.Client.Get(ctx, client.ObjectKey{Name: program}, &cluster); err != nil {
-		t.Fatal(err)
-	}
-	var local rbacv1.Role
-	if err := s.Client.Get(ctx, client.ObjectKey{Namespace: systemNamespace, Name: program}, &local); client.IgnoreNotFound(err) != nil {
-		t.Fatal(err)
+	var rules []rbacv1.PolicyRule
+	for _, name := range []string{program, program + "-certs"} {
+		var cluster rbacv1.ClusterRole
+		var local rbacv1.Role
+		err := errors.Join(
+			client.IgnoreNotFound(s.Client.Get(ctx, client.ObjectKey{Name: name}, &cluster)),
+			client.IgnoreNotFound(s.Client.Get(ctx, client.ObjectKey{Namespace: systemNamespace, Name: name}, &local)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		rules = append(rules, slices.Concat(cluster.Rules, local.Rules)...)
 	}
 	all := map[right]bool{}
-	for _, rule := range slices.Concat(cluster.Rules, local.Rules) {
+	for _, rule := range rules {
 		for _, group := range rule.APIGroups {
 			for _, resource := range rule.Resources {
 				for _, verb := range rule.Verbs {
