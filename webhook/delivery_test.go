@@ -116,3 +116,42 @@ func TestPoolsOfTwoDeliveries(t *testing.T) {
 		}
 	}
 }
+
+// Kube-OVN knows no allow list: a VM with one is refused, and one that gets it later is told so.
+func TestKubeOVNAllowList(t *testing.T) {
+	w := newWorld(t, testPool(t, "192.168.100.50-192.168.100.59"))
+	w.deliveries["provider"] = floatip.DeliveryKubeOVN
+	response := w.post(PathVMCreate, review{kind: vmGVK, object: vm("a", map[string]string{floatip.AnnotationAllow: "tcp/22"})})
+	wantRefused(t, response.Result, http.StatusUnprocessableEntity, "every host reaches the VM", "metadata.annotations[floatip.io/allow]")
+
+	w = deliveryWorld(t, floatip.DeliveryKubeOVN)
+	owner := floatip.Owner{Namespace: "vms", Name: "a", UID: "uid-a"}
+	w.vms["vms/a/uid-a"] = map[string]string{floatip.AnnotationAllow: "tcp/22"}
+	passes, problems, err := FirewallOf(t.Context(), w, Guarded{
+		Owner: owner, Delivery: floatip.DeliveryKubeOVN, Spec: w.vmis["vms/a"].Spec,
+	})
+	if err != nil || passes != nil || len(problems) != 1 || problems[0].Reason != firewall.AllowNotEnforced {
+		t.Errorf("firewall %+v, problems %v, %v", passes, problems, err)
+	}
+}
+
+// What KubeOVN needs is asked for, and what it cannot do is refused.
+func TestKubeOVNPool(t *testing.T) {
+	w := newWorld(t)
+	for spec, field := range map[string]string{
+		`"delivery":"KubeOVN"`: "spec.kubeOVN.externalSubnet",
+		`"delivery":"KubeOVN","kubeOVN":{"externalSubnet":"e"},"firewall":"Deny"`: "spec.firewall",
+		`"kubeOVN":{"externalSubnet":"e"}`:                                        "spec.kubeOVN",
+		`"delivery":"KubeOVN","kubeOVN":{"externalSubnet":"e"}`:                   "",
+	} {
+		object := poolJSON("a", `{"addresses":["192.168.100.0/24"],`+spec+`}`)
+		response := w.post(PathPoolChange, review{kind: poolGVK, name: "a", object: object})
+		if field == "" {
+			if !response.Allowed {
+				t.Errorf("%s: %v", spec, response.Result)
+			}
+			continue
+		}
+		wantRefused(t, response.Result, http.StatusUnprocessableEntity, "", field)
+	}
+}

@@ -62,6 +62,9 @@ func FirewallOf(ctx context.Context, cluster FirewallReader, pod Guarded) (
 	if err != nil {
 		return nil, nil, err
 	}
+	if !pod.Delivery.OrDefault().OnNode() {
+		return nil, notEnforced(allow, pod), nil
+	}
 	defaults, unknown, err := defaultsOf(ctx, cluster, pod.Pools)
 	if err != nil {
 		return nil, nil, err
@@ -74,6 +77,18 @@ func FirewallOf(ctx context.Context, cluster FirewallReader, pod Guarded) (
 		return nil, problems, nil
 	}
 	return &passes, problems, nil
+}
+
+// notEnforced says that an allow list has no effect where neither pod nor node sees the packets.
+func notEnforced(allow *firewall.AllowList, pod Guarded) []firewall.Problem {
+	if allow == nil {
+		return nil
+	}
+	return []firewall.Problem{{
+		Reason: firewall.AllowNotEnforced, Field: annotationsPath.Key(floatip.AnnotationAllow).String(),
+		Detail: fmt.Sprintf("addresses delivered by %s are not guarded by floatip: every host reaches the VM unless a "+
+			"NetworkPolicy forbids it", pod.Delivery),
+	}}
 }
 
 // allowListOf returns the VM's allow list, nil if it has none.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	admissionv1 "k8s.io/api/admission/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -72,9 +71,6 @@ func poolDecision(req admission.Request, err error) Decision {
 	return Decision{Action: Accepted, Pool: req.Name}
 }
 
-// served are the deliveries that this release makes.
-var served = []floatip.Delivery{floatip.DeliveryLeg, floatip.DeliveryRouted, floatip.DeliveryNodeNAT}
-
 // PoolOf reads a FloatingIPPool. All that is wrong is reported together.
 func PoolOf(object *v1alpha1.FloatingIPPool) (ipam.Pool, field.ErrorList) {
 	spec := field.NewPath("spec")
@@ -87,8 +83,15 @@ func PoolOf(object *v1alpha1.FloatingIPPool) (ipam.Pool, field.ErrorList) {
 	})
 	errs := fieldErrors(spec, err)
 	errs = append(errs, poolName(object.Name)...)
-	if !slices.Contains(served, object.Spec.Delivery.OrDefault()) {
-		errs = append(errs, field.NotSupported(spec.Child("delivery"), object.Spec.Delivery, served))
+	if object.Spec.Delivery.Validate() != nil {
+		errs = append(errs, field.NotSupported(spec.Child("delivery"), object.Spec.Delivery, floatip.Deliveries()))
+	}
+	switch wanted := object.Spec.Delivery == floatip.DeliveryKubeOVN; {
+	case wanted && (object.Spec.KubeOVN == nil || object.Spec.KubeOVN.ExternalSubnet == ""):
+		errs = append(errs, field.Required(spec.Child("kubeOVN", "externalSubnet"),
+			"the name of Kube-OVN's Subnet of the provider network"))
+	case !wanted && object.Spec.KubeOVN != nil:
+		errs = append(errs, field.Forbidden(spec.Child("kubeOVN"), "only with delivery: KubeOVN"))
 	}
 	if f := object.Spec.Firewall; f != "" && f != v1alpha1.FirewallAllow && f != v1alpha1.FirewallDeny {
 		all := []v1alpha1.FirewallDefault{v1alpha1.FirewallAllow, v1alpha1.FirewallDeny}

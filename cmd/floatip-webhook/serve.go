@@ -27,6 +27,7 @@ import (
 	"floatip.io/floatip/webhook"
 	"floatip.io/floatip/webhook/admin"
 	"floatip.io/floatip/webhook/controller"
+	"floatip.io/floatip/webhook/kubeovn"
 	"floatip.io/floatip/webhook/kubevirt"
 )
 
@@ -122,6 +123,7 @@ func setup(ctx context.Context, mgr ctrl.Manager, c config, networks []netip.Pre
 	}
 	hooks.Register(mgr.GetWebhookServer(), gate)
 
+	kubeOVN := &kubeovn.Driver{Client: cached}
 	starter := controller.NewStarter()
 	starter.Ledger, starter.Cluster, starter.Events, starter.Gate, starter.Log = ledger, reader, events, gate, log.WithName("start")
 	if err := controller.IndexFloatingIPs(ctx, mgr.GetFieldIndexer()); err != nil {
@@ -133,7 +135,8 @@ func setup(ctx context.Context, mgr ctrl.Manager, c config, networks []netip.Pre
 	for _, s := range []interface{ SetupWithManager(ctrl.Manager) error }{
 		starter,
 		&controller.VMs{Ledger: ledger, Cluster: reader, Writer: cached, Events: events, Metrics: counters, Started: starter},
-		&controller.Pools{Ledger: ledger, Cached: cached, Writer: cached, Started: starter},
+		&controller.Pools{Ledger: ledger, Cached: cached, Writer: cached, Started: starter, KubeOVN: kubeOVN},
+		kubeOVN,
 		&controller.Firewalls{Ledger: ledger, Cluster: reader, Writer: cached, Events: events, Started: starter},
 		&controller.Conflicts{Ledger: ledger, Cluster: reader, Events: events, Metrics: counters, Started: starter},
 		&controller.Pending{

@@ -6,6 +6,33 @@ import (
 	"floatip.io/floatip"
 )
 
+// KubeOVN is what the delivery KubeOVN needs to know.
+type KubeOVN struct {
+	// ExternalSubnet is the name of Kube-OVN's Subnet of the provider network.
+	//
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	ExternalSubnet string `json:"externalSubnet"`
+	// Type says where Kube-OVN translates: on the VM's node, or on a gateway node. Defaults to distributed.
+	//
+	// +optional
+	// +kubebuilder:default=distributed
+	Type KubeOVNType `json:"type,omitempty"`
+}
+
+// KubeOVNType is the type of an OvnFip.
+//
+// +kubebuilder:validation:Enum=distributed;centralized
+type KubeOVNType string
+
+// TypeOrDefault returns the type, distributed where nothing is said.
+func (k KubeOVN) TypeOrDefault() KubeOVNType {
+	if k.Type == "" {
+		return "distributed"
+	}
+	return k.Type
+}
+
 // FirewallDefault says who may open connections to an address whose VM has no allow list.
 //
 // +kubebuilder:validation:Enum=Allow;Deny
@@ -122,6 +149,11 @@ type FloatingIPPoolSpec struct {
 	// +kubebuilder:default=Leg
 	// +kubebuilder:validation:Enum=Leg;Routed;NodeNAT;KubeOVN
 	Delivery floatip.Delivery `json:"delivery,omitempty"`
+
+	// KubeOVN says where Kube-OVN has the provider network. Needed with the delivery KubeOVN, and of no use without.
+	//
+	// +optional
+	KubeOVN *KubeOVN `json:"kubeOVN,omitempty"`
 
 	// Firewall is who may open connections to the addresses of VMs without the annotation floatip.io/allow. Defaults to
 	// Allow. A change takes effect on running VMs.

@@ -44,6 +44,7 @@ func TestFloatip(t *testing.T) {
 		{"a VM in a restricted namespace is reached by NAT on the node", restrictedNodeNAT},
 		{"what the API server trusts the webhook by heals by itself", certificatesHeal},
 		{"no right is granted that nobody used, and none was missing", rightsUsed},
+		{"Kube-OVN's objects follow addresses and VMs", kubeOVN}, // with rights of its own
 	} {
 		if !t.Run(test.name, func(t *testing.T) { test.run(t, s) }) {
 			return // the next ones stand on this one

@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
+	"floatip.io/floatip"
 	"floatip.io/floatip/ipam"
 	"floatip.io/floatip/ipam/v1alpha1"
 	"floatip.io/floatip/webhook"
@@ -31,6 +32,8 @@ const (
 	ConditionReady       = "Ready"
 	ConditionOverlapping = "Overlapping"
 	ConditionExhausted   = "Exhausted"
+	// ConditionDeliveryReady is there for pools that somebody else than the node agents delivers.
+	ConditionDeliveryReady = "DeliveryReady"
 )
 
 // Pools turns the FloatingIPPool objects into the ledger's pools, and writes their status.
@@ -39,6 +42,8 @@ type Pools struct {
 	Cached  client.Reader
 	Writer  client.Client
 	Started *Starter
+	// KubeOVN delivers the addresses of pools with that delivery, nil for nobody.
+	KubeOVN interface{ Served(context.Context) error }
 }
 
 // SetupWithManager looks at all pools together whenever one of them changes: whether a pool overlaps depends on the
@@ -123,9 +128,25 @@ func (r *Pools) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.R
 	return reconcile.Result{RequeueAfter: poolInterval}, nil
 }
 
+// setDelivery says whether Kube-OVN can be asked to deliver the pool's addresses.
+func (r *Pools) setDelivery(ctx context.Context, pool *v1alpha1.FloatingIPPool) {
+	if pool.Spec.Delivery != floatip.DeliveryKubeOVN || r.KubeOVN == nil {
+		meta.RemoveStatusCondition(&pool.Status.Conditions, ConditionDeliveryReady)
+		return
+	}
+	c := metav1.Condition{
+		Type: ConditionDeliveryReady, Status: metav1.ConditionTrue, Reason: "KubeOVN", ObservedGeneration: pool.Generation,
+	}
+	if err := r.KubeOVN.Served(ctx); err != nil {
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, "KubeOVNUnavailable", err.Error()
+	}
+	meta.SetStatusCondition(&pool.Status.Conditions, c)
+}
+
 func (r *Pools) writeStatus(ctx context.Context, p poolObject, figures *ipam.PoolStatus) error {
 	after := p.object.DeepCopy()
 	after.Status = statusOf(p, figures)
+	r.setDelivery(ctx, after)
 	patch := client.MergeFrom(p.object)
 	raw, err := patch.Data(after)
 	if err != nil {

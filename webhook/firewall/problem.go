@@ -8,7 +8,8 @@ import (
 // Reason names a kind of Problem, in the form that conditions and events want.
 type Reason string
 
-// What can be wrong, the last two with what callers of Translate read. Each makes the firewall tighter than its text, never wider.
+// What can be wrong, the last three with what callers of Translate read. Each but the last makes the firewall tighter than
+// its text, never wider.
 const (
 	// TooLarge closes a direction: it needs more entries than fit into a pod.
 	TooLarge Reason = "FirewallTooLarge"
@@ -20,6 +21,8 @@ const (
 	AllowMalformed Reason = "AllowListMalformed"
 	// UnknownPool is an address whose pool is not there to say its default, which is taken for DefaultDeny.
 	UnknownPool Reason = "FloatingIPPoolUnknown"
+	// AllowNotEnforced is an allow list of a VM whose addresses somebody delivers who does not know it.
+	AllowNotEnforced Reason = "AllowListNotEnforced"
 )
 
 // Problem is something in the input that Translate could not turn into what its author may have meant.
