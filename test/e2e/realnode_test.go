@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -87,7 +88,7 @@ func installOnRealNode(t *testing.T, s *story.Story) {
 	}
 }
 
-// systemPod returns the only pod of one of floatip's own programs.
+// systemPod returns the only pod of one of floatip's own programs, but for those that end.
 func systemPod(ctx context.Context, t *testing.T, s *story.Story, name string) *corev1.Pod {
 	t.Helper()
 	var pods corev1.PodList
@@ -95,10 +96,11 @@ func systemPod(ctx context.Context, t *testing.T, s *story.Story, name string) *
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(pods.Items) != 1 {
-		t.Fatalf("%d pods of %s, want 1", len(pods.Items), name)
+	live := slices.DeleteFunc(pods.Items, func(pod corev1.Pod) bool { return pod.DeletionTimestamp != nil })
+	if len(live) != 1 {
+		t.Fatalf("%d pods of %s, want 1", len(live), name)
 	}
-	return &pods.Items[0]
+	return &live[0]
 }
 
 func reachOnRealNode(t *testing.T, s *story.Story) {
@@ -295,6 +297,10 @@ func replaceAgentOnRealNode(t *testing.T, s *story.Story) {
 		t.Fatal(err)
 	}
 	reached(ctx, t, s)
+	out, err := s.Rig.Exec(ctx, systemPod(ctx, t, s, "floatip-agent"), "agent", "/floatip-agent", "status")
+	if err != nil || !strings.Contains(out, story.Floating.String()) {
+		t.Errorf("floatip-agent status in the container: %q, %v; want %s in it", out, err, story.Floating)
+	}
 }
 
 func deleteOnRealNode(t *testing.T, s *story.Story) {
