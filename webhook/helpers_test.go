@@ -195,6 +195,12 @@ func (w *world) Warn(owner floatip.Owner, reason, text string) {
 	w.events = append(w.events, fmt.Sprintf("%s %s: %s", owner, reason, text))
 }
 
+func (w *world) WarnNamespace(namespace, reason, text string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.events = append(w.events, fmt.Sprintf("%s %s: %s", namespace, reason, text))
+}
+
 // review is what a test varies of an AdmissionRequest.
 type review struct {
 	operation admissionv1.Operation

@@ -60,9 +60,12 @@ type Cluster interface {
 // CarrierVM is what Cluster.Carrier answers for a VirtualMachine that is stored.
 const CarrierVM = "VM"
 
-// Events tells the owner of a VM what no warning of an API answer would: VMIs and pods are made by controllers.
+// Events tells people what no warning of an API answer would: most objects are made by controllers.
 type Events interface {
+	// Warn tells the owner of a VM.
 	Warn(owner floatip.Owner, reason, text string)
+	// WarnNamespace tells the people of a namespace, where no VM exists.
+	WarnNamespace(namespace, reason, text string)
 }
 
 // Reasons of events.
@@ -114,9 +117,9 @@ func (h *Hooks) Handlers() map[string]admission.Handler {
 		h.Now = time.Now
 	}
 	return map[string]admission.Handler{
-		PathVMCreate:   handler("vm-create", h.Metrics, h.createVM),
-		PathVMCommit:   handler("vm-commit", h.Metrics, h.commitVM),
-		PathVMUpdate:   handler("vm-update", h.Metrics, h.updateVM),
+		PathVMCreate:   handler("vm-create", h.Metrics, h.telling(h.createVM)),
+		PathVMCommit:   handler("vm-commit", h.Metrics, h.telling(h.commitVM)),
+		PathVMUpdate:   handler("vm-update", h.Metrics, h.telling(h.updateVM)),
 		PathVMICreate:  handler("vmi-create", h.Metrics, h.createVMI),
 		PathPodCreate:  handler("pod-create", h.Metrics, h.createPod),
 		PathPoolChange: handler("pool", h.Metrics, h.changePool),

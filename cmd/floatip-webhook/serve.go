@@ -137,6 +137,7 @@ func setup(ctx context.Context, mgr ctrl.Manager, c config, networks []netip.Pre
 		&controller.VMs{Ledger: ledger, Cluster: reader, Writer: cached, Events: events, Metrics: counters, Started: starter},
 		&controller.Pools{Ledger: ledger, Cached: cached, Writer: cached, Started: starter, KubeOVN: kubeOVN},
 		kubeOVN,
+		&controller.Namespaces{Ledger: ledger, Events: events},
 		&controller.Firewalls{Ledger: ledger, Cluster: reader, Writer: cached, Events: events, Started: starter},
 		&controller.Conflicts{Ledger: ledger, Cluster: reader, Events: events, Metrics: counters, Started: starter},
 		&controller.Pending{

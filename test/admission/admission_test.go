@@ -24,6 +24,8 @@ func TestAdmission(t *testing.T) {
 			"FromBackup":            fromBackup,
 			"LabelToggled":          labelToggled,
 			"NamespaceDeleted":      namespaceDeleted,
+			"AuditLog":              auditLog,
+			"Events":                events,
 			"PoolShrunk":            poolShrunk,
 			"PoolSplit":             poolSplit,
 			"NotAsked":              notAsked,

@@ -5,8 +5,18 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"maps"
 	"os"
 	"strings"
+	"testing"
+
+	eventsv1 "k8s.io/api/events/v1"
+	kubevirtv1 "kubevirt.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"floatip.io/floatip"
+	"floatip.io/floatip/ipam/v1alpha1"
 )
 
 // auditEvent is what the tests read of an event of the API server's audit log (audit.k8s.io/v1).
@@ -20,11 +30,16 @@ type auditEvent struct {
 
 type auditEvents []auditEvent
 
-// audit waits until the API server's audit log has requests of that verb for a VM of the tenant, and returns them.
-func (n *tenant) audit(ctx context.Context, vm, verb string) (found auditEvents) {
+// audit waits until the API server's audit log has requests of that verb for an object of the tenant, and returns them.
+// What the API server names itself has no name in it.
+func (n *tenant) audit(namespace, resource, name, verb string) (found auditEvents) {
 	n.t.Helper()
-	n.wait("the audit log", func(context.Context) (err error) {
-		found, err = n.world.auditOf(n.ns, vm, verb)
+	n.wait("the audit log to have "+verb+" of "+resource+" "+name, func(context.Context) (err error) {
+		found, err = n.auditOf(func(e auditEvent) bool {
+			ref := e.ObjectRef
+			return ref != nil && ref.Resource == resource && ref.Subresource == "" && ref.Namespace == namespace && ref.Name == name &&
+				e.Verb == verb
+		})
 		if err == nil && len(found) == 0 {
 			err = errors.New("no such event yet")
 		}
@@ -33,8 +48,8 @@ func (n *tenant) audit(ctx context.Context, vm, verb string) (found auditEvents)
 	return found
 }
 
-func (w *world) auditOf(namespace, name, verb string) (found auditEvents, err error) {
-	log, err := os.Open(w.cluster.AuditLog())
+func (n *tenant) auditOf(wanted func(auditEvent) bool) (found auditEvents, err error) {
+	log, err := os.Open(n.cluster.AuditLog())
 	if err != nil {
 		return nil, err
 	}
@@ -45,28 +60,17 @@ func (w *world) auditOf(namespace, name, verb string) (found auditEvents, err er
 		if err != nil {
 			return found, nil // the rest is being written
 		}
-		if !strings.Contains(line, `"`+namespace+`"`) {
+		if !strings.Contains(line, `"`+n.ns) {
 			continue
 		}
 		var event auditEvent
 		if err := json.Unmarshal([]byte(line), &event); err != nil {
 			return nil, err
 		}
-		ref := event.ObjectRef
-		if ref != nil && ref.Resource == "virtualmachines" && ref.Subresource == "" && ref.Namespace == namespace && ref.Name == name && event.Verb == verb {
+		if wanted(event) {
 			found = append(found, event)
 		}
 	}
-}
-
-// annotation returns what a webhook left under a key in the first event that has it.
-func (all auditEvents) annotation(key string) string {
-	for _, event := range all {
-		if value, ok := event.Annotations[key]; ok {
-			return value
-		}
-	}
-	return ""
 }
 
 // rounds returns in which round of mutating admission a webhook was called last: 0 or 1.
@@ -79,4 +83,179 @@ func (all auditEvents) rounds(webhook string) (last int) {
 		}
 	}
 	return last
+}
+
+// Every decision is in the API server's own audit log, beside the user: what was done, about which address of which pool,
+// by which claim, and why.
+func auditLog(t *testing.T, w *world) {
+	n := w.tenant(t, 20)
+	unserved := n.ns + "-unserved"
+	n.addNamespace(unserved, true)
+	create := func(vm *kubevirtv1.VirtualMachine, options ...client.CreateOption) func() error {
+		return func() error { return n.admin.Create(n.ctx, vm, options...) }
+	}
+	forged := map[string]string{floatip.AnnotationAddress: n.address(1), floatip.AnnotationClaim: floatip.NewClaim().String()}
+	optedOut := maps.Clone(forged)
+	optedOut[floatip.LabelEnabled] = "false"
+	elsewhere := n.newVM("elsewhere", nil)
+	elsewhere.Namespace = unserved
+	running, unnatable := n.newVM("running", nil), n.newVM("bridged", nil)
+	for _, vm := range []*kubevirtv1.VirtualMachine{running, unnatable} {
+		vm.Spec.RunStrategy = new(kubevirtv1.RunStrategyAlways)
+	}
+	unnatable.Spec.Template.Spec.Domain.Devices.Interfaces[0].InterfaceBindingMethod =
+		kubevirtv1.InterfaceBindingMethod{Bridge: &kubevirtv1.InterfaceBridge{}}
+
+	type left map[string]string // hook/key: text that the value begins with; "-" for none
+	about := func(hook, action, address, reason string) left {
+		all := left{hook + "/action": action, hook + "/reason": reason}
+		if address != "" {
+			all[hook+"/address"], all[hook+"/pool"], all[hook+"/claim"] = address, n.ns, ""
+		}
+		return all
+	}
+	for _, tc := range []struct {
+		what     string
+		do       func() error
+		resource string
+		name     string
+		verb     string
+		code     int
+		want     []left
+	}{
+		{"a new VM", create(n.newVM("plain", nil)), "virtualmachines", "plain", "create", 201, []left{
+			about("vm-create.floatip.io", "reserved", n.address(1), "next free address"),
+			about("vm-commit.floatip.io", "committed", n.address(1), "written to the ledger"),
+		}},
+		{"a request", create(n.newVM("static", request(n.address(7)))), "virtualmachines", "static", "create", 201, []left{
+			about("vm-create.floatip.io", "reserved", n.address(7), "requested address"),
+		}},
+		{"a conflict", create(n.newVM("rival", request(n.address(7)))), "virtualmachines", "rival", "create", 409, []left{
+			about("vm-create.floatip.io", "refused", "", n.address(7)+" is held by VM "+n.ns+"/static"),
+			{"vm-commit.floatip.io/action": "-"},
+		}},
+		{"nonsense", create(n.newVM("typo", request("10.0.0.300"))), "virtualmachines", "typo", "create", 422, []left{
+			about("vm-create.floatip.io", "refused", "", "metadata.annotations[floatip.io/request]"),
+		}},
+		{"a name that is taken", create(n.newVM("plain", nil)), "virtualmachines", "plain", "create", 409, []left{
+			about("vm-create.floatip.io", "refused", "", `virtualmachines.kubevirt.io "plain" already exists`),
+		}},
+		{"a dry run", create(n.newVM("dry", nil), client.DryRunAll), "virtualmachines", "dry", "create", 201, []left{
+			about("vm-create.floatip.io", "reserved", n.address(8), "next free address"),
+			{"vm-commit.floatip.io/action": "kept", "vm-commit.floatip.io/reason": "dry run"},
+		}},
+		{"an opted-out VM with keys of another", create(n.newVM("out", optedOut)), "virtualmachines", "out", "create", 201, []left{
+			about("vm-create.floatip.io", "opted-out", "", "the VM opted out"),
+		}},
+		{"a VM that no pool serves", create(elsewhere), "virtualmachines", "elsewhere", "create", 201, []left{
+			about("vm-create.floatip.io", "unserved", "", "no pool with autoAssign"),
+		}},
+		{"a change of floatip's keys", func() error {
+			return n.patch("plain", `{"metadata":{"annotations":{"floatip.io/address":null}}}`)
+		}, "virtualmachines", "plain", "patch", 200, []left{
+			about("vm-update.floatip.io", "restored", n.address(1), "floatip's annotations were changed"),
+		}},
+		{"a change of the request", func() error {
+			return n.patch("static", `{"metadata":{"annotations":{"floatip.io/request":"`+n.address(9)+`"}}}`)
+		}, "virtualmachines", "static", "patch", 422, []left{
+			about("vm-update.floatip.io", "refused", "", "metadata.annotations[floatip.io/request]"),
+		}},
+		{"an instance", create(running), "virtualmachineinstances", "running", "create", 201, []left{
+			about("vmi-create.floatip.io", "carried", n.address(8), "address of VM "+n.ns+"/running"),
+		}},
+		{"its pod", nil, "pods", "", "create", 201, []left{
+			about("pod-create.floatip.io", "injected", n.address(8), ""),
+		}},
+		{"an instance with another binding", create(unnatable), "virtualmachineinstances", "bridged", "create", 201, []left{
+			about("vmi-create.floatip.io", "unnatable", n.address(9), ""),
+		}},
+		{"a pool that is in use", func() error { return n.deletePool(n.ns) }, "floatingippools", n.ns, "delete", 409, []left{
+			{"pool.floatip.io/action": "refused", "pool.floatip.io/reason": "4 addresses are held"},
+		}},
+		{"a pool", func() error { return n.setPool(n.ns, map[string]any{"drain": true}) }, "floatingippools", n.ns, "patch", 200, []left{
+			{"pool.floatip.io/action": "accepted", "pool.floatip.io/pool": n.ns},
+		}},
+	} {
+		if tc.do != nil {
+			if err := tc.do(); (err == nil) != (tc.code < 300) {
+				t.Fatalf("%s: %v", tc.what, err)
+			}
+		}
+		namespace := n.ns
+		switch {
+		case tc.name == "elsewhere":
+			namespace = unserved
+		case tc.resource == "floatingippools":
+			namespace = ""
+		}
+		found := n.audit(namespace, tc.resource, tc.name, tc.verb)
+		last := found[len(found)-1]
+		if last.ResponseStatus.Code != tc.code || last.User.Username == "" {
+			t.Errorf("%s: code %d for %q, want %d", tc.what, last.ResponseStatus.Code, last.User.Username, tc.code)
+		}
+		for _, want := range tc.want {
+			for key, text := range want {
+				have, present := last.Annotations[key]
+				have = strings.TrimPrefix(have, "floatip: ")
+				if text == "-" && present || text != "-" && (!present || !strings.Contains(have, text)) {
+					t.Errorf("%s: the audit log has %s: %q, want %q", tc.what, key, have, text)
+				}
+			}
+		}
+	}
+}
+
+// eventsOn returns the events that floatip wrote about an object: one for each reason, however often it happened.
+func (n *tenant) eventsOn(kind, name string) map[string]eventsv1.Event {
+	n.t.Helper()
+	var list eventsv1.EventList
+	if err := n.admin.List(n.ctx, &list, client.InNamespace(n.ns)); err != nil {
+		n.t.Fatal(err)
+	}
+	found := map[string]eventsv1.Event{}
+	for _, event := range list.Items {
+		if event.Regarding.Kind != kind || event.Regarding.Name != name || event.ReportingController != "floatip" {
+			continue
+		}
+		if _, twice := found[event.Reason]; twice {
+			n.t.Errorf("two events %s on %s %s", event.Reason, kind, name)
+		}
+		found[event.Reason] = event
+	}
+	return found
+}
+
+// awaitEvent waits until there is an event that says text.
+func (n *tenant) awaitEvent(kind, name, reason, text string) {
+	n.t.Helper()
+	n.wait("event "+reason+" on "+kind+" "+name, func(context.Context) error {
+		event, ok := n.eventsOn(kind, name)[reason]
+		if !ok {
+			return errors.New("there is none")
+		}
+		if !strings.Contains(event.Note, text) {
+			return fmt.Errorf("it says %q, want %q", event.Note, text)
+		}
+		return nil
+	})
+}
+
+// What happened is told on the VM, or in its namespace if there is no VM; once, however often it happens.
+func events(t *testing.T, w *world) {
+	n := w.tenant(t, 10)
+	unserved := w.tenant(t, 10, func(p *v1alpha1.FloatingIPPool) { p.Spec.AutoAssign = new(false) })
+	vm := n.create("vm", nil)
+	n.bound(vm)
+	for range 3 {
+		wantRefusal(t, "create", n.admin.Create(n.ctx, n.newVM("rival", request(n.address(1)))), "is held by")
+		wantRefusal(t, "edit", n.patch("vm", `{"metadata":{"annotations":{"floatip.io/request":"`+n.address(9)+`"}}}`), "does not change")
+		unserved.remove(unserved.create("vm", nil))
+	}
+	n.awaitEvent("VirtualMachine", "vm", "FloatingIPAllocated", n.address(1)+" of pool "+n.ns)
+	n.awaitEvent("VirtualMachine", "vm", "FloatingIPRefused", "an address does not change with an edit")
+	n.awaitEvent("Namespace", n.ns, "FloatingIPRefused", "VM rival: floatip: "+n.address(1)+" is held by VM "+n.ns+"/vm")
+	unserved.awaitEvent("Namespace", unserved.ns, "FloatingIPUnserved", "VM vm: floatip: ")
+	if all := n.eventsOn("VirtualMachine", "rival"); len(all) != 0 {
+		t.Errorf("events on a VM that does not exist: %v", all)
+	}
 }

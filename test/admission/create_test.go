@@ -185,7 +185,7 @@ func reinvocation(t *testing.T, w *world) {
 			if lines := n.lines(); len(lines) != 1 {
 				t.Errorf("one VM, and the ledger has %v", lines)
 			}
-			rounds := n.audit(n.ctx, vm.Name, "create").rounds("vm-create.floatip.io")
+			rounds := n.audit(n.ns, "virtualmachines", vm.Name, "create").rounds("vm-create.floatip.io")
 			if rounds < 1 {
 				t.Error("floatip was not called again")
 			}

@@ -56,6 +56,7 @@ func labelToggled(t *testing.T, w *world) {
 	if got := n.get("without").Annotations[floatip.AnnotationAddress]; got != "" {
 		t.Errorf("without the label a VM was given %s by writing it (%v)", got, err)
 	}
+	n.awaitEvent("Namespace", n.ns, "FloatingIPsHeld", "1 stay held")
 	n.label(true)
 	if got := n.get("without").Annotations[floatip.AnnotationAddress]; got != "" {
 		t.Errorf("a VM that was there got %s when its namespace opted in", got)

@@ -17,7 +17,6 @@ type relay struct {
 	mu    sync.Mutex
 	held  chan struct{} // not nil while answers are withheld; closed to let them go
 	delay time.Duration
-	seen  bool // whether an answer was withheld since hold
 }
 
 // newRelay listens on an address inside of a network namespace until the end of the program.
@@ -77,9 +76,6 @@ func (r *relay) pass(client net.Conn) {
 func (r *relay) wait() {
 	r.mu.Lock()
 	held, delay := r.held, r.delay
-	if held != nil {
-		r.seen = true
-	}
 	r.mu.Unlock()
 	if delay > 0 {
 		time.Sleep(delay)
@@ -94,20 +90,13 @@ func (r *relay) hold() (release func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	held := make(chan struct{})
-	r.held, r.seen = held, false
+	r.held = held
 	return sync.OnceFunc(func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.held = nil
 		close(held)
 	})
-}
-
-// withheld reports whether an answer came since hold.
-func (r *relay) withheld() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.seen
 }
 
 // slow delays each answer.

@@ -34,7 +34,7 @@ const (
 	actionTranslate = "Translate"
 )
 
-// Events writes events on VMs.
+// Events writes events on VMs and Namespaces. The recorder makes a series of those that say the same of the same object.
 type Events struct {
 	Recorder events.EventRecorder
 }
@@ -47,6 +47,14 @@ func (e Events) Warn(owner floatip.Owner, reason, text string) {
 // about writes a warning about a FloatingIP.
 func (e Events) about(ip *v1alpha1.FloatingIP, reason, text string) {
 	e.Recorder.Eventf(ip, nil, corev1.EventTypeWarning, reason, actionTranslate, "%s", text)
+}
+
+// WarnNamespace writes a warning about a namespace. The event lies in the namespace itself, where its people look; events
+// on a cluster-scoped object would lie in the namespace default.
+func (e Events) WarnNamespace(namespace, reason, text string) {
+	o := metadataOf(namespaceKind)
+	o.Namespace, o.Name = namespace, namespace
+	e.Recorder.Eventf(o, nil, corev1.EventTypeWarning, reason, actionAllocate, "%s", cut(text))
 }
 
 // allocated tells that a line became Bound.
