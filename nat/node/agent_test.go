@@ -59,9 +59,11 @@ type bench struct {
 	kubelet string
 	timing  announce.Timing
 	view    View
-	stop    func() // the agent
-	agent   *Agent
-	last    *Report // the latest one that was looked at
+
+	delivery floatip.Delivery // of the pool
+	stop     func()           // the agent
+	agent    *Agent
+	last     *Report // the latest one that was looked at
 }
 
 func newBench(t testing.TB) *bench {
@@ -172,22 +174,35 @@ func (b *bench) addVM(number int, addresses ...string) *vm {
 	for _, a := range addresses {
 		all = append(all, netip.MustParseAddr(a))
 	}
-	nodetest.Translate(b.t, v.Pod, all...)
 	v.Guest.Serve(name, ":80")
-	v.sidecar = b.serveSidecar(v.Pod, uid, all...)
-
 	owner := floatip.Owner{Namespace: "prod", Name: name, UID: "vm-" + uid}
-	nat, err := nodetest.Describe(owner, all...).Encode()
+	described := nodetest.Describe(owner, all...)
+	described.Delivery = b.delivery
+	nat, err := described.Encode()
 	if err != nil {
 		b.t.Fatal(err)
 	}
 	v.entry = Pod{UID: uid, Namespace: "prod", Name: "virt-launcher-" + name, Machine: Reference{Name: name, UID: "vmi-" + uid}, NAT: nat}
+	b.equip(v, described, all...)
 	b.view.Pods = append(b.view.Pods, v.entry)
 	for _, a := range all {
 		b.view.Addresses[a] = Held{Pool: "lan", Owner: owner}
 	}
-	b.view.Machines["vmi-"+uid] = Machine{Namespace: "prod", Name: name, UID: "vmi-" + uid, VM: owner.UID, Node: b.name}
+	b.view.Machines["vmi-"+uid] = Machine{Namespace: "prod", Name: name, UID: "vmi-" + uid, VM: owner.UID, Node: b.name, Running: true}
 	return v
+}
+
+// equip gives a pod what KubeVirt and, where the pod translates, its sidecar would.
+func (b *bench) equip(v *vm, described floatip.PodNAT, addresses ...netip.Addr) {
+	b.t.Helper()
+	v.entry.IPv4 = netip.MustParseAddr(v.IP)
+	if !described.Delivery.InPod() {
+		nodetest.KubeVirt(b.t, v.Pod)
+		return
+	}
+	nodetest.Translate(b.t, v.Pod, addresses...)
+	nodetest.Install(b.t, v.Pod, described)
+	v.sidecar = b.serveSidecar(v.Pod, v.entry.UID, addresses...)
 }
 
 // socketDir makes the directory that the kubelet makes for the sidecar.

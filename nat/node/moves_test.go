@@ -32,8 +32,18 @@ type road struct {
 // newRoad has the guest on the first of two nodes, reachable.
 func newRoad(t *testing.T) *road {
 	t.Helper()
+	return newRoadBy(t, "")
+}
+
+func newRoadBy(t *testing.T, d floatip.Delivery) *road {
+	t.Helper()
 	w := nodetest.NewWorld(t)
 	r := &road{t: t, from: newBenchOn(t, w, "10"), to: newBenchOn(t, w, "11"), pods: 1}
+	for _, b := range []*bench{r.from, r.to} {
+		lan := b.view.Pools["lan"]
+		lan.Delivery, b.delivery = d, d
+		b.view.Pools["lan"] = lan
+	}
 	r.empty = map[string][]string{r.from.name: inventory(t, r.from.node.Namespace), r.to.name: inventory(t, r.to.node.Namespace)}
 	r.source = r.from.addVM(1, fifty.String())
 	r.machine = r.from.view.Machines[r.source.entry.Machine.UID]
@@ -81,8 +91,11 @@ func (b *bench) addTarget(number int, like Pod) *vm {
 	v.entry.MigrationTarget, v.entry.GuestArrived, v.entry.Created = true, false, int64(number)
 	name := v.entry.UID[len(v.entry.UID)-3:]
 	v.Pod = b.node.AddWaitingPod(name, fmt.Sprintf("100.0.0.%d", number))
-	nodetest.Translate(b.t, v.Pod, fifty)
-	v.sidecar = b.serveSidecar(v.Pod, v.entry.UID, fifty)
+	described, err := floatip.ParsePodNAT([]byte(like.NAT))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.equip(v, described, fifty)
 	b.view.Pods = append(b.view.Pods, v.entry)
 	return v
 }
@@ -130,7 +143,12 @@ func (b *bench) set(uid string, change func(*Pod)) {
 // TestMove: a guest goes to another node and back, several times. Its connections live on, in both directions, and what
 // is left on a node that it has left is nothing.
 func TestMove(t *testing.T) {
-	r := newRoad(t)
+	for _, d := range []floatip.Delivery{floatip.DeliveryLeg, floatip.DeliveryRouted} {
+		t.Run(string(d), func(t *testing.T) { testMove(t, newRoadBy(t, d)) })
+	}
+}
+
+func testMove(t *testing.T, r *road) {
 	host := r.from.world.Host
 	streams := []*stream{
 		startStream(t, r.source.Guest, host, fifty.String(), 81),  // from the LAN
