@@ -70,6 +70,16 @@ type FloatingIPPool struct {
 	Status FloatingIPPoolStatus `json:"status,omitempty"`
 }
 
+// ConflictDetection says what the nodes do to find out whether another host has an address.
+type ConflictDetection string
+
+const (
+	// ConflictDetectionProbe asks before the first use (RFC 5227, RFC 4862).
+	ConflictDetectionProbe ConflictDetection = "Probe"
+	// ConflictDetectionOff uses an address without asking.
+	ConflictDetectionOff ConflictDetection = "Off"
+)
+
 // FloatingIPPoolSpec is what the administrator wants.
 type FloatingIPPoolSpec struct {
 	// Addresses lists what may be handed out: networks ("192.168.100.0/24") and ranges
@@ -154,6 +164,15 @@ type FloatingIPPoolSpec struct {
 	//
 	// +optional
 	KubeOVN *KubeOVN `json:"kubeOVN,omitempty"`
+
+	// ConflictDetection says whether the nodes ask the provider network, before an address is used, if another host has it.
+	// Defaults to Probe. Off is for networks in which a router answers for every address (proxy ARP); another host that
+	// claims an address in use is noticed all the same.
+	//
+	// +optional
+	// +kubebuilder:default=Probe
+	// +kubebuilder:validation:Enum=Probe;Off
+	ConflictDetection ConflictDetection `json:"conflictDetection,omitempty"`
 
 	// Firewall is who may open connections to the addresses of VMs without the annotation floatip.io/allow. Defaults to
 	// Allow. A change takes effect on running VMs.

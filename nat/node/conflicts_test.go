@@ -152,6 +152,26 @@ func TestMigrationIsNotProbed(t *testing.T) {
 	}
 }
 
+// TestUnasked: a router on the LAN answers for every address. A pool that says so has its addresses used all the same,
+// also those that were found taken before.
+func TestUnasked(t *testing.T) {
+	b := newBench(t)
+	// Proxy ARP answers for what the kernel routes elsewhere (arp_fwd_proxy in net/ipv4/arp.c).
+	b.world.Host.Sysctl("ipv4/conf/eth0/proxy_arp=1", "ipv4/neigh/eth0/proxy_delay=0", "ipv4/ip_forward=1")
+	b.world.Host.Route("192.168.100.50/32", "", "lo")
+	b.addVM(1, "192.168.100.50")
+	b.start()
+	b.publish()
+	b.awaitReport("taken", b.taken(fifty))
+	p := b.view.Pools["lan"]
+	p.Unasked = true
+	b.view.Pools = map[string]Pool{"lan": p}
+	b.publish()
+	b.awaitReport("ready", ready("192.168.100.50"))
+	b.world.Host.Run("ip route del 192.168.100.50/32") // the host is the router, and has to find the guest itself now
+	b.answers("vm1", "192.168.100.50")
+}
+
 // TestContested: a host takes an address that is in use. Its connections go on, and the condition names the host.
 func TestContested(t *testing.T) {
 	b := newBench(t)

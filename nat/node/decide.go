@@ -37,7 +37,8 @@ type Grant struct {
 	From, To string
 	// MACs are those of the guest, as far as they are known.
 	MACs []string
-	// InUse are those of Addresses that come along with a live migration: no other host has them.
+	// InUse are those of Addresses that the LAN is not asked about: they come along with a live migration, or their pool
+	// says so.
 	InUse []netip.Addr
 	// Delivery is that of the addresses' pools.
 	Delivery floatip.Delivery
@@ -194,7 +195,7 @@ func (d *Decision) decidePod(p Pod, v View, self string, f finder, taken map[net
 		}
 		f.found[network.Prefix], taken[a] = network, p
 		g.Addresses = append(g.Addresses, a)
-		if p.MigrationTarget && !held.Unproven {
+		if v.Pools[held.Pool].Unasked || p.MigrationTarget && !held.Unproven {
 			g.InUse = append(g.InUse, a)
 		}
 	}

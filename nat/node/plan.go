@@ -64,6 +64,11 @@ func (a *Agent) plan(ctx context.Context, d Decision, holding leg.Holding) plan 
 			}
 			pp.already[address] = plugged && holding.Answers(address)
 			pp.standing[address] = a.responders.standing(n.Interface, address)
+			if pp.standing[address].State == announce.Taken && slices.Contains(g.InUse, address) {
+				// The pool does not want to know any more.
+				a.responders.drop(n.Interface, address)
+				pp.standing[address] = announce.Standing{}
+			}
 			pp.usable[address] = a.tests.usable(g, pp.mode, address, pp.already[address], pp.standing[address])
 			pp.answered[address] = pp.mode == Active && pp.usable[address] &&
 				(pp.already[address] || !g.Provisional && (pp.onNode() || translates(pp.state, address)))

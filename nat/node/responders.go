@@ -223,6 +223,15 @@ func (r *responders) tell(nic string, a netip.Addr, s announce.Standing) {
 	}
 }
 
+// drop forgets what is known of an address on a NIC.
+func (r *responders) drop(nic string, a netip.Addr) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if one := r.byNIC[nic]; one != nil {
+		one.Drop(a)
+	}
+}
+
 // standing returns where an address stands on a NIC, the zero Standing where it is not looked after.
 func (r *responders) standing(nic string, a netip.Addr) announce.Standing {
 	r.mu.Lock()

@@ -99,6 +99,8 @@ type Pool struct {
 	Interface string
 	// Sample is one address of the pool: it tells which NIC leads to the pool while no address is in use.
 	Sample []netip.Addr
+	// Unasked addresses are used without asking the LAN whether another host has them.
+	Unasked bool
 	// Delivery is how packets get to and from the pods. The empty one stands for floatip.DeliveryLeg.
 	Delivery floatip.Delivery
 }

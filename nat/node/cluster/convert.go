@@ -118,6 +118,7 @@ func poolOf(p *v1alpha1.FloatingIPPool, nodeLabels map[string]string) (node.Pool
 	}
 	out := node.Pool{
 		Name: p.Name, Interface: p.Spec.Interface, Delivery: p.Spec.Delivery.OrDefault(),
+		Unasked: p.Spec.ConflictDetection == v1alpha1.ConflictDetectionOff,
 	}
 	for _, text := range p.Spec.Networks {
 		if n, err := netip.ParsePrefix(text); err == nil {

@@ -146,14 +146,14 @@ func TestPools(t *testing.T) {
 	p := &v1alpha1.FloatingIPPool{ObjectMeta: metav1.ObjectMeta{Name: "lan"}, Spec: v1alpha1.FloatingIPPoolSpec{
 		Addresses: []string{"192.168.100.50-192.168.100.99", "2001:db8::/64", "192.168.101.0/24"},
 		Networks:  []string{"192.168.100.0/24"}, Gateways: []string{"192.168.100.1"}, Interface: "eth1",
-		NodeSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"zone": "a"}},
+		NodeSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"zone": "a"}}, ConflictDetection: v1alpha1.ConflictDetectionOff,
 	}}
 	if _, ok := poolOf(p, map[string]string{"zone": "b"}); ok {
 		t.Error("a pool for zone a is for a node of zone b")
 	}
 	got, ok := poolOf(p, map[string]string{"zone": "a"})
 	want := node.Pool{
-		Name: "lan", Interface: "eth1", Delivery: floatip.DeliveryLeg, Networks: []netip.Prefix{netip.MustParsePrefix("192.168.100.0/24")},
+		Name: "lan", Interface: "eth1", Delivery: floatip.DeliveryLeg, Unasked: true, Networks: []netip.Prefix{netip.MustParsePrefix("192.168.100.0/24")},
 		Gateways: []netip.Addr{netip.MustParseAddr("192.168.100.1")},
 		Sample:   []netip.Addr{fifty, netip.MustParseAddr("2001:db8::")},
 	}
