@@ -222,8 +222,8 @@ func countCalls(t *testing.T, w *world, vm *lab.VM) {
 table inet calls {
 	counter calls { }
 	chain out { type filter hook postrouting priority 300;
-		oifname "fip-br" ip daddr %s counter name calls
-		oifname "fip-br" ip6 daddr %s counter name calls
+		oifname "fip*" ip daddr %s counter name calls
+		oifname "fip*" ip6 daddr %s counter name calls
 	}
 }`, vm.Floating4, vm.Floating6))
 }

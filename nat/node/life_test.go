@@ -222,16 +222,13 @@ func TestSettingsAreRepaired(t *testing.T) {
 	b.start()
 	b.publish()
 	b.awaitReport("ready", ready("192.168.100.50"))
-	// The entry of a port's own address is the kernel's, and nobody sends there.
-	look := func() []string {
-		return slices.DeleteFunc(inventory(t, b.node.Namespace, v.Namespace), func(line string) bool {
-			return strings.HasSuffix(line, "master fip-br permanent") && !strings.Contains(line, "dev fip-br ")
-		})
-	}
+	look := func() []string { return inventory(t, b.node.Namespace, v.Namespace) }
+	port := leg.PortName(v.entry.UID)
 	want := look()
-	b.node.Sysctl("ipv4/conf/red0/forwarding=0", "ipv4/neigh/red0/proxy_delay=80", "ipv4/conf/fip-br/forwarding=0")
+	b.node.Sysctl("ipv4/conf/red0/forwarding=0", "ipv4/neigh/red0/proxy_delay=80", "ipv4/conf/"+port+"/forwarding=0")
 	v.Sysctl("ipv4/conf/fip0/rp_filter=1")
-	b.node.Run("ip rule del pref 5001", "ip route flush table 7100", "nft delete table bridge floatip", "bridge fdb flush dev fip-br")
+	b.node.Run("ip rule del pref 5002", "ip rule del pref 5003", "ip route flush table 7100", "nft delete table netdev floatip",
+		"ip neigh flush nud permanent dev "+port)
 	v.Run("ip rule del pref 77", "ip route flush table 77", "ip neigh flush nud permanent dev fip0")
 	b.agent.Recheck()
 	var have []string

@@ -165,7 +165,12 @@ func (pp *podPlan) hopsIn(n leg.Network) bool {
 
 // podlink is the plan in the words of package podlink.
 func (p plan) podlink(networks []leg.Network, cluster []netip.Prefix) podlink.Config {
-	c := podlink.Config{ClusterNetworks: p.clusterNetworks(cluster), Exits: []string{leg.Bridge}}
+	c := podlink.Config{ClusterNetworks: p.clusterNetworks(cluster)}
+	for _, pp := range p.pods {
+		if !pp.hops() {
+			c.Exits = append(c.Exits, leg.PortName(pp.grant.Pod.UID))
+		}
+	}
 	for _, n := range networks {
 		c.Networks, c.Exits = append(c.Networks, n.Prefix), append(c.Exits, n.Interface)
 	}

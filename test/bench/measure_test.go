@@ -44,6 +44,7 @@ const (
 	portEcho = 5000 + iota
 	portConnect
 	portSink
+	portSmall
 )
 
 // measure is one kind of traffic.
@@ -59,6 +60,7 @@ type measure struct {
 var measures = []measure{
 	{"TCP round trips", "1/s", serveTCPEcho, tcpRoundTrips},
 	{"UDP round trips", "1/s", serveUDPEcho, udpRoundTrips},
+	{"small packets", "1/s", serveSmall, smallPackets},
 	{"new TCP connections", "1/s", serveConnects, connects},
 	{"TCP throughput", "Gbit/s", serveSink, throughput},
 }
@@ -139,6 +141,48 @@ func serveUDPEcho(b *testing.B, guest *lab.Namespace) {
 			}
 		}
 	})
+}
+
+// burst is how many small packets go to the guest for one that comes back: few enough for any socket's buffer.
+const burst = 32
+
+// serveSmall answers the last packet of each burst.
+func serveSmall(b *testing.B, guest *lab.Namespace) {
+	listen(b, guest, unix.SOCK_DGRAM, portSmall, func(fd int) {
+		buf := make([]byte, 64)
+		for {
+			n, from, err := unix.Recvfrom(fd, buf, 0)
+			if err != nil || from == nil { // shut
+				return
+			}
+			if buf[0] == 0 {
+				continue
+			}
+			if err := unix.Sendto(fd, buf[:n], 0, from); err != nil {
+				return
+			}
+		}
+	})
+}
+
+func smallPackets(client *lab.Namespace, to netip.Addr) (rate float64, err error) {
+	err = connected(client, unix.SOCK_DGRAM, to, portSmall, func(fd int) (err error) {
+		packet, last, answer := make([]byte, 18), make([]byte, 18), make([]byte, 64) // 64 bytes on an Ethernet, IPv4
+		last[0] = 1
+		rate, err = during(func() (float64, error) {
+			for range burst - 1 {
+				if _, err := unix.Write(fd, packet); err != nil {
+					return 0, err
+				}
+			}
+			if _, err := unix.Write(fd, last); err != nil {
+				return 0, err
+			}
+			return burst, read(fd, answer)
+		})
+		return err
+	})
+	return rate, err
 }
 
 func serveConnects(b *testing.B, guest *lab.Namespace) {

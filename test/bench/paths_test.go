@@ -2,17 +2,21 @@ package bench
 
 import (
 	"net/netip"
+	"os"
+	"strings"
 	"testing"
 
 	"floatip.io/floatip"
 	"floatip.io/floatip/nat"
+	"floatip.io/floatip/nat/node/leg"
 	"floatip.io/floatip/test/lab"
 )
 
-// path is one way from the client on the provider LAN to a guest. All of them cross the same LAN, the same node and a pod
-// with a bridge; they differ in how the node reaches the pod, and in what the pod translates.
+// path is one way from a client on a provider LAN to a guest. All of them cross the same kind of LAN, node and pod with a
+// bridge; they differ in how the node reaches the pod, and in what the pod translates.
 type path struct {
 	name    string
+	client  *lab.Namespace
 	vm      *lab.VM
 	address [2]string // what the client calls, IPv4 and IPv6
 }
@@ -20,33 +24,102 @@ type path struct {
 // Names of the paths. The first is the limit beside which the others are shown.
 const (
 	plainRouting = "plain routing"
-	masquerade   = "masquerade"
+	masquerade   = "masquerade"        // on a node without floatip
+	withoutBrNF  = "without bridge-nf" // the same, and br_netfilter does not work in the pod
+	beside       = "beside"            // masquerade on a node with floating addresses: what floatip costs the others
 	floatingIP   = "floating IP"
-	walled       = "with 1000 entries" // a floating address behind a firewall of that many
+	walled       = "1000 entries" // a floating address behind a firewall of that many
 )
 
-// newPaths makes a cloud with one VM for each path.
-func newPaths(b *testing.B) (*lab.Cloud, []path) {
+// newPaths makes a cloud with floating addresses and one without, and one VM for each path.
+func newPaths(b *testing.B) []path {
 	b.Helper()
-	c := lab.NewCloud(b)
-	plain, masqueraded, floating, closed := c.AddVM(b, 1), c.AddVM(b, 2), c.AddVM(b, 3), c.AddVM(b, 4)
-	routed := routePlainly(b, c, plain)
-	masqueraded.KubeVirt(b)
-	for option, pod := range map[string]string{"": masqueraded.Pod4, "-6 ": masqueraded.Pod6} {
-		node := map[string]string{"": lab.Node4, "-6 ": lab.Node6}[option]
-		c.Host.IP(b, option+"route add "+pod+" via "+node)
+	bare, c := lab.NewCloud(b), lab.NewCloud(b)
+	withoutPools(b, bare)
+	plain := bare.AddVM(b, 1)
+	paths := []path{{plainRouting, bare.Host, plain, routePlainly(b, bare, plain)}}
+	for n, p := range []struct {
+		name  string
+		cloud *lab.Cloud
+	}{{masquerade, bare}, {withoutBrNF, bare}, {beside, c}} {
+		vm := p.cloud.AddVM(b, n+2)
+		vm.KubeVirt(b)
+		p.cloud.Host.IP(b, "route add "+vm.Pod4+" via "+lab.Node4, "-6 route add "+vm.Pod6+" via "+lab.Node6)
+		paths = append(paths, path{p.name, p.cloud.Host, vm, [2]string{vm.Pod4, vm.Pod6}})
 	}
+	if bridgeNetfilter(paths[2]) != "absent" {
+		paths[2].vm.Pod.Sysctl(b, "net.bridge.bridge-nf-call-iptables=0", "net.bridge.bridge-nf-call-ip6tables=0")
+	}
+	floating, closed := c.AddVM(b, 5), c.AddVM(b, 6)
+	plug(b, c, floating, closed)
 	for vm, firewall := range map[*lab.VM]*floatip.Firewall{floating: nil, closed: manyEntries()} {
 		vm.KubeVirt(b)
-		vm.PlugLeg(b)
 		install(b, vm, firewall)
 	}
-	return c, []path{
-		{plainRouting, plain, routed},
-		{masquerade, masqueraded, [2]string{masqueraded.Pod4, masqueraded.Pod6}},
-		{floatingIP, floating, [2]string{floating.Floating4, floating.Floating6}},
-		{walled, closed, [2]string{closed.Floating4, closed.Floating6}},
+	return append(paths,
+		path{floatingIP, c.Host, floating, [2]string{floating.Floating4, floating.Floating6}},
+		path{walled, c.Host, closed, [2]string{closed.Floating4, closed.Floating6}})
+}
+
+// withoutPools removes what lab.NewCloud puts on the node for floating addresses.
+func withoutPools(b *testing.B, c *lab.Cloud) {
+	b.Helper()
+	for _, pref := range []string{"4990", "5000", "5001", "5002", "5002", "5003", "5004"} {
+		for _, family := range []string{"-4", "-6"} {
+			c.Node.Try("", "ip", family, "rule", "del", "pref", pref) // there may be none
+		}
 	}
+	for _, family := range []string{"-4", "-6"} {
+		if left := c.Node.Run(b, "", "ip", family, "rule"); strings.Contains(left, "71") {
+			b.Fatalf("rules are left on a node without floating addresses:\n%s", left)
+		}
+	}
+}
+
+// plug makes the legs of the VMs as the node agent does, by its own code.
+func plug(b *testing.B, c *lab.Cloud, vms ...*lab.VM) {
+	b.Helper()
+	network := func(prefix, gateway string) leg.Network {
+		return leg.Network{
+			Prefix: netip.MustParsePrefix(prefix), Gateway: netip.MustParseAddr(gateway), Interface: "eth1", MTU: 1500,
+		}
+	}
+	config := leg.Config{Networks: []leg.Network{
+		network("192.168.100.0/24", "192.168.100.1"), network("2001:db8:100::/64", "2001:db8:100::1"),
+	}}
+	for _, pods := range lab.Pods {
+		config.ClusterNetworks = append(config.ClusterNetworks, netip.MustParsePrefix(pods))
+	}
+	kernel, err := leg.Open(open(b, c.Node), leg.DefaultSysctls)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer kernel.Close()
+	for _, vm := range vms {
+		addresses, uid := []netip.Addr{netip.MustParseAddr(vm.Floating4), netip.MustParseAddr(vm.Floating6)}, vm.Pod4
+		pod := open(b, vm.Pod)
+		if _, err := kernel.Plug(uid, pod); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := leg.ApplyPod(pod, leg.DefaultSysctls, leg.Pod{UID: uid, Addresses: addresses, MTU: 1500}); err != nil {
+			b.Fatal(err)
+		}
+		config.Legs = append(config.Legs, leg.Leg{Pod: uid, Addresses: addresses})
+	}
+	if _, err := kernel.Apply(config); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// open returns the namespace as a file.
+func open(b *testing.B, n *lab.Namespace) *os.File {
+	b.Helper()
+	f, err := os.Open(n.Path())
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { f.Close() })
+	return f
 }
 
 // routePlainly makes the guest reachable under addresses of its own, with connection tracking in the pod and no

@@ -72,16 +72,14 @@ func (c *Cloud) node(t testing.TB) {
 	c.Node.Sysctl(t, "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1",
 		"net.ipv4.conf.all.rp_filter=1", "net.ipv4.conf.default.rp_filter=1",
 		"net.ipv4.neigh.eth1.proxy_delay=0", "net.ipv6.neigh.eth1.proxy_delay=0", "net.ipv6.conf.eth1.proxy_ndp=1")
-	c.Node.IP(t, "addr add "+Node4+"/24 dev eth1", "-6 addr add "+Node6+"/64 dev eth1 nodad",
-		"link add fip-br address 02:f1:00:00:00:01 type bridge stp_state 0 mcast_snooping 0 ageing_time 0",
-		"link set fip-br up")
-	c.Node.Sysctl(t, "net.ipv4.conf.fip-br.send_redirects=0")
+	c.Node.IP(t, "addr add "+Node4+"/24 dev eth1", "-6 addr add "+Node6+"/64 dev eth1 nodad")
 	for _, f := range []struct{ option, pool, gateway string }{
 		{"", "192.168.100.0/24", "192.168.100.1"}, {"-6 ", "2001:db8:100::/64", "2001:db8:100::1"},
 	} {
 		c.Node.IP(t, f.option+"rule add pref 4990 iif eth1 to "+f.pool+" lookup 7102",
 			f.option+"rule add pref 5000 to "+f.pool+" lookup 7100",
-			f.option+"rule add pref 5001 iif fip-br from "+f.pool+" lookup 7101",
+			f.option+"rule add pref 5004 lookup 7199", f.option+"rule add pref 5002 iif lo goto 5004",
+			f.option+"rule add pref 5002 iif eth1 goto 5004", f.option+"rule add pref 5003 from "+f.pool+" lookup 7101",
 			f.option+"route add "+f.pool+" dev eth1 table 7101",
 			f.option+"route add default via "+f.gateway+" dev eth1 table 7101")
 	}
@@ -194,18 +192,15 @@ func (vm *VM) KubeVirtCommands() []string {
 func (vm *VM) PlugLeg(t testing.TB) {
 	t.Helper()
 	node, pod := vm.cloud.Node, vm.Pod
-	node.IP(t, fmt.Sprintf("link add %s type veth peer name fip0 address %s netns %s", vm.nodeEnd, vm.mac, pod.Path()),
-		fmt.Sprintf("link set %s master fip-br up", vm.nodeEnd))
-	node.Run(t, "", "bridge", "link", "set", "dev", vm.nodeEnd, "isolated", "on", "learning", "off", "flood", "off", "mcast_flood", "off")
-	node.Run(t, "", "bridge", "fdb", "replace", vm.mac, "dev", vm.nodeEnd, "master", "static")
+	node.IP(t, fmt.Sprintf("link add %s address 02:f1:00:00:00:01 type veth peer name fip0 address %s netns %s",
+		vm.nodeEnd, vm.mac, pod.Path()), fmt.Sprintf("link set %s up", vm.nodeEnd))
 	for _, f := range []struct{ option, floating, bits string }{{"", vm.Floating4, "/32"}, {"-6 ", vm.Floating6, "/128"}} {
-		node.IP(t, f.option+fmt.Sprintf("neigh replace %s lladdr %s dev fip-br nud permanent", f.floating, vm.mac),
-			f.option+"route replace "+f.floating+f.bits+" dev fip-br table 7100",
+		node.IP(t, f.option+fmt.Sprintf("neigh replace %s lladdr %s dev %s nud permanent", f.floating, vm.mac, vm.nodeEnd),
+			f.option+"route replace "+f.floating+f.bits+" dev "+vm.nodeEnd+" table 7100",
 			f.option+"neigh add proxy "+f.floating+" dev eth1")
 	}
 	vm.podSide(t)
 	pod.Settle(t)
-	node.Settle(t)
 }
 
 func (vm *VM) podSide(t testing.TB) {

@@ -28,7 +28,7 @@ func (r *Report) changed(format string, args ...any) {
 // nothing. The order is that of a safe withdrawal, and of make before break:
 //
 //	stop answering → routes of addresses that left → all that is new → old rules and ways back → connection tracking →
-//	old neighbours → old legs → bridge
+//	old neighbours → old legs
 //
 // After an error the rest is still tried where it does not depend on what failed; the errors are joined.
 func (n *Node) Apply(c Config) (Report, error) {
@@ -114,28 +114,18 @@ func (a application) removeAddressRoutes() error {
 	return errors.Join(errs...)
 }
 
-// add makes all that is new. The bridge comes first and the proxies last: nobody is told of an address that has no way.
+// add makes all that is new. The proxies come last: nobody is told of an address that has no way.
 func (a application) add() error {
-	if err := a.addBridge(); err != nil {
-		return err
-	}
 	errs := []error{a.addSysctls()}
-	// The guard stands before a port is up.
-	if err := a.node.applyGuard(a.want.guard, a.have.guard, a.report.changed); err != nil {
+	// Without its guard a port gets no way.
+	if err := a.setGuards(diff(a.want.guards, a.have.guards).Put); err != nil {
 		return errors.Join(append(errs, err)...)
 	}
-	changes := len(a.report.Changes)
 	for _, name := range diff(a.want.ports, a.have.ports).Put {
 		errs = append(errs, a.setPort(name))
 	}
-	if len(a.report.Changes) > changes {
-		errs = append(errs, awaitUsable(a.node.netlink, Bridge))
-	}
-	for _, ether := range diff(a.want.fdb, a.have.fdb).Put {
-		errs = append(errs, a.setForwarding(ether))
-	}
-	for _, address := range diff(a.want.neighbours, a.have.neighbours).Put {
-		errs = append(errs, a.setNeighbour(address))
+	for _, n := range diff(a.want.neighbours, a.have.neighbours).Put {
+		errs = append(errs, a.setNeighbour(n))
 	}
 	for _, k := range backFirst(diff(a.want.routes, a.have.routes).Put) {
 		errs = append(errs, a.route(k, true))
@@ -175,19 +165,13 @@ func (a application) remove() error {
 	gone := diff(a.want.addresses(), a.have.addresses()).Remove
 	a.report.Withdrawn = gone
 	errs = append(errs, forget(a.node.netlink, gone))
-	for _, address := range diff(a.want.neighbours, a.have.neighbours).Remove {
-		errs = append(errs, a.removeNeighbour(address))
-	}
-	for _, ether := range diff(a.want.fdb, a.have.fdb).Remove {
-		errs = append(errs, a.removeForwarding(ether))
+	for _, n := range diff(a.want.neighbours, a.have.neighbours).Remove {
+		errs = append(errs, a.removeNeighbour(n))
 	}
 	for _, name := range diff(a.want.ports, a.have.ports).Remove {
 		errs = append(errs, a.removeLink(name))
 	}
-	if !a.want.bridge {
-		errs = append(errs, a.removeLink(Bridge))
-	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, a.removeGuards(diff(a.want.guards, a.have.guards).Remove))...)
 }
 
 func (a application) addSysctls() error {

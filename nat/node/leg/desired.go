@@ -20,9 +20,8 @@ type surroundings struct {
 func desired(c Config, sur surroundings) (state, error) {
 	networks := c.used()
 	s := state{
-		ports: map[string]port{}, rules: map[rule]struct{}{}, routes: map[routeKey]route{},
-		neighbours: map[netip.Addr]mac{}, fdb: map[mac]string{}, proxies: map[proxy]struct{}{},
-		sysctls: map[string]string{},
+		ports: map[string]port{}, guards: map[string]string{}, sources: map[string][]netip.Addr{}, rules: map[rule]struct{}{}, routes: map[routeKey]route{},
+		neighbours: map[neighbour]mac{}, proxies: map[proxy]struct{}{}, sysctls: map[string]string{},
 	}
 	if len(networks) == 0 {
 		return s, nil
@@ -31,7 +30,6 @@ func desired(c Config, sur surroundings) (state, error) {
 	if err != nil {
 		return s, err
 	}
-	s.bridge = len(c.Legs) > 0
 	for _, n := range networks {
 		s.addNetwork(n, back[n.Prefix], c.ClusterNetworks, sur)
 	}
@@ -40,17 +38,12 @@ func desired(c Config, sur surroundings) (state, error) {
 		s.addMark(n, back[n.Prefix])
 		s.addHop(h, n, back[n.Prefix])
 	}
-	if !s.bridge {
-		return s, nil
+	if len(c.Legs) > 0 {
+		s.guards[theTable] = ""
 	}
-	// The kernel makes the entry of the bridge's own address, and loses it when somebody flushes the entries. Nothing
-	// reaches the node then, since unknown addresses are not flooded.
-	s.fdb[bridgeMAC] = Bridge
-	s.addBridgeSysctls()
-	s.guard.Ports, s.guard.Sources = map[string]struct{}{}, map[source]struct{}{}
 	for _, l := range c.Legs {
 		if sur.present[PortName(l.Pod)] {
-			s.addLeg(l, c)
+			s.addLeg(l, c, sur)
 		}
 	}
 	return s, nil
@@ -62,7 +55,11 @@ func (s *state) addNetwork(n Network, back int, cluster []netip.Prefix, sur surr
 	v6 := n.Prefix.Addr().Is6()
 	s.rules[rule{Priority: ruleStaged, V6: v6, In: n.Interface, To: n.Prefix, Table: tableStaged}] = struct{}{}
 	s.rules[rule{Priority: ruleActive, V6: v6, To: n.Prefix, Table: tableActive}] = struct{}{}
-	s.rules[rule{Priority: ruleBack, V6: v6, In: Bridge, From: n.Prefix, Table: back}] = struct{}{}
+	for _, in := range []string{"lo", n.Interface} { // "lo" is what the node itself sends
+		s.rules[rule{Priority: ruleOthers, V6: v6, In: in, Goto: ruleEnd, Table: tableEmpty}] = struct{}{}
+	}
+	s.rules[rule{Priority: ruleBack, V6: v6, From: n.Prefix, Table: back}] = struct{}{}
+	s.rules[rule{Priority: ruleEnd, V6: v6, Table: tableEmpty}] = struct{}{}
 	for _, c := range cluster {
 		if c.Addr().Is6() == v6 {
 			s.routes[routeKey{back, c}] = route{Kind: unix.RTN_THROW}
@@ -83,14 +80,18 @@ func anyAddress(v6 bool) netip.Addr {
 	return netip.IPv4Unspecified()
 }
 
-// addBridgeSysctls: packets between two legs enter and leave by the bridge, which is no reason for an ICMP redirect. A
-// strict rp_filter finds every source, since "iif fip-br from POOL" makes the reverse look-up take the forward way. The
-// bridge listens to no router.
-func (s *state) addBridgeSysctls() {
-	s.sysctls["ipv4/conf/"+Bridge+"/forwarding"] = "1"
-	s.sysctls["ipv4/conf/"+Bridge+"/send_redirects"] = "0"
-	s.sysctls["ipv4/conf/"+Bridge+"/rp_filter"] = "1"
-	s.sysctls["ipv6/conf/"+Bridge+"/accept_ra"] = "0"
+// addPortSysctls: a strict rp_filter finds every source, since "from POOL" makes the reverse look-up take the forward
+// way. The port listens to no router.
+func (s *state) addPortSysctls(name string, v6 bool, sur surroundings) {
+	if !v6 {
+		s.sysctls["ipv4/conf/"+name+"/forwarding"] = "1"
+		s.sysctls["ipv4/conf/"+name+"/rp_filter"] = "1"
+		return
+	}
+	s.sysctls["ipv6/conf/"+name+"/accept_ra"] = "0"
+	if sur.forceForwarding6 {
+		s.sysctls["ipv6/conf/"+name+"/force_forwarding"] = "1"
+	}
 }
 
 // addNICSysctls: by default the kernel answers for a proxied address only after up to 0.8 s (proxy_delay,
@@ -105,16 +106,14 @@ func (s *state) addNICSysctls(nic string, v6 bool, sur surroundings) {
 	s.sysctls["ipv6/conf/"+nic+"/proxy_ndp"] = "1"
 	if sur.forceForwarding6 {
 		s.sysctls["ipv6/conf/"+nic+"/force_forwarding"] = "1"
-		if s.bridge {
-			s.sysctls["ipv6/conf/"+Bridge+"/force_forwarding"] = "1"
-		}
 	}
 }
 
 // addLeg makes what one pod needs. Every kind of entry is found by a hash or a trie in the kernel.
-func (s *state) addLeg(l Leg, c Config) {
+func (s *state) addLeg(l Leg, c Config, sur surroundings) {
 	name, ether := PortName(l.Pod), podMAC(l.Pod)
 	mtu := 0
+	var sources []netip.Addr
 	for _, a := range l.Addresses {
 		n, _ := c.networkOf(a)
 		if n.MTU > 0 && (mtu == 0 || n.MTU < mtu) {
@@ -123,19 +122,20 @@ func (s *state) addLeg(l Leg, c Config) {
 		if slices.Contains(l.Idle, a) {
 			continue
 		}
-		s.neighbours[a] = ether
-		s.guard.Sources[source{name, a}] = struct{}{}
+		s.neighbours[neighbour{name, a}] = ether
+		sources = append(sources, a)
+		s.addPortSysctls(name, a.Is6(), sur)
 		if l.Left {
 			continue
 		}
-		s.routes[routeKey{tableOf(l), netip.PrefixFrom(a, a.BitLen())}] = route{Kind: unix.RTN_UNICAST, Dev: Bridge}
+		s.routes[routeKey{tableOf(l), netip.PrefixFrom(a, a.BitLen())}] = route{Kind: unix.RTN_UNICAST, Dev: name}
 		if !l.Staged && !slices.Contains(l.Silent, a) {
 			s.proxies[proxy{n.Interface, a}] = struct{}{}
 		}
 	}
 	s.ports[name] = plugged(mtu)
-	s.fdb[ether] = name
-	s.guard.Ports[name] = struct{}{}
+	s.sources[name] = sources
+	s.guards[name] = ruleText(guardRules(sources))
 }
 
 func tableOf(l Leg) int {

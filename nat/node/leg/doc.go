@@ -1,15 +1,15 @@
 // Package leg says what the kernel of a node, and that of a pod's namespace, shall hold so that packets of floating
 // addresses travel past the CNI, and makes it so.
 //
-//	LAN ── NIC ─┬─ rule 4990 iif NIC to POOL    → table 7102  staged   ─┐
-//	            └─ rule 5000       to POOL      → table 7100  active   ─┴─ fip-br ── fip<hash> ═ veth ═ fip0 [pod]
-//	            ┌─ rule 5001 iif fip-br from POOL → table 7101  throw for the cluster, POOL, default by the gateway
-//	LAN ── NIC ─┘
+//	LAN ── NIC ─┬─ rule 4990 iif NIC to POOL → table 7102  staged ─┐
+//	            └─ rule 5000       to POOL   → table 7100  active ─┴─ fip<hash> ═ veth ═ fip0 [pod]
+//	            ┌─ rule 5003     from POOL   → table 7101  throw for the cluster, POOL, default by the gateway
+//	LAN ── NIC ─┘  rule 5002 iif lo, iif NIC: goto 5004, past that
 //
 // The number of rules depends on the number of provider networks alone; addresses are entries of a trie (routes) and of
-// hashes (neighbours, forwarding entries, the guard's sets). The main table and the CNI's tables are not touched, and
-// packets carry no mark on the node. The ports of fip-br are isolated, learn nothing and flood nothing, and the guard
-// (an nftables table of the bridge family) lets no port send with another source than its own addresses.
+// hashes (neighbours). The main table and the CNI's tables are not touched, and packets of legs carry no mark on the
+// node. The guard, a chain of nftables at the ingress of each leg, lets no leg send with another source than its own
+// addresses. Why the legs meet in no bridge: docs/decisions/datapath.md.
 //
 // Desired state is a value that a pure function makes from a Config; the kernel is read into the same type; what
 // differs is changed. Nothing is remembered between calls, so a restart is no event.

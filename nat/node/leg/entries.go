@@ -10,61 +10,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func (a application) setForwarding(ether mac) error {
-	name, state, flags := a.want.fdb[ether], netlink.NUD_NOARP, netlink.NTF_MASTER
-	if ether == bridgeMAC {
-		state, flags = netlink.NUD_PERMANENT, netlink.NTF_SELF
-	}
-	link, err := a.node.netlink.LinkByName(name)
+func (a application) setNeighbour(n neighbour) error {
+	ether := a.want.neighbours[n]
+	link, err := a.node.netlink.LinkByName(n.Dev)
 	if err == nil {
 		err = a.node.netlink.NeighSet(&netlink.Neigh{
-			LinkIndex: link.Attrs().Index, Family: unix.AF_BRIDGE, State: state, Flags: flags, HardwareAddr: ether[:],
+			LinkIndex: link.Attrs().Index, State: netlink.NUD_PERMANENT, IP: n.Address.AsSlice(), HardwareAddr: ether[:],
 		})
 	}
 	if err != nil {
-		return fmt.Errorf("forwarding entry %s on %s: %w", net.HardwareAddr(ether[:]), name, err)
+		return fmt.Errorf("neighbour %s on %s: %w", n.Address, n.Dev, err)
 	}
-	a.report.changed("fdb %s on %s", net.HardwareAddr(ether[:]), name)
+	a.report.changed("neighbour %s at %s", n.Address, net.HardwareAddr(ether[:]))
 	return nil
 }
 
-func (a application) removeForwarding(ether mac) error {
-	name := a.have.fdb[ether]
-	if ether == bridgeMAC {
-		return nil // goes with the bridge
-	}
-	link, err := a.node.link(name)
+func (a application) removeNeighbour(n neighbour) error {
+	link, err := a.node.link(n.Dev)
 	if err != nil || link == nil {
 		return err
 	}
-	err = a.node.netlink.NeighDel(&netlink.Neigh{
-		LinkIndex: link.Attrs().Index, Family: unix.AF_BRIDGE, Flags: netlink.NTF_MASTER, HardwareAddr: ether[:],
-	})
-	return a.removed(err, "forwarding entry %s on %s", net.HardwareAddr(ether[:]), name)
-}
-
-func (a application) setNeighbour(address netip.Addr) error {
-	ether := a.want.neighbours[address]
-	bridge, err := a.node.netlink.LinkByName(Bridge)
-	if err == nil {
-		err = a.node.netlink.NeighSet(&netlink.Neigh{
-			LinkIndex: bridge.Attrs().Index, State: netlink.NUD_PERMANENT, IP: address.AsSlice(), HardwareAddr: ether[:],
-		})
-	}
-	if err != nil {
-		return fmt.Errorf("neighbour %s on %s: %w", address, Bridge, err)
-	}
-	a.report.changed("neighbour %s at %s", address, net.HardwareAddr(ether[:]))
-	return nil
-}
-
-func (a application) removeNeighbour(address netip.Addr) error {
-	bridge, err := a.node.link(Bridge)
-	if err != nil || bridge == nil {
-		return err
-	}
-	err = a.node.netlink.NeighDel(&netlink.Neigh{LinkIndex: bridge.Attrs().Index, IP: address.AsSlice()})
-	return a.removed(err, "neighbour %s", address)
+	err = a.node.netlink.NeighDel(&netlink.Neigh{LinkIndex: link.Attrs().Index, IP: n.Address.AsSlice()})
+	return a.removed(err, "neighbour %s", n.Address)
 }
 
 func (a application) proxy(p proxy, present bool) error {
@@ -160,6 +127,9 @@ func (r rule) netlink() *netlink.Rule {
 	}
 	if r.To.IsValid() {
 		nr.Dst = ipNet(r.To)
+	}
+	if r.Goto != 0 {
+		nr.Goto = r.Goto
 	}
 	return nr
 }

@@ -8,7 +8,7 @@ import (
 
 var (
 	// ErrTooManyNetworks: the routing tables kept for provider networks are used up.
-	ErrTooManyNetworks = errors.New("this node carries more than 91 provider networks of one family")
+	ErrTooManyNetworks = errors.New("this node carries more than 90 provider networks of one family")
 
 	// ErrTooManyMarks: the packet marks kept for provider networks are used up.
 	ErrTooManyMarks = errors.New("this node carries more than 3 provider networks of one family whose addresses go by the " +

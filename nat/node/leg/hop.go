@@ -80,7 +80,7 @@ func (s *state) addHop(h Hop, n Network, back int) {
 // (src_valid_mark): what arrives there for a pod was addressed to its floating address, and goes back by this NIC.
 func (s *state) addMark(n Network, back int) {
 	v6 := n.Prefix.Addr().Is6()
-	s.rules[rule{Priority: ruleBack, V6: v6, Mark: n.Mark, Mask: MarkMask, Table: back}] = struct{}{}
+	s.rules[rule{Priority: ruleMarked, V6: v6, Mark: n.Mark, Mask: MarkMask, Table: back}] = struct{}{}
 	if !v6 {
 		s.sysctls["ipv4/conf/"+n.Interface+"/src_valid_mark"] = "1"
 	}
@@ -105,7 +105,7 @@ func (n *Node) LinkTo(pod netip.Addr, nics map[string]bool) (string, error) {
 		return "", fmt.Errorf("link to pod %s: %w", pod, err)
 	}
 	name := link.Attrs().Name
-	if r.Type != unix.RTN_UNICAST || link.Attrs().Flags&net.FlagLoopback != 0 || name == Bridge || nics[name] {
+	if r.Type != unix.RTN_UNICAST || link.Attrs().Flags&net.FlagLoopback != 0 || isPort(name) || nics[name] {
 		return "", fmt.Errorf("the route to %s leads by %s, which is %w", pod, name, errBadLink)
 	}
 	return name, nil

@@ -8,9 +8,6 @@ import (
 
 // Names and numbers that stand in the kernel. A change of any of them makes an upgrade leave the old object behind.
 const (
-	// Bridge is the node's end of all legs.
-	Bridge = "fip-br"
-
 	// portPrefix starts the name of the node's end of a leg.
 	portPrefix = "fip"
 
@@ -35,21 +32,29 @@ const (
 	tableStaged = 7102 // addresses that are about to move here: only the provider NIC looks into it
 	tableBack   = 7101 // the way back of the first provider network; later ones get tableMore..tableLast
 	tableMore   = 7110
-	tableLast   = 7199
+	tableLast   = 7198
+	tableEmpty  = 7199 // never holds a route: a rule that looks into it is a place to go to
 )
 
 // Preferences of the node's rules. They come before those of kube-router (from 32765), Cilium (from 9) has no rule on
 // destination networks, and main (32766).
+//
+// The way back goes by the source alone, since a rule can name only one interface and there is one for each leg. What
+// the node itself sends, and what came in by a provider NIC, may have sources of the network too and passes it by.
 const (
 	ruleStaged = 4990
 	ruleActive = 5000
-	ruleBack   = 5001
+	ruleMarked = 5001
+	ruleOthers = 5002
+	ruleBack   = 5003
+	ruleEnd    = 5004
 )
 
 // Addresses on the leg itself. Nothing outside of the leg ever sees them.
 var (
-	// bridgeMAC is the same on every node: the neighbour entry in the pod needs no exchange.
-	bridgeMAC = mac{0x02, 0xf1, 0, 0, 0, 1}
+	// nodeMAC is that of the node's end of every leg, on every node: the neighbour entry in the pod needs no exchange.
+	// Two legs never share a segment.
+	nodeMAC = mac{0x02, 0xf1, 0, 0, 0, 1}
 
 	nodeEnd4 = netip.MustParseAddr("169.254.77.1")
 	// podEnd4 exists because an interface without any IPv4 address fails reverse-path filtering even in loose mode
@@ -71,7 +76,7 @@ func PortName(pod string) string {
 // agent.
 func podMAC(pod string) mac {
 	sum := sha256.Sum256([]byte(pod))
-	return mac{0x02, 0xf1, sum[28], sum[29], sum[30], sum[31] | 0x02} // never bridgeMAC
+	return mac{0x02, 0xf1, sum[28], sum[29], sum[30], sum[31] | 0x02} // never nodeMAC
 }
 
 // isPort reports whether PortName may have made name.

@@ -3,6 +3,8 @@ package leg
 import (
 	"errors"
 	"net/netip"
+	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
@@ -95,14 +97,14 @@ func TestAssignBack(t *testing.T) {
 		t.Errorf("tables (-want +got):\n%s", diff)
 	}
 	var many []Network
-	for i := range 92 {
+	for i := range 91 {
 		many = append(many, Network{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i), 0}), 24)})
 	}
-	if _, err := assignBack(many[:91], nil); err != nil {
-		t.Errorf("91 networks: %v", err)
+	if _, err := assignBack(many[:90], nil); err != nil {
+		t.Errorf("90 networks: %v", err)
 	}
 	if _, err := assignBack(many, nil); !errors.Is(err, ErrTooManyNetworks) {
-		t.Errorf("92 networks: have %v, want ErrTooManyNetworks", err)
+		t.Errorf("91 networks: have %v, want ErrTooManyNetworks", err)
 	}
 }
 
@@ -126,5 +128,55 @@ func TestValidate(t *testing.T) {
 		if err := c.Validate(); err == nil {
 			t.Errorf("%s: no error", name)
 		}
+	}
+}
+
+// TestOthersKeepTheirRoutes: the way back is for what legs send. What the node itself sends with an address of the
+// provider network, and what it forwards for a host there, goes on by the node's ordinary routes.
+func TestOthersKeepTheirRoutes(t *testing.T) {
+	r := newRig(t)
+	r.addPod("a", "100.0.0.5", floating, floating6)
+	r.apply()
+	port, elsewhere := PortName("a"), "198.51.100.9"
+	for _, tc := range []struct{ name, query, by string }{
+		{"a leg", "from 192.168.100.50 iif " + port, "red0"},
+		{"the node itself", "from 192.168.100.10", "green0"},
+		{"a host of the network", "from " + nodetest.LANHost + " iif red0", "green0"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var out []byte
+			r.node.Do(func() (err error) {
+				args := append([]string{"route", "get", elsewhere}, strings.Fields(tc.query)...)
+				out, err = exec.Command("ip", args...).CombinedOutput()
+				return err
+			})
+			if !strings.Contains(string(out), "dev "+tc.by) {
+				t.Errorf("the way to %s is %q, want one by %s", elsewhere, out, tc.by)
+			}
+		})
+	}
+}
+
+// TestGuardComesFirst: a leg that is plugged, and of which nothing else is known yet, lets nothing in.
+func TestGuardComesFirst(t *testing.T) {
+	r := newRig(t)
+	p := r.addPod("a", "100.0.0.5", floating)
+	if _, err := r.kernel.Plug("a", p.File); err != nil {
+		t.Fatal(err)
+	}
+	guards := map[string]string{}
+	if err := r.kernel.readGuards(guards); err != nil {
+		t.Fatal(err)
+	}
+	if have, want := guards[PortName("a")], ruleText(guardRules(nil)); have != want {
+		t.Errorf("guard of a leg that was just plugged: %q, want %q", have, want)
+	}
+	r.apply()
+	clear(guards)
+	if err := r.kernel.readGuards(guards); err != nil {
+		t.Fatal(err)
+	}
+	if have, want := guards[PortName("a")], ruleText(guardRules([]netip.Addr{floating})); have != want {
+		t.Errorf("guard of a leg in use: %q, want %q", have, want)
 	}
 }

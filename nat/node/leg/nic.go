@@ -49,7 +49,7 @@ func (n *Node) NICs() ([]NIC, error) {
 	for _, l := range links {
 		a := l.Attrs()
 		names[a.Index] = a.Name
-		if a.Flags&net.FlagLoopback == 0 && a.Name != Bridge && !isPort(a.Name) {
+		if a.Flags&net.FlagLoopback == 0 && !isPort(a.Name) {
 			nics[a.Index] = &NIC{Name: a.Name, Up: a.Flags&net.FlagUp != 0, MTU: a.MTU, MAC: a.HardwareAddr.String()}
 		}
 	}

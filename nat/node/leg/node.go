@@ -85,15 +85,26 @@ func isPair(outer, inner netlink.Link, ether mac) bool {
 		inner.Attrs().HardwareAddr.String() == net.HardwareAddr(ether[:]).String()
 }
 
+// addPair makes the pair. Nothing comes in by it until Apply says which sources may.
 func (n *Node) addPair(pod string, podNS *os.File) error {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.Flags = PortName(pod), net.FlagUp // the other end shall have a carrier as soon as it is up
+	attrs.Name, attrs.HardwareAddr = PortName(pod), nodeMAC[:]
 	ether := podMAC(pod)
 	err := n.netlink.LinkAdd(&netlink.Veth{
 		LinkAttrs: attrs, PeerName: nat.LegInterface, PeerHardwareAddr: ether[:], PeerNamespace: netlink.NsFd(int(podNS.Fd())),
 	})
 	if err != nil {
 		return fmt.Errorf("plug %s into pod %s: %w", nat.LegInterface, pod, err)
+	}
+	link, err := n.netlink.LinkByName(attrs.Name)
+	if err == nil {
+		err = n.writeGuards(map[string][]netip.Addr{attrs.Name: nil})
+	}
+	if err == nil {
+		err = n.netlink.LinkSetUp(link) // the other end shall have a carrier as soon as it is up
+	}
+	if err != nil {
+		return fmt.Errorf("port %s of pod %s: %w", attrs.Name, pod, err)
 	}
 	return nil
 }
@@ -168,7 +179,7 @@ func (n *Node) Holding() (Holding, error) {
 		h.Ports[name] = true
 	}
 	for k := range have.routes {
-		port := have.fdb[have.neighbours[k.To.Addr()]]
+		port := have.routes[k].Dev
 		if via := have.routes[k].Via; via.IsValid() {
 			port = HopName(via)
 		}

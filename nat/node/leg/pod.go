@@ -47,7 +47,7 @@ type podLink struct {
 func desiredPod(p Pod) podState {
 	s := podState{
 		state: state{
-			rules: map[rule]struct{}{}, routes: map[routeKey]route{}, neighbours: map[netip.Addr]mac{},
+			rules: map[rule]struct{}{}, routes: map[routeKey]route{}, neighbours: map[neighbour]mac{},
 			sysctls: map[string]string{},
 		},
 		addresses: map[netip.Prefix]struct{}{},
@@ -70,7 +70,7 @@ func desiredPod(p Pod) podState {
 		s.rules[rule{Priority: podRule, V6: v6, Mark: nat.LegMark, Table: podTable}] = struct{}{}
 		everything := netip.PrefixFrom(anyAddress(v6), 0)
 		s.routes[routeKey{podTable, everything}] = route{Kind: unix.RTN_UNICAST, Dev: nat.LegInterface, Via: gateway}
-		s.neighbours[gateway] = bridgeMAC
+		s.neighbours[neighbour{nat.LegInterface, gateway}] = nodeMAC
 	}
 	return s
 }
@@ -151,7 +151,7 @@ func ClearPod(ns *os.File) (Report, error) {
 func readPod(h *netlink.Handle, settings sysctls, paths []string) (s podState, link netlink.Link, err error) {
 	s = podState{
 		state: state{
-			rules: map[rule]struct{}{}, routes: map[routeKey]route{}, neighbours: map[netip.Addr]mac{},
+			rules: map[rule]struct{}{}, routes: map[routeKey]route{}, neighbours: map[neighbour]mac{},
 		},
 		addresses: map[netip.Prefix]struct{}{},
 	}
@@ -190,7 +190,7 @@ func readLeg(h *netlink.Handle, link netlink.Link, s *podState) error {
 		}
 		for _, e := range list {
 			if a, ok := netip.AddrFromSlice(e.IP); ok && e.State == netlink.NUD_PERMANENT && len(e.HardwareAddr) == 6 {
-				s.neighbours[a.Unmap()] = mac(e.HardwareAddr)
+				s.neighbours[neighbour{nat.LegInterface, a.Unmap()}] = mac(e.HardwareAddr)
 			}
 		}
 	}
@@ -225,8 +225,8 @@ func (a podApplication) add() error {
 	if err := a.setLink(); err != nil {
 		return errors.Join(append(errs, err)...)
 	}
-	for _, gateway := range diff(a.want.neighbours, a.have.neighbours).Put {
-		errs = append(errs, a.setNeighbour(gateway))
+	for _, n := range diff(a.want.neighbours, a.have.neighbours).Put {
+		errs = append(errs, a.setNeighbour(n))
 	}
 	for _, k := range diff(a.want.routes, a.have.routes).Put {
 		errs = append(errs, addRoute(a.h, k, a.want.routes[k], a.report))
@@ -255,15 +255,15 @@ func (a podApplication) setLink() error {
 	return awaitUsable(a.h, nat.LegInterface)
 }
 
-func (a podApplication) setNeighbour(gateway netip.Addr) error {
-	ether := a.want.neighbours[gateway]
+func (a podApplication) setNeighbour(n neighbour) error {
+	ether := a.want.neighbours[n]
 	err := a.h.NeighSet(&netlink.Neigh{
-		LinkIndex: a.link.Attrs().Index, State: netlink.NUD_PERMANENT, IP: gateway.AsSlice(), HardwareAddr: ether[:],
+		LinkIndex: a.link.Attrs().Index, State: netlink.NUD_PERMANENT, IP: n.Address.AsSlice(), HardwareAddr: ether[:],
 	})
 	if err != nil {
-		return fmt.Errorf("neighbour %s on %s: %w", gateway, nat.LegInterface, err)
+		return fmt.Errorf("neighbour %s on %s: %w", n.Address, nat.LegInterface, err)
 	}
-	a.report.changed("pod neighbour %s", gateway)
+	a.report.changed("pod neighbour %s", n.Address)
 	return nil
 }
 

@@ -11,27 +11,25 @@ import (
 // state is what the kernel of the node holds, or shall hold, of ours. Everything in it is comparable, so that the
 // difference of two states needs no special cases.
 type state struct {
-	bridge     bool // the bridge exists, is up and has its settings
-	ports      map[string]port
+	ports      map[string]port         // the node's ends of the legs
+	guards     map[string]string       // the guard's rules for each port, as text
+	sources    map[string][]netip.Addr // what guards lets in, in a desired state
 	rules      map[rule]struct{}
 	routes     map[routeKey]route
-	neighbours map[netip.Addr]mac // permanent entries on the bridge
-	fdb        map[mac]string     // static entries of the bridge: which port
+	neighbours map[neighbour]mac // permanent entries on the ports
 	proxies    map[proxy]struct{}
 	sysctls    map[string]string // path below /proc/sys/net to value
-	guard      guard
 }
 
-// port is a bridge port with all settings that matter.
+// port is the node's end of a leg with all settings that matter.
 type port struct {
-	Up, Enslaved                                      bool
-	Isolated, Learning, Flood, McastFlood, BcastFlood bool
-	MTU                                               int
+	Up, Enslaved bool // Enslaved: somebody put it into a bridge
+	Ether        mac
+	MTU          int
 }
 
-// plugged is how every port shall be. Isolated: no frame from leg to leg. No learning and no flooding: the entries are
-// static, and a pod that invents source addresses changes nothing.
-func plugged(mtu int) port { return port{Up: true, Enslaved: true, Isolated: true, MTU: mtu} }
+// plugged is how every port shall be.
+func plugged(mtu int) port { return port{Up: true, Ether: nodeMAC, MTU: mtu} }
 
 type rule struct {
 	Priority int
@@ -40,6 +38,7 @@ type rule struct {
 	From, To netip.Prefix // the zero Prefix is any
 	Mark     uint32
 	Mask     uint32 // 0 is all bits
+	Goto     int    // the priority of another rule; 0 looks into Table
 	Table    int
 }
 
@@ -60,6 +59,9 @@ func (r rule) String() string {
 	if r.Mask != 0 {
 		s += fmt.Sprintf("/%#x", r.Mask)
 	}
+	if r.Goto != 0 {
+		return fmt.Sprintf("%s goto %d", s, r.Goto)
+	}
 	return fmt.Sprintf("%s lookup %d", s, r.Table)
 }
 
@@ -72,6 +74,11 @@ type route struct {
 	Kind int // RTN_UNICAST, RTN_THROW, RTN_BLACKHOLE
 	Dev  string
 	Via  netip.Addr // onlink, if valid
+}
+
+type neighbour struct {
+	Dev     string
+	Address netip.Addr
 }
 
 type proxy struct {
@@ -133,7 +140,7 @@ func (s state) networks() []Network {
 	}
 	marked := map[slot]uint32{}
 	for r := range s.rules {
-		if r.Priority == ruleBack && r.Mark != 0 {
+		if r.Priority == ruleMarked && r.Mark != 0 {
 			marked[slot{r.V6, r.Table}] = r.Mark
 		}
 	}

@@ -28,7 +28,7 @@ type Config struct {
 	// Networks are the provider networks.
 	Networks []netip.Prefix
 	// Exits are the links by which a floating address may leave besides those of Addresses: the provider NICs and the
-	// bridge of the legs.
+	// legs.
 	Exits []string
 }
 
