@@ -201,6 +201,7 @@ func (vm *VM) PlugLeg(t testing.TB) {
 	}
 	vm.podSide(t)
 	pod.Settle(t)
+	node.Settle(t)
 }
 
 func (vm *VM) podSide(t testing.TB) {

@@ -127,7 +127,9 @@ func (a application) add() error {
 	for _, n := range diff(a.want.neighbours, a.have.neighbours).Put {
 		errs = append(errs, a.setNeighbour(n))
 	}
-	for _, k := range backFirst(diff(a.want.routes, a.have.routes).Put) {
+	routes := backFirst(diff(a.want.routes, a.have.routes).Put)
+	errs = append(errs, a.awaitPorts(routes))
+	for _, k := range routes {
 		errs = append(errs, a.route(k, true))
 	}
 	for _, r := range diff(a.want.rules, a.have.rules).Put {
@@ -135,6 +137,19 @@ func (a application) add() error {
 	}
 	for _, p := range diff(a.want.proxies, a.have.proxies).Put {
 		errs = append(errs, a.proxy(p, true))
+	}
+	return errors.Join(errs...)
+}
+
+// awaitPorts waits until the legs of new routes are usable, so that the first packet to an address is not lost.
+func (a application) awaitPorts(routes []routeKey) error {
+	var errs []error
+	awaited := map[string]bool{}
+	for _, k := range routes {
+		if dev := a.want.routes[k].Dev; isPort(dev) && !awaited[dev] {
+			awaited[dev] = true
+			errs = append(errs, awaitUsable(a.node.netlink, dev))
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -30,7 +30,7 @@ func (a application) setPort(name string) error {
 		}
 	}
 	a.report.changed("port %s", name)
-	return awaitUsable(a.node.netlink, name)
+	return nil
 }
 
 func (a application) removeLink(name string) error {
