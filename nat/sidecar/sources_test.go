@@ -110,8 +110,8 @@ func record(t *testing.T, node *lab.Namespace) {
 	chain in { type filter hook ingress device "cni-vm1" priority 0;`+rules+`
 	}
 }
-table bridge leg {`+sets+`
-	chain in { type filter hook prerouting priority -300; iifname "fip1" jump record; }
+table inet leg {`+sets+`
+	chain in { type filter hook prerouting priority raw; iifname "fip1" jump record; }
 	chain record {`+rules+`
 	}
 }`)
@@ -173,7 +173,7 @@ func TestTheLegKnowsOneAddress(t *testing.T) {
 				step(s)
 			}
 			s.seenOutside()
-			s.wantSourcesBy("bridge leg", s.vm.Floating4, s.vm.Floating6)
+			s.wantSourcesBy("inet leg", s.vm.Floating4, s.vm.Floating6)
 		})
 	}
 }
@@ -240,7 +240,7 @@ func newSetup(t *testing.T) *setup {
 func (s *setup) wantSources(leg ...string) {
 	s.t.Helper()
 	s.wantSourcesBy("netdev eth0", s.vm.Pod4, s.vm.Pod6)
-	s.wantSourcesBy("bridge leg", leg...)
+	s.wantSourcesBy("inet leg", leg...)
 }
 
 func (s *setup) wantSourcesBy(table string, want ...string) {
