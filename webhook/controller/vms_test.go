@@ -262,6 +262,21 @@ func TestSweep(t *testing.T) {
 	}
 }
 
+// Of two tries to create one VM the ledger knows the last one, and the API server may have stored the other: it shows the
+// claim.
+func TestSweepFindsTheOtherTry(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.create(vm("a", "uid-1", w.commit("a", "uid-2")))
+	w.now = epoch.Add(100 * time.Second)
+	if err := w.pending.Sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if line, _ := w.ledger.Lookup(address(50)); line.State != ipam.Bound || line.Owner.UID != "uid-1" {
+		t.Errorf("the ledger has %+v", line)
+	}
+}
+
 // unreachable is an API server that does not answer.
 type unreachable struct{ client.Reader }
 
