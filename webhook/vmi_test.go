@@ -84,6 +84,11 @@ func TestCreateVMIUnnatable(t *testing.T) {
 	for _, tc := range []struct{ name, spec, text string }{
 		{"bridge", bridge, "no interface with masquerade binding"},
 		{"no interface", `{"domain":{"devices":{}}}`, "no interface with masquerade binding"},
+		{"no pod interface at all", `{"domain":{"devices":{"autoattachPodInterface":false}},"networks":[]}`, "no interface with masquerade binding"},
+		{"passt", strings.Replace(masquerade, `"masquerade":{}`, `"passtBinding":{}`, 1), "no interface with masquerade binding"},
+		{"passt as a plugin", strings.Replace(masquerade, `"masquerade":{}`, `"binding":{"name":"passt"}`, 1), "no interface with masquerade binding"},
+		{"SR-IOV only", `{"domain":{"devices":{"interfaces":[{"name":"nic","sriov":{}}]}},"networks":[{"name":"nic","multus":{"networkName":"vf"}}]}`,
+			"no interface with masquerade binding"},
 		{"masquerade on another network", strings.Replace(masquerade, `"pod":{}`, `"multus":{}`, 1), "no interface with masquerade binding"},
 		{"port ranges", strings.Replace(masquerade, `"masquerade":{}`, `"masquerade":{},"portRanges":[{"from":1}]`, 1), "portRanges cannot be forwarded"},
 		{"guest network around the address", strings.Replace(masquerade, `"pod":{}`, `"pod":{"vmNetworkCIDR":"192.168.100.0/24"}`, 1), "outside 192.168.100.0/24"},

