@@ -2,8 +2,10 @@ package floatip
 
 import (
 	"crypto/rand"
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"time"
 )
 
 // Keys of labels and annotations. All of them share the prefix "floatip.io/", the project's API group.
@@ -92,14 +94,19 @@ type Owner struct {
 // String returns "namespace/name".
 func (o Owner) String() string { return o.Namespace + "/" + o.Name }
 
-// Claim is a random 128-bit token that ties an object in the API server to its ledger entry before the object has a
-// name or a UID. The zero Claim stands for none.
+// Claim is a 128-bit token that ties an object in the API server to its ledger entry before the object has a name or a
+// UID. The zero Claim stands for none.
 type Claim [16]byte
 
-// NewClaim returns a fresh random Claim.
+// NewClaim returns a fresh Claim that cannot be guessed: 48 bits of Unix time in milliseconds, so that claims grow with
+// time and the ledger writes new ones side by side, and 80 random bits. It is laid out as a UUID of version 7 is (RFC
+// 9562, section 5.7), with random bits for version and variant.
 func NewClaim() Claim {
 	var c Claim
-	rand.Read(c[:]) // never fails, crypto/rand
+	rand.Read(c[6:]) // never fails, crypto/rand
+	now := uint64(time.Now().UnixMilli())
+	binary.BigEndian.PutUint16(c[:2], uint16(now>>32))
+	binary.BigEndian.PutUint32(c[2:6], uint32(now))
 	return c
 }
 

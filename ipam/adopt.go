@@ -142,15 +142,8 @@ func (b *batch) dispute(line Allocation, s Sighting) {
 func (b *batch) setClaimants(a netip.Addr, after []Claimant) {
 	l := b.ledger
 	before := l.disputes[a]
-	set := func(claimants []Claimant) {
-		if len(claimants) == 0 {
-			delete(l.disputes, a)
-		} else {
-			l.disputes[a] = claimants
-		}
-	}
-	set(after)
-	b.undo = append(b.undo, func() { set(before); b.disputed[a] = before })
+	l.setDispute(a, after)
+	b.undo = append(b.undo, func() { l.setDispute(a, before); b.disputed[a] = before })
 	if b.disputed == nil {
 		b.disputed = map[netip.Addr][]Claimant{}
 	}

@@ -3,6 +3,7 @@ package ipam
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -151,8 +152,8 @@ func ledgerCommits(b *testing.B, l *Ledger, writers int, lasting time.Duration) 
 		wg.Go(func() {
 			var own []time.Duration
 			for time.Since(start) < lasting {
-				claim := floatip.NewClaim()
-				owner := floatip.Owner{Namespace: "bench", Name: "vm-" + claim.String()[:8], UID: uuid(claim)}
+				claim, uid := floatip.NewClaim(), uuid()
+				owner := floatip.Owner{Namespace: "bench", Name: "vm-" + uid[:8], UID: uid}
 				offer, err := l.Reserve(ctx, Request{Claim: claim, Namespace: owner.Namespace, Name: owner.Name})
 				if err != nil {
 					b.Error(err)
@@ -174,9 +175,10 @@ func ledgerCommits(b *testing.B, l *Ledger, writers int, lasting time.Duration) 
 	return summarize(latencies, time.Since(start))
 }
 
-func uuid(c floatip.Claim) string {
-	s := c.String()
-	return s[:8] + "-" + s[8:12] + "-" + s[12:16] + "-" + s[16:20] + "-" + s[20:]
+// uuid returns a UID as the API server makes them, random (RFC 9562, version 4).
+func uuid() string {
+	return fmt.Sprintf("%08x-%04x-4%03x-8%03x-%012x",
+		rand.Uint32(), rand.Uint32N(1<<16), rand.Uint32N(1<<12), rand.Uint32N(1<<12), rand.Uint64N(1<<48))
 }
 
 // BenchmarkReserve is the mutating phase: an address is promised in memory and withdrawn, 65 536 held.

@@ -1,7 +1,6 @@
 package ipam
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -92,6 +91,7 @@ func (l *Ledger) Check(ctx context.Context, against Against) (Report, error) {
 type checker struct {
 	report Report
 	lines  map[netip.Addr]Allocation
+	claims map[netip.Addr][]Claimant
 }
 
 func (c *checker) complain(a netip.Addr, format string, args ...any) {
@@ -108,9 +108,17 @@ func (c *checker) file(tx *bbolt.Tx) {
 	}
 	c.addresses(tx)
 	c.owners(tx)
-	c.identities()
-	c.disputes(tx)
+	c.claimants(tx)
 	c.history(tx)
+	c.identities()
+	c.disputes()
+	for _, line := range c.lines {
+		if line.held() {
+			c.report.Held++
+		} else {
+			c.report.Released++
+		}
+	}
 }
 
 func (c *checker) addresses(tx *bbolt.Tx) {
@@ -122,46 +130,47 @@ func (c *checker) addresses(tx *bbolt.Tx) {
 			return nil
 		}
 		c.lines[line.Address] = line
-		if line.held() {
-			c.report.Held++
-		} else {
-			c.report.Released++
-		}
 		return nil
 	})
 }
 
-// owners proves that the owner index has one entry for each address, and no other.
+// owners proves that the owner index has one entry for each address, with its claim and owner, and no other.
 func (c *checker) owners(tx *bbolt.Tx) {
-	bucket := tx.Bucket(bucketOwners)
-	for a, line := range c.lines {
-		if k, _ := bucket.Cursor().Seek(ownerKey(nil, line.Owner, a)); !bytes.Equal(k, ownerKey(nil, line.Owner, a)) {
-			c.complain(a, "the owner index does not list it under %s", line.Owner)
-		}
-	}
-	bucket.ForEach(func(k, _ []byte) error {
-		owner, a, err := parseOwnerKey(k)
+	n := 0
+	tx.Bucket(bucketOwners).ForEach(func(k, v []byte) error {
+		n++
+		claim, a, owner, err := decodeOwner(k, v)
 		if err != nil {
-			c.complain(netip.Addr{}, "owner %q: %v", k, err)
+			c.complain(a, "owner %x: %v", k, err)
 			return nil
 		}
-		if line, ok := c.lines[a]; !ok || line.Owner != owner {
+		if line, ok := c.lines[a]; !ok || line.Owner != owner || line.Claim != claim {
 			c.complain(a, "the owner index lists it under %s, who does not have it", owner)
 		}
 		return nil
 	})
+	if n == len(c.lines) {
+		return
+	}
+	bucket := tx.Bucket(bucketOwners)
+	for a, line := range c.lines {
+		if bucket.Get(ownerKey(nil, line.Claim, a)) == nil {
+			c.complain(a, "the owner index does not list it under %s", line.Owner)
+		}
+	}
 }
 
-func parseOwnerKey(key []byte) (floatip.Owner, netip.Addr, error) {
-	parts := bytes.SplitN(key, []byte{0}, 4)
-	if len(parts) < 4 {
-		return floatip.Owner{}, netip.Addr{}, errShort
-	}
-	a, rest, err := cutAddress(parts[3])
-	if err == nil && len(rest) > 0 {
-		err = errRest
-	}
-	return floatip.Owner{Namespace: string(parts[0]), Name: string(parts[1]), UID: string(parts[2])}, a, err
+func (c *checker) claimants(tx *bbolt.Tx) {
+	c.claims = map[netip.Addr][]Claimant{}
+	tx.Bucket(bucketDisputes).ForEach(func(k, v []byte) error {
+		claimant, err := decodeClaimant(k, v)
+		if err != nil {
+			c.complain(netip.Addr{}, "dispute %x: %v", k, err)
+			return nil
+		}
+		c.claims[claimant.Address] = append(c.claims[claimant.Address], claimant)
+		return nil
+	})
 }
 
 // identities proves that a claim and a virtual machine have at most one address of each family.
@@ -191,45 +200,85 @@ func (c *checker) identities() {
 	}
 }
 
-func (c *checker) disputes(tx *bbolt.Tx) {
-	claimed := map[netip.Addr]bool{}
-	tx.Bucket(bucketDisputes).ForEach(func(k, v []byte) error {
-		claimant, err := decodeClaimant(k, v)
-		if err != nil {
-			c.complain(netip.Addr{}, "dispute %x: %v", k, err)
-			return nil
+func (c *checker) disputes() {
+	for a, claimants := range c.claims {
+		if line := c.lines[a]; !line.held() || !line.Disputed {
+			c.complain(a, "VM %s claims it, but it is not marked as disputed", claimants[0].Owner)
 		}
-		claimed[claimant.Address] = true
-		if line := c.lines[claimant.Address]; !line.held() || !line.Disputed {
-			c.complain(claimant.Address, "VM %s claims it, but it is not marked as disputed", claimant.Owner)
-		}
-		return nil
-	})
+	}
 	for a, line := range c.lines {
-		if line.Disputed && !claimed[a] {
+		if line.Disputed && len(c.claims[a]) == 0 {
 			c.complain(a, "it is marked as disputed, but nobody else claims it")
 		}
 	}
 }
 
-// history proves that the numbers have no gap and that the last event of each address fits its state.
+// history proves that the numbers have no gap, and that the last event of each address fits what the buckets say up to
+// the entry that they follow. What the entries behind that one say is the present state, which must fit as well.
 func (c *checker) history(tx *bbolt.Tx) {
+	folded, err := getFolded(tx)
+	if err != nil {
+		c.complain(netip.Addr{}, "%v", err)
+		return
+	}
 	last := map[netip.Addr]Event{}
-	var expected uint64
+	var next, nextEvent uint64
 	tx.Bucket(bucketHistory).ForEach(func(k, v []byte) error {
-		if n := number(k); expected != 0 && n != expected {
-			c.complain(netip.Addr{}, "history: event %d follows event %d", n, expected-1)
-		}
-		expected = number(k) + 1
-		e, err := decodeEvent(k, v)
+		e, err := decodeEntry(k, v)
 		if err != nil {
 			c.complain(netip.Addr{}, "history: %v", err)
 			return nil
 		}
-		c.report.Events++
-		last[e.Address] = e
+		if next != 0 && (e.number != next || e.first != nextEvent) {
+			c.complain(netip.Addr{}, "history: entry %d from event %d on follows entry %d up to event %d", e.number, e.first, next-1, nextEvent)
+		}
+		if next == 0 && e.number > folded {
+			c.complain(netip.Addr{}, "history: it begins with entry %d, the indexes follow it up to entry %d", e.number, folded)
+		}
+		next, nextEvent = e.number+1, e.first+e.events()
+		c.report.Events += int(e.events())
+		if e.number == folded {
+			c.agree(last)
+			clear(last)
+		}
+		for i := range e.steps {
+			if s := &e.steps[i]; s.action != 0 {
+				last[s.after.Address] = s.event(e.time)
+			}
+		}
+		if e.number >= folded {
+			c.redo(&e)
+		}
 		return nil
 	})
+	if next != 0 && folded > next {
+		c.complain(netip.Addr{}, "history: it ends before entry %d, the indexes follow it up to entry %d", next, folded)
+	}
+	c.agree(last)
+}
+
+// redo applies an entry that the indexes do not follow yet.
+func (c *checker) redo(e *entry) {
+	for i := range e.steps {
+		a, after := e.steps[i].after.Address, e.steps[i].after
+		switch before := c.lines[a]; {
+		case after.State != 0:
+			c.lines[a] = after
+		case before.State == Released:
+			delete(c.lines, a)
+		default:
+			c.complain(a, "history: entry %d forgets it, but it is not released", e.number)
+		}
+	}
+	for _, one := range e.claims {
+		if delete(c.claims, one.address); len(one.claimants) > 0 {
+			c.claims[one.address] = one.claimants
+		}
+	}
+}
+
+// agree proves that the last event of each address fits its state.
+func (c *checker) agree(last map[netip.Addr]Event) {
 	for a, e := range last {
 		if line, ok := c.lines[a]; ok && (line.Owner != e.Owner || (line.State == Released) != (e.Action == Freed)) {
 			c.complain(a, "it is %s for VM %s, but the last event says %s for VM %s", line.State, line.Owner, e.Action, e.Owner)

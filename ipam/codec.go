@@ -53,12 +53,29 @@ func cutAddress(from []byte) (netip.Addr, []byte, error) {
 	return a, from[1+size:], nil
 }
 
-// ownerKey is the key of the owner index. Names of Kubernetes objects have no zero byte.
-func ownerKey(to []byte, o floatip.Owner, a netip.Addr) []byte {
-	for _, part := range [...]string{o.Namespace, o.Name, o.UID} {
-		to = append(append(to, part...), 0)
+// ownerKey is the key of the owner index. Claims grow with time (floatip.NewClaim), so what is new stands at the end.
+func ownerKey(to []byte, claim floatip.Claim, a netip.Addr) []byte {
+	return appendAddress(append(to, claim[:]...), a)
+}
+
+// encodeOwner returns namespace, name and UID.
+func encodeOwner(key []byte, o floatip.Owner) []byte {
+	return seal(key, appendText(make([]byte, 0, 96), o.Namespace, o.Name, o.UID))
+}
+
+func decodeOwner(key, sealed []byte) (floatip.Claim, netip.Addr, floatip.Owner, error) {
+	k := reader{rest: key}
+	claim, a := k.claim(), k.address()
+	if err := k.end(); err != nil {
+		return claim, a, floatip.Owner{}, err
 	}
-	return appendAddress(to, a)
+	value, err := unseal(key, sealed)
+	if err != nil {
+		return claim, a, floatip.Owner{}, err
+	}
+	r := reader{rest: value}
+	owner := r.owner()
+	return claim, a, owner, r.end()
 }
 
 func appendText(to []byte, texts ...string) []byte {
@@ -118,13 +135,22 @@ func (r *reader) byte() byte {
 	return 0
 }
 
-func (r *reader) text() string {
+func (r *reader) uvarint() uint64 {
 	n, size := binary.Uvarint(r.rest)
 	if size <= 0 && r.err == nil {
 		r.err = errShort
 	}
 	r.bytes(uint64(max(size, 0)))
-	return string(r.bytes(n))
+	return n
+}
+
+func (r *reader) text() string { return string(r.bytes(r.uvarint())) }
+
+func (r *reader) uint64() uint64 {
+	if b := r.bytes(8); b != nil {
+		return binary.BigEndian.Uint64(b)
+	}
+	return 0
 }
 
 func (r *reader) time() time.Time {
@@ -138,10 +164,6 @@ func (r *reader) claim() floatip.Claim {
 	var c floatip.Claim
 	copy(c[:], r.bytes(uint64(len(c))))
 	return c
-}
-
-func (r *reader) owner() floatip.Owner {
-	return floatip.Owner{Namespace: r.text(), Name: r.text(), UID: r.text()}
 }
 
 func (r *reader) address() netip.Addr {
@@ -166,20 +188,27 @@ const (
 	flagMissing
 )
 
-// encodeAllocation returns state, flags, time, claim, pool and owner; the address is the key.
-func encodeAllocation(key []byte, line Allocation) []byte {
-	var flags byte
-	if line.Disputed {
-		flags |= flagDisputed
+// appendAllocation appends state, flags, time, claim, pool and owner; the address is written elsewhere.
+func appendAllocation(to []byte, line *Allocation) []byte {
+	to = appendTime(append(to, byte(line.State), flagsOf(line)), line.Since)
+	to = append(to, line.Claim[:]...)
+	return appendText(to, line.Pool, line.Owner.Namespace, line.Owner.Name, line.Owner.UID)
+}
+
+func (r *reader) allocation(a netip.Addr) Allocation {
+	line := Allocation{Address: a, State: State(r.byte())}
+	flags := r.byte()
+	line.Disputed, line.Missing = flags&flagDisputed != 0, flags&flagMissing != 0
+	line.Since, line.Claim = r.time(), r.claim()
+	line.Pool, line.Owner = r.text(), r.owner()
+	if r.err == nil && (line.State < Pending || line.State > Released) {
+		r.err = fmt.Errorf("unknown state %d", line.State)
 	}
-	if line.Missing {
-		flags |= flagMissing
-	}
-	value := make([]byte, 0, 128)
-	value = appendTime(append(value, byte(line.State), flags), line.Since)
-	value = append(value, line.Claim[:]...)
-	value = appendText(value, line.Pool, line.Owner.Namespace, line.Owner.Name, line.Owner.UID)
-	return seal(key, value)
+	return line
+}
+
+func encodeAllocation(key []byte, line *Allocation) []byte {
+	return seal(key, appendAllocation(make([]byte, 0, 128), line))
 }
 
 func decodeAllocation(key, sealed []byte) (Allocation, error) {
@@ -195,51 +224,23 @@ func decodeAllocation(key, sealed []byte) (Allocation, error) {
 		return Allocation{}, about(a, err)
 	}
 	r := reader{rest: value}
-	line := Allocation{Address: a, State: State(r.byte())}
-	flags := r.byte()
-	line.Disputed, line.Missing = flags&flagDisputed != 0, flags&flagMissing != 0
-	line.Since, line.Claim = r.time(), r.claim()
-	line.Pool, line.Owner = r.text(), r.owner()
+	line := r.allocation(a)
 	if err := r.end(); err != nil {
 		return Allocation{}, about(a, err)
 	}
-	if line.State < Pending || line.State > Released {
-		return Allocation{}, fmt.Errorf("%s: unknown state %d", a, line.State)
-	}
 	return line, nil
-}
-
-func encodeEvent(key []byte, e Event) []byte {
-	value := appendTime(append(make([]byte, 0, 192), byte(e.Action)), e.Time)
-	value = append(appendAddress(value, e.Address), e.Claim[:]...)
-	value = appendText(value, e.Pool, e.Owner.Namespace, e.Owner.Name, e.Owner.UID,
-		e.Cause.User, e.Cause.RequestUID, e.Cause.Reason)
-	return seal(key, value)
-}
-
-func decodeEvent(key, sealed []byte) (Event, error) {
-	value, err := unseal(key, sealed)
-	if err != nil {
-		return Event{}, fmt.Errorf("event %x: %w", key, err)
-	}
-	r := reader{rest: value}
-	e := Event{Action: Action(r.byte()), Time: r.time(), Address: r.address(), Claim: r.claim()}
-	e.Pool, e.Owner = r.text(), r.owner()
-	e.Cause = Cause{User: r.text(), RequestUID: r.text(), Reason: r.text()}
-	if err := r.end(); err != nil {
-		return Event{}, fmt.Errorf("event %x: %w", key, err)
-	}
-	return e, nil
 }
 
 func claimantKey(c Claimant) []byte {
 	return append(appendAddress(nil, c.Address), c.Owner.UID...)
 }
 
-func encodeClaimant(key []byte, c Claimant) []byte {
-	value := append(appendTime(nil, c.Since), c.Claim[:]...)
-	return seal(key, appendText(value, c.Owner.Namespace, c.Owner.Name, c.Owner.UID, c.Source))
+func appendClaimant(to []byte, c Claimant) []byte {
+	to = append(appendTime(to, c.Since), c.Claim[:]...)
+	return appendText(to, c.Owner.Namespace, c.Owner.Name, c.Owner.UID, c.Source)
 }
+
+func encodeClaimant(key []byte, c Claimant) []byte { return seal(key, appendClaimant(nil, c)) }
 
 func decodeClaimant(key, sealed []byte) (Claimant, error) {
 	a, _, err := cutAddress(key)
@@ -251,15 +252,16 @@ func decodeClaimant(key, sealed []byte) (Claimant, error) {
 		return Claimant{}, about(a, err)
 	}
 	r := reader{rest: value}
-	c := Claimant{Address: a, Since: r.time(), Claim: r.claim(), Owner: r.owner(), Source: r.text()}
+	c := r.claimant(a)
 	return c, r.end()
 }
 
-// encodeCursor returns the two address keys of the cursor, IPv4 first.
-func encodeCursor(key []byte, c cursor) []byte {
-	value := appendAddress(nil, c[0].addr(IPv4))
-	return seal(key, appendAddress(value, c[1].addr(IPv6)))
+// appendCursor appends the two address keys of the cursor, IPv4 first.
+func appendCursor(to []byte, c cursor) []byte {
+	return appendAddress(appendAddress(to, c[0].addr(IPv4)), c[1].addr(IPv6))
 }
+
+func encodeCursor(key []byte, c cursor) []byte { return seal(key, appendCursor(nil, c)) }
 
 func decodeCursor(key, sealed []byte) (cursor, error) {
 	value, err := unseal(key, sealed)
@@ -267,9 +269,9 @@ func decodeCursor(key, sealed []byte) (cursor, error) {
 		return cursor{}, fmt.Errorf("pool %s: %w", key, err)
 	}
 	r := reader{rest: value}
-	four, six := r.address(), r.address()
+	c := r.cursor()
 	if err := r.end(); err != nil {
 		return cursor{}, fmt.Errorf("pool %s: %w", key, err)
 	}
-	return cursor{numOf(four), numOf(six)}, nil
+	return c, nil
 }

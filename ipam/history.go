@@ -2,7 +2,6 @@ package ipam
 
 import (
 	"net/netip"
-	"slices"
 	"strconv"
 	"time"
 
@@ -71,9 +70,4 @@ func (q Query) selects(e Event) bool {
 }
 
 // History returns the events that q selects, oldest first, from the file.
-func (l *Ledger) History(q Query) ([]Event, error) { return l.store.history(q) }
-
-func reversed(events []Event) []Event {
-	slices.Reverse(events)
-	return events
-}
+func (l *Ledger) History(q Query) ([]Event, error) { return l.store.events(q) }

@@ -2,7 +2,6 @@ package ipam
 
 import (
 	"cmp"
-	"fmt"
 	"iter"
 	"net/netip"
 	"slices"
@@ -71,25 +70,58 @@ func Open(path string, options Options) (*Ledger, error) {
 	if err != nil {
 		return nil, err
 	}
-	if found.err != nil {
-		s.close()
-		return nil, fileError(path, fmt.Errorf("%w: %w", ErrDamaged, found.err))
-	}
 	l.store = s
-	l.begin(found)
+	if err := l.begin(found); err != nil {
+		s.close()
+		return nil, fileError(path, err)
+	}
 	l.writer = startWriter(l)
 	return l, nil
 }
 
-// begin makes what the file says the present state.
-func (l *Ledger) begin(found *contents) {
+// begin makes what the file says the present state: the buckets, and then the entries that they do not follow yet.
+func (l *Ledger) begin(found *contents) error {
+	if found.err != nil {
+		return damaged(found.err)
+	}
 	l.cursors = found.cursors
 	for _, c := range found.claimants {
 		l.disputes[c.Address] = append(l.disputes[c.Address], c)
 	}
 	l.book.arrange()
+	if err := l.store.replay(l.redo); err != nil {
+		return err
+	}
 	l.latest = l.opts.Now()
 	l.book.clamp(l.latest)
+	return nil
+}
+
+// redo applies an entry of the history and fills in what was before.
+func (l *Ledger) redo(e *entry) {
+	for i := range e.steps {
+		s := &e.steps[i]
+		if s.before, _ = l.book.get(s.after.Address); s.after.State == 0 {
+			l.book.remove(s.after.Address)
+		} else {
+			l.book.put(s.after)
+		}
+	}
+	for _, c := range e.cursors {
+		l.cursors[c.pool] = c.at
+	}
+	for _, c := range e.claims {
+		l.setDispute(c.address, c.claimants)
+	}
+}
+
+// setDispute makes claimants those of a.
+func (l *Ledger) setDispute(a netip.Addr, claimants []Claimant) {
+	if len(claimants) == 0 {
+		delete(l.disputes, a)
+	} else {
+		l.disputes[a] = claimants
+	}
 }
 
 // Close writes what is queued and closes the file. Later calls of other methods return ErrClosed. Closing again is fine.

@@ -1,13 +1,17 @@
 package ipam
 
 import (
+	"bytes"
 	"errors"
 	"net/netip"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"floatip.io/floatip"
 )
 
 func TestParseAddress(t *testing.T) {
@@ -184,25 +188,37 @@ func FuzzParsePool(f *testing.F) {
 func FuzzDecode(f *testing.F) {
 	key := appendAddress(nil, netip.MustParseAddr("2001:db8::1"))
 	line := Allocation{Address: netip.MustParseAddr("2001:db8::1"), Pool: "red", Owner: vm("a"), State: Bound, Since: time.Unix(1, 2).UTC()}
-	f.Add(key, encodeAllocation(key, line))
-	f.Add(numberKey(7), encodeEvent(numberKey(7), Event{Action: Freed, Address: line.Address, Time: line.Since}))
+	f.Add(key, encodeAllocation(key, &line))
+	f.Add(ownerKey(nil, floatip.Claim{7}, line.Address), encodeOwner(ownerKey(nil, floatip.Claim{7}, line.Address), line.Owner))
+	f.Add(numberKey(7), appendEntry(nil, numberKey(7), &entry{
+		first: 9, time: line.Since,
+		steps:   []step{{after: line, action: Freed, cause: Cause{User: "alice"}}, {after: Allocation{Address: line.Address}}},
+		cursors: []poolCursor{{"red", cursor{}}},
+		claims:  []claims{{line.Address, []Claimant{{Address: line.Address, Owner: vm("b"), Since: line.Since}}}, {address: line.Address}},
+	}))
 	f.Add([]byte("red"), encodeCursor([]byte("red"), cursor{}))
 	f.Fuzz(func(t *testing.T, key, value []byte) {
 		for _, v := range [][]byte{value, seal(key, append([]byte(nil), value...))} { // also with a good checksum
 			if line, err := decodeAllocation(key, v); err == nil {
-				again, err := decodeAllocation(key, encodeAllocation(key, line))
+				again, err := decodeAllocation(key, encodeAllocation(key, &line))
 				if err != nil || again != line {
 					t.Errorf("%+v became %+v, %v", line, again, err)
 				}
 			}
-			if e, err := decodeEvent(key, v); err == nil {
-				if again, err := decodeEvent(key, encodeEvent(key, e)); err != nil || again != e {
-					t.Errorf("%+v became %+v, %v", e, again, err)
+			if e, err := decodeEntry(key, v); err == nil {
+				again, err := decodeEntry(key, appendEntry(nil, key, &e))
+				if diff := cmp.Diff(e, again, cmp.Exporter(func(reflect.Type) bool { return true })); err != nil || diff != "" {
+					t.Errorf("%v (-first +again):\n%s", err, diff)
+				}
+			}
+			if claim, a, owner, err := decodeOwner(key, v); err == nil {
+				_, _, again, err := decodeOwner(key, encodeOwner(key, owner))
+				if err != nil || again != owner || !bytes.Equal(ownerKey(nil, claim, a), key) {
+					t.Errorf("%+v became %+v, %v", owner, again, err)
 				}
 			}
 			decodeClaimant(key, v)
 			decodeCursor(key, v)
-			parseOwnerKey(key)
 		}
 	})
 }

@@ -108,18 +108,6 @@ func (b *batch) take(a netip.Addr, f *offer, claim floatip.Claim, owner floatip.
 	return line, nil
 }
 
-// endOffer ends a reservation, before its addresses go into the book.
-func (b *batch) endOffer(f *offer) {
-	l := b.ledger
-	l.withdraw(f)
-	b.undo = append(b.undo, func() {
-		l.offers.add(f)
-		for _, a := range f.addresses {
-			l.book.hide(a)
-		}
-	})
-}
-
 // Bind confirms that the virtual machine owner is stored in the API server: what it holds becomes Bound. If claim is not
 // zero, what the claim holds is the owner's even if another UID was validated last. Binding again is fine.
 //

@@ -1,0 +1,114 @@
+package ipam
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// batch collects what one transaction changes, and how to take it back.
+type batch struct {
+	ledger *Ledger
+	now    time.Time
+
+	steps    []step
+	ended    []*offer
+	advances []advance
+	disputed map[netip.Addr][]Claimant // what the claimants of an address are now
+	undo     []func()                  // for what is rare
+	cursors  []poolCursor              // of the pools in advances, when all operations were applied
+}
+
+// step is what becomes of one address, and why.
+type step struct {
+	before Allocation // State 0: there was none
+	after  Allocation // State 0: there is none any more, only the address
+	action Action     // 0: a released allocation is forgotten, which is no event
+	cause  Cause
+}
+
+// advance is a pool whose cursor moved.
+type advance struct {
+	home   *home
+	before cursor
+}
+
+// mark is how much a batch had collected at one moment.
+type mark struct{ steps, ended, advances, undo int }
+
+func (b *batch) mark() mark {
+	return mark{len(b.steps), len(b.ended), len(b.advances), len(b.undo)}
+}
+
+func (b *batch) empty() bool { return len(b.steps) == 0 && len(b.disputed) == 0 }
+
+// rollback undoes everything after m, allocations before the promises that they came from.
+func (b *batch) rollback(m mark) {
+	book := b.ledger.book
+	for _, s := range slices.Backward(b.steps[m.steps:]) {
+		if s.before.State == 0 {
+			book.remove(s.after.Address)
+		} else {
+			book.put(s.before)
+		}
+	}
+	for _, a := range slices.Backward(b.advances[m.advances:]) {
+		a.home.cursor = a.before
+	}
+	for _, f := range slices.Backward(b.ended[m.ended:]) {
+		b.ledger.offers.add(f)
+		for _, a := range f.addresses {
+			book.hide(a)
+		}
+	}
+	for _, undo := range slices.Backward(b.undo[m.undo:]) {
+		undo()
+	}
+	b.steps, b.ended, b.advances, b.undo = b.steps[:m.steps], b.ended[:m.ended], b.advances[:m.advances], b.undo[:m.undo]
+}
+
+// put makes after the allocation of its address and notes why.
+func (b *batch) put(after Allocation, action Action, cause Cause) {
+	before, _ := b.ledger.book.get(after.Address)
+	b.ledger.book.put(after)
+	b.steps = append(b.steps, step{before, after, action, cause})
+}
+
+// drop forgets the released allocation of a.
+func (b *batch) drop(a netip.Addr) {
+	before, _ := b.ledger.book.get(a)
+	b.ledger.book.remove(a)
+	b.steps = append(b.steps, step{before: before, after: Allocation{Address: a}})
+}
+
+// endOffer ends a reservation, before its addresses go into the book.
+func (b *batch) endOffer(f *offer) {
+	b.ledger.withdraw(f)
+	b.ended = append(b.ended, f)
+}
+
+// advance moves the pool's cursor behind a.
+func (b *batch) advance(h *home, a netip.Addr) {
+	b.advances = append(b.advances, advance{h, h.cursor})
+	h.cursor[slot(FamilyOf(a))] = numOf(a).next()
+}
+
+// end notes where the cursors are now.
+func (b *batch) end() {
+	for _, a := range b.advances {
+		name := a.home.pool.Name
+		if !slices.ContainsFunc(b.cursors, func(c poolCursor) bool { return c.pool == name }) {
+			b.cursors = append(b.cursors, poolCursor{name, a.home.cursor})
+		}
+	}
+}
+
+// claims returns the claimants of the addresses where they changed, by address.
+func (b *batch) claims() []claims {
+	var all []claims
+	for _, a := range slices.SortedFunc(maps.Keys(b.disputed), netip.Addr.Compare) {
+		all = append(all, claims{a, b.disputed[a]})
+	}
+	return all
+}
