@@ -1,6 +1,7 @@
 package ipam
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -133,9 +134,16 @@ func (b *batch) dispute(line Allocation, s Sighting) {
 	if slices.ContainsFunc(before, func(c Claimant) bool { return c.Owner.UID == s.Owner.UID }) {
 		return
 	}
-	b.setClaimants(s.Address, append(slices.Clip(before), Claimant{s.Address, s.Owner, s.Claim, s.Source, b.now}))
+	after := append(slices.Clone(before), Claimant{s.Address, s.Owner, s.Claim, s.Source, b.now})
+	slices.SortFunc(after, firstClaimant)
+	b.setClaimants(s.Address, after)
 	line.Disputed = true
 	b.put(line, Questioned, Cause{Reason: fmt.Sprintf("%s shows it with VM %s", s.Source, s.Owner)})
+}
+
+// firstClaimant orders claimants by who claimed first.
+func firstClaimant(a, b Claimant) int {
+	return cmp.Or(a.Since.Compare(b.Since), cmp.Compare(a.Owner.UID, b.Owner.UID))
 }
 
 // setClaimants replaces the claimants of a.

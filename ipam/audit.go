@@ -43,14 +43,15 @@ func (a *auditor) records() {
 			a.complain(line.Address, "not found by its address")
 		}
 		found := 0
-		count := func(other uint32) {
+		var all []uint32
+		all = r.ofName(all, line.Owner.Namespace, line.Owner.Name)
+		all = append(all, r.ofUID(nil, line.Owner.UID)...)
+		all = append(all, r.ofClaim(nil, line.Claim)...)
+		for _, other := range all {
 			if other == id {
 				found++
 			}
 		}
-		r.ofName(line.Owner.Namespace, line.Owner.Name, count)
-		r.ofUID(line.Owner.UID, count)
-		r.ofClaim(line.Claim, count)
 		want := 1
 		if line.Owner.UID != "" {
 			want++

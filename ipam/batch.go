@@ -46,11 +46,11 @@ func (b *batch) empty() bool { return len(b.steps) == 0 && len(b.disputed) == 0 
 // rollback undoes everything after m, allocations before the promises that they came from.
 func (b *batch) rollback(m mark) {
 	book := b.ledger.book
-	for _, s := range slices.Backward(b.steps[m.steps:]) {
-		if s.before.State == 0 {
+	for i := len(b.steps) - 1; i >= m.steps; i-- {
+		if s := &b.steps[i]; s.before.State == 0 {
 			book.remove(s.after.Address)
 		} else {
-			book.put(s.before)
+			book.put(&s.before)
 		}
 	}
 	for _, a := range slices.Backward(b.advances[m.advances:]) {
@@ -70,9 +70,9 @@ func (b *batch) rollback(m mark) {
 
 // put makes after the allocation of its address and notes why.
 func (b *batch) put(after Allocation, action Action, cause Cause) {
-	before, _ := b.ledger.book.get(after.Address)
-	b.ledger.book.put(after)
-	b.steps = append(b.steps, step{before, after, action, cause})
+	b.steps = append(b.steps, step{after: after, action: action, cause: cause})
+	last := &b.steps[len(b.steps)-1]
+	last.before = b.ledger.book.put(&last.after)
 }
 
 // drop forgets the released allocation of a.
@@ -82,9 +82,15 @@ func (b *batch) drop(a netip.Addr) {
 	b.steps = append(b.steps, step{before: before, after: Allocation{Address: a}})
 }
 
-// endOffer ends a reservation, before its addresses go into the book.
+// endOffer ends a reservation for somebody else's sake.
 func (b *batch) endOffer(f *offer) {
 	b.ledger.withdraw(f)
+	b.ended = append(b.ended, f)
+}
+
+// takeUp ends a reservation whose addresses all go into the book next: until then they stay hidden.
+func (b *batch) takeUp(f *offer) {
+	b.ledger.offers.remove(f)
 	b.ended = append(b.ended, f)
 }
 

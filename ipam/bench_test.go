@@ -52,7 +52,8 @@ func filled(tb testing.TB, network string, held int, holes bool) (*book, *home, 
 		if !ok {
 			tb.Fatalf("%s is full after %d", network, taken)
 		}
-		b.put(line(random, a, "red", Bound))
+		one := line(random, a, "red", Bound)
+		b.put(&one)
 		taken++
 	}
 	return b, h, random
@@ -97,7 +98,7 @@ func benchmarkAllocate(b *testing.B, network string, held int, holes bool) {
 		}
 		one := owners[i%len(owners)]
 		one.Address = a
-		book.put(one)
+		book.put(&one)
 		h.cursor[slot(family)] = numOf(a).next()
 		book.remove(a)
 	}
@@ -117,7 +118,7 @@ func BenchmarkFill(b *testing.B) {
 				family := FamilyOf(h.ranges[0].First)
 				for _, one := range owners {
 					one.Address, _ = book.next(h, family, time.Time{})
-					book.put(one)
+					book.put(&one)
 				}
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(owners)), "ns/address")

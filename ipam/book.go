@@ -95,20 +95,22 @@ func (b *book) arrange() {
 	b.relist()
 }
 
-// put makes line the allocation of its address. The line's texts are kept.
-func (b *book) put(line Allocation) {
+// put makes line the allocation of its address and returns what was before, if anything was. The line's texts are kept.
+func (b *book) put(line *Allocation) (before Allocation) {
 	n, family := numOf(line.Address), FamilyOf(line.Address)
 	id := b.records.find(n, family)
 	if id == 0 {
 		if h := b.homeAt(n, family); h != nil {
 			h.free[slot(family)].take(n)
 		}
-		b.enter(b.records.add(&line))
-		return
+		b.enter(b.records.add(line))
+		return before
 	}
+	before = b.records.allocation(id)
 	b.leave(id)
-	b.records.change(id, &line)
+	b.records.change(id, line)
 	b.enter(id)
+	return before
 }
 
 // remove makes a an address that nobody had.
@@ -221,22 +223,30 @@ func (b *book) countOf(pool, namespace string) int {
 	return counts[0].used + counts[1].used
 }
 
+// ofUID, ofName and ofClaim return allocations by address.
 func (b *book) ofUID(uid string) []Allocation {
-	return b.collect(func(yield func(uint32)) { b.records.ofUID(uid, yield) })
+	var room [4]uint32
+	return b.allocations(b.records.ofUID(room[:0], uid))
 }
 
 func (b *book) ofName(namespace, name string) []Allocation {
-	return b.collect(func(yield func(uint32)) { b.records.ofName(namespace, name, yield) })
+	var room [4]uint32
+	return b.allocations(b.records.ofName(room[:0], namespace, name))
 }
 
 func (b *book) ofClaim(claim floatip.Claim) []Allocation {
-	return b.collect(func(yield func(uint32)) { b.records.ofClaim(claim, yield) })
+	var room [4]uint32
+	return b.allocations(b.records.ofClaim(room[:0], claim))
 }
 
-// collect returns the allocations that each yields, by address.
-func (b *book) collect(each func(yield func(uint32))) []Allocation {
-	var lines []Allocation
-	each(func(id uint32) { lines = append(lines, b.records.allocation(id)) })
+func (b *book) allocations(ids []uint32) []Allocation {
+	if len(ids) == 0 {
+		return nil
+	}
+	lines := make([]Allocation, 0, len(ids))
+	for _, id := range ids {
+		lines = append(lines, b.records.allocation(id))
+	}
 	slices.SortFunc(lines, func(x, y Allocation) int { return x.Address.Compare(y.Address) })
 	return lines
 }

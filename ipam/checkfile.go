@@ -36,7 +36,7 @@ func CheckFile(path string, against Against) (Report, error) {
 }
 
 func checkFile(path string, against Against) (Report, error) {
-	s, err := openStore(path, true, func(_, _, _ []byte) error { return nil })
+	s, err := openStore(path, 0, func(_, _, _ []byte) error { return nil })
 	if err != nil {
 		return Report{}, err
 	}

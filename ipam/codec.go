@@ -58,9 +58,9 @@ func ownerKey(to []byte, claim floatip.Claim, a netip.Addr) []byte {
 	return appendAddress(append(to, claim[:]...), a)
 }
 
-// encodeOwner returns namespace, name and UID.
-func encodeOwner(key []byte, o floatip.Owner) []byte {
-	return seal(key, appendText(make([]byte, 0, 96), o.Namespace, o.Name, o.UID))
+// appendOwner appends namespace, name and UID.
+func appendOwner(to []byte, o floatip.Owner) []byte {
+	return appendText(to, o.Namespace, o.Name, o.UID)
 }
 
 func decodeOwner(key, sealed []byte) (floatip.Claim, netip.Addr, floatip.Owner, error) {
@@ -90,8 +90,11 @@ func appendTime(to []byte, t time.Time) []byte {
 }
 
 // seal appends the checksum of the key and the value, so that a value under another key is noticed as well.
-func seal(key, value []byte) []byte {
-	return binary.BigEndian.AppendUint32(value, checksum(key, value))
+func seal(key, value []byte) []byte { return sealFrom(key, value, 0) }
+
+// sealFrom is seal for the value that begins in to at start.
+func sealFrom(key, to []byte, start int) []byte {
+	return binary.BigEndian.AppendUint32(to, checksum(key, to[start:]))
 }
 
 func checksum(key, value []byte) uint32 {
@@ -145,6 +148,13 @@ func (r *reader) uvarint() uint64 {
 }
 
 func (r *reader) text() string { return string(r.bytes(r.uvarint())) }
+
+func (r *reader) uint32() uint32 {
+	if b := r.bytes(4); b != nil {
+		return binary.BigEndian.Uint32(b)
+	}
+	return 0
+}
 
 func (r *reader) uint64() uint64 {
 	if b := r.bytes(8); b != nil {
@@ -205,10 +215,6 @@ func (r *reader) allocation(a netip.Addr) Allocation {
 		r.err = fmt.Errorf("unknown state %d", line.State)
 	}
 	return line
-}
-
-func encodeAllocation(key []byte, line *Allocation) []byte {
-	return seal(key, appendAllocation(make([]byte, 0, 128), line))
 }
 
 func decodeAllocation(key, sealed []byte) (Allocation, error) {

@@ -67,7 +67,7 @@ func cutSightings(n int) []Sighting {
 }
 
 func openCut(path string) (*Ledger, error) {
-	l, err := Open(path, Options{Now: func() time.Time { return time.Unix(1_800_000_000, 0) }})
+	l, err := Open(path, Options{Now: func() time.Time { return time.Unix(1_800_000_000, 0) }, growth: 64 << 10, lag: 1})
 	if err != nil {
 		return nil, err
 	}

@@ -56,11 +56,19 @@ func (s *step) event(at time.Time) Event {
 	}
 }
 
-// appendEntry appends the value: the number of the first event, the time, steps, cursors and claimants, each list with its
-// length in front.
+// header is what the history's bounds are about: the front of an entry.
+type header struct {
+	first  uint64 // the number of the first event
+	events uint64 // how many there are
+	time   time.Time
+}
+
+// appendEntry appends the value: number of the first event, number of events, time, then steps, cursors and claimants,
+// each list with its length in front.
 func appendEntry(to, key []byte, e *entry) []byte {
 	start := len(to)
-	to = appendTime(binary.BigEndian.AppendUint64(to, e.first), e.time)
+	to = binary.BigEndian.AppendUint64(to, e.first)
+	to = appendTime(binary.BigEndian.AppendUint32(to, uint32(e.events())), e.time)
 	to = binary.AppendUvarint(to, uint64(len(e.steps)))
 	for i := range e.steps {
 		s := &e.steps[i]
@@ -81,7 +89,7 @@ func appendEntry(to, key []byte, e *entry) []byte {
 			to = appendClaimant(to, one)
 		}
 	}
-	return binary.BigEndian.AppendUint32(to, checksum(key, to[start:]))
+	return sealFrom(key, to, start)
 }
 
 func decodeEntry(key, sealed []byte) (entry, error) {
@@ -93,7 +101,8 @@ func decodeEntry(key, sealed []byte) (entry, error) {
 		return entry{}, fmt.Errorf("entry %x: %w", key, err)
 	}
 	r := reader{rest: value}
-	e := entry{number: number(key), first: r.uint64(), time: r.time()}
+	head := r.header()
+	e := entry{number: number(key), first: head.first, time: head.time}
 	for range r.length() {
 		e.steps = append(e.steps, r.step())
 	}
@@ -107,10 +116,18 @@ func decodeEntry(key, sealed []byte) (entry, error) {
 		}
 		e.claims = append(e.claims, c)
 	}
-	if err := r.end(); err != nil {
+	err = r.end()
+	if err == nil && head.events != e.events() {
+		err = fmt.Errorf("it says %d events and has %d", head.events, e.events())
+	}
+	if err != nil {
 		return entry{}, fmt.Errorf("entry %d: %w", e.number, err)
 	}
 	return e, nil
+}
+
+func (r *reader) header() header {
+	return header{first: r.uint64(), events: uint64(r.uint32()), time: r.time()}
 }
 
 func (r *reader) step() step {

@@ -2,6 +2,8 @@ package ipam
 
 import (
 	"bytes"
+	"cmp"
+	"net/netip"
 	"slices"
 
 	"go.etcd.io/bbolt"
@@ -10,14 +12,14 @@ import (
 )
 
 // change is what became of an address between two states of the buckets.
-type change struct{ before, after Allocation }
+type change struct{ before, after *Allocation }
 
 // fold lets the buckets follow the entries, which are the oldest that they do not follow yet.
 func (s *store) fold(tx *bbolt.Tx, entries []entry) error {
 	if len(entries) == 0 {
 		return nil
 	}
-	if err := foldChanges(tx, netChanges(entries)); err != nil {
+	if err := s.foldChanges(tx, entries); err != nil {
 		return err
 	}
 	if err := foldRest(tx, entries); err != nil {
@@ -27,43 +29,60 @@ func (s *store) fold(tx *bbolt.Tx, entries []entry) error {
 	return putFolded(tx, s.history.folded)
 }
 
+// scratch is room that one transaction after the other uses.
+type scratch struct {
+	bytes  []byte // keys and values, which bbolt reads until the transaction ends
+	steps  []*step
+	net    []change
+	owners []ownerChange
+}
+
+// shrink gives back what only a very large transaction needed.
+func (r *scratch) shrink() {
+	if cap(r.bytes) > 1<<20 {
+		*r = scratch{}
+	}
+}
+
 // netChanges joins the steps of each address into one change, ordered by address: neighbours share pages.
-func netChanges(entries []entry) []change {
-	var steps []*step
+func (r *scratch) netChanges(entries []entry) []change {
+	r.steps, r.net = r.steps[:0], r.net[:0]
 	for i := range entries {
 		for j := range entries[i].steps {
-			steps = append(steps, &entries[i].steps[j])
+			r.steps = append(r.steps, &entries[i].steps[j])
 		}
 	}
-	slices.SortStableFunc(steps, func(a, b *step) int { return a.after.Address.Compare(b.after.Address) })
-	net := make([]change, 0, len(steps))
-	for _, s := range steps {
-		if n := len(net); n > 0 && net[n-1].after.Address == s.after.Address {
-			net[n-1].after = s.after
+	slices.SortStableFunc(r.steps, func(a, b *step) int { return a.after.Address.Compare(b.after.Address) })
+	for _, s := range r.steps {
+		if n := len(r.net); n > 0 && r.net[n-1].after.Address == s.after.Address {
+			r.net[n-1].after = &s.after
 			continue
 		}
-		net = append(net, change{s.before, s.after})
+		r.net = append(r.net, change{&s.before, &s.after})
 	}
-	return net
+	return r.net
 }
 
 // foldChanges writes both indexes.
-func foldChanges(tx *bbolt.Tx, net []change) error {
+func (s *store) foldChanges(tx *bbolt.Tx, entries []entry) error {
+	r := &s.scratch
+	r.owners = r.owners[:0]
 	addresses := tx.Bucket(bucketAddresses)
-	var owners []ownerChange
-	for i := range net {
-		before, after := &net[i].before, &net[i].after
-		key := appendAddress(nil, after.Address)
-		was, is := before.State != 0, after.State != 0
-		if was && (!is || before.Claim != after.Claim) {
-			owners = append(owners, ownerChange{key: ownerKey(nil, before.Claim, after.Address)})
+	for _, c := range r.netChanges(entries) {
+		a, start := c.after.Address, len(r.bytes)
+		r.bytes = appendAddress(r.bytes, a)
+		key, value := r.bytes[start:], len(r.bytes)
+		was, is := c.before.State != 0, c.after.State != 0
+		if was && (!is || c.before.Claim != c.after.Claim) {
+			r.owners = append(r.owners, ownerChange{c.before.Claim, a, nil})
 		}
-		if is && (!was || before.Claim != after.Claim || before.Owner != after.Owner) {
-			owners = append(owners, ownerChange{ownerKey(nil, after.Claim, after.Address), &after.Owner})
+		if is && (!was || c.before.Claim != c.after.Claim || c.before.Owner != c.after.Owner) {
+			r.owners = append(r.owners, ownerChange{c.after.Claim, a, &c.after.Owner})
 		}
 		var err error
 		if is {
-			err = addresses.Put(key, encodeAllocation(key, after))
+			r.bytes = sealFrom(key, appendAllocation(r.bytes, c.after), value)
+			err = addresses.Put(key, r.bytes[value:])
 		} else {
 			err = addresses.Delete(key)
 		}
@@ -71,24 +90,32 @@ func foldChanges(tx *bbolt.Tx, net []change) error {
 			return err
 		}
 	}
-	return foldOwners(tx.Bucket(bucketOwners), owners)
+	return s.foldOwners(tx.Bucket(bucketOwners))
 }
 
 // ownerChange is what becomes of a key of the owner index; without owner it goes.
 type ownerChange struct {
-	key   []byte
-	owner *floatip.Owner
+	claim   floatip.Claim
+	address netip.Addr
+	owner   *floatip.Owner
 }
 
-func foldOwners(bucket *bbolt.Bucket, changes []ownerChange) error {
+func (s *store) foldOwners(bucket *bbolt.Bucket) error {
+	r := &s.scratch
 	bucket.FillPercent = appendFill
-	slices.SortFunc(changes, func(a, b ownerChange) int { return bytes.Compare(a.key, b.key) })
-	for _, c := range changes {
+	slices.SortFunc(r.owners, func(a, b ownerChange) int {
+		return cmp.Or(bytes.Compare(a.claim[:], b.claim[:]), a.address.Compare(b.address))
+	})
+	for _, c := range r.owners {
+		start := len(r.bytes)
+		r.bytes = ownerKey(r.bytes, c.claim, c.address)
+		key, value := r.bytes[start:], len(r.bytes)
 		var err error
 		if c.owner != nil {
-			err = bucket.Put(c.key, encodeOwner(c.key, *c.owner))
+			r.bytes = sealFrom(key, appendOwner(r.bytes, *c.owner), value)
+			err = bucket.Put(key, r.bytes[value:])
 		} else {
-			err = bucket.Delete(c.key)
+			err = bucket.Delete(key)
 		}
 		if err != nil {
 			return err

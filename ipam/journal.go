@@ -94,7 +94,7 @@ const foldLag = 64
 func (s *store) write(b *batch, opts Options) error {
 	before, fresh := s.history, s.entries(b)
 	all := append(s.unfolded, fresh...)
-	due := dueEntries(all, min(foldLag, opts.HistorySize/4))
+	due := dueEntries(all, opts.lag)
 	err := guarded(func() error {
 		return s.db.Update(func(tx *bbolt.Tx) error {
 			bucket := tx.Bucket(bucketHistory)
@@ -114,6 +114,7 @@ func (s *store) write(b *batch, opts Options) error {
 	}
 	clear(all[:due])
 	s.unfolded = all[due:]
+	s.scratch.shrink()
 	return nil
 }
 
@@ -136,11 +137,12 @@ func (s *store) entries(b *batch) []entry {
 }
 
 func (s *store) append(history *bbolt.Bucket, fresh []entry) error {
-	s.buffer = s.buffer[:0]
+	r := &s.scratch
+	r.bytes = r.bytes[:0]
 	for i := range fresh {
-		key, start := numberKey(fresh[i].number), len(s.buffer)
-		s.buffer = appendEntry(s.buffer, key, &fresh[i])
-		if err := history.Put(key, s.buffer[start:]); err != nil {
+		key, start := numberKey(fresh[i].number), len(r.bytes)
+		r.bytes = appendEntry(r.bytes, key, &fresh[i])
+		if err := history.Put(key, r.bytes[start:]); err != nil {
 			return err
 		}
 	}
@@ -178,19 +180,17 @@ func (s *store) trim(history *bbolt.Bucket, now time.Time, added uint64, opts Op
 	cursor := history.Cursor()
 	budget := int64(trimStep * max(stride, added))
 	for k, v := cursor.First(); k != nil && budget > 0 && number(k) < x.folded; k, v = cursor.First() {
-		e, err := decodeEntry(k, v)
-		if err != nil {
-			return damaged(err)
-		}
-		young := e.time.After(now.Add(-opts.HistoryAge))
+		r := reader{rest: v}
+		head := r.header()
+		young := r.err != nil || head.time.After(now.Add(-opts.HistoryAge))
 		if young && x.events() <= size-(stride-1) {
 			break
 		}
+		x.first, x.firstEvent = number(k)+1, head.first+head.events
+		budget -= max(int64(head.events), 1)
 		if err := history.Delete(k); err != nil {
 			return err
 		}
-		x.first, x.firstEvent = e.number+1, e.first+e.events()
-		budget -= max(int64(e.events()), 1)
 	}
 	return nil
 }

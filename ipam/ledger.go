@@ -29,6 +29,9 @@ type Options struct {
 	// HistorySize is how many events the history keeps, or up to a thousandth less. Defaults to 200 000, about 40 MB of
 	// file.
 	HistorySize int
+
+	growth int // by how much the file grows at a time, in bytes; tests take less
+	lag    int // see foldLag; tests take less
 }
 
 func (o Options) withDefaults() Options {
@@ -40,6 +43,8 @@ func (o Options) withDefaults() Options {
 	o.Remember = max(cmp.Or(o.Remember, 24*time.Hour), o.Hold)
 	o.HistoryAge = cmp.Or(o.HistoryAge, 90*24*time.Hour)
 	o.HistorySize = cmp.Or(o.HistorySize, 200_000)
+	o.growth = cmp.Or(o.growth, 1<<20)
+	o.lag = min(cmp.Or(o.lag, foldLag), o.HistorySize/4)
 	return o
 }
 
@@ -66,7 +71,7 @@ func Open(path string, options Options) (*Ledger, error) {
 	opts := options.withDefaults()
 	l := &Ledger{opts: opts, book: newBook(), offers: newOffers(), disputes: map[netip.Addr][]Claimant{}}
 	found := newContents(l.book.load)
-	s, err := openStore(path, false, found.take)
+	s, err := openStore(path, opts.growth, found.take)
 	if err != nil {
 		return nil, err
 	}
@@ -88,6 +93,9 @@ func (l *Ledger) begin(found *contents) error {
 	for _, c := range found.claimants {
 		l.disputes[c.Address] = append(l.disputes[c.Address], c)
 	}
+	for _, claimants := range l.disputes {
+		slices.SortFunc(claimants, firstClaimant)
+	}
 	l.book.arrange()
 	if err := l.store.replay(l.redo); err != nil {
 		return err
@@ -101,10 +109,11 @@ func (l *Ledger) begin(found *contents) error {
 func (l *Ledger) redo(e *entry) {
 	for i := range e.steps {
 		s := &e.steps[i]
-		if s.before, _ = l.book.get(s.after.Address); s.after.State == 0 {
+		if s.after.State == 0 {
+			s.before, _ = l.book.get(s.after.Address)
 			l.book.remove(s.after.Address)
 		} else {
-			l.book.put(s.after)
+			s.before = l.book.put(&s.after)
 		}
 	}
 	for _, c := range e.cursors {

@@ -1,7 +1,6 @@
 package ipam
 
 import (
-	"cmp"
 	"encoding/binary"
 	"errors"
 	"flag"
@@ -34,6 +33,7 @@ type model struct {
 
 	pools  []Pool
 	lines  map[netip.Addr]modelLine
+	claims map[netip.Addr][]Claimant // of the disputed addresses, the first one first
 	offers map[floatip.Claim]modelOffer
 	spent  []modelOffer // offers that were made, for late and repeated commits
 	uids   int
@@ -41,7 +41,7 @@ type model struct {
 
 type modelLine struct {
 	Allocation
-	stored time.Time // Since in the file, which setting the clock back does not change
+	stored Allocation // in the file, whose Since and Pool stay when the clock is set back and the pools change
 }
 
 type modelOffer struct {
@@ -63,16 +63,13 @@ func TestModel(t *testing.T) {
 	m := &model{
 		t: t, random: rand.New(rand.NewPCG(seed, 0)), clock: newClock(),
 		path:  filepath.Join(t.TempDir(), "ledger.db"),
-		lines: map[netip.Addr]modelLine{}, offers: map[floatip.Claim]modelOffer{},
+		lines: map[netip.Addr]modelLine{}, claims: map[netip.Addr][]Claimant{}, offers: map[floatip.Claim]modelOffer{},
 	}
 	m.setPools()
 	m.open()
 	for m.step = range *modelSteps {
 		m.pick()()
 		m.compare()
-		if m.step%2000 == 0 || t.Failed() {
-			m.check()
-		}
 		if t.Failed() {
 			t.Fatalf("step %d", m.step)
 		}
@@ -88,6 +85,7 @@ func (m *model) pick() func() {
 	}{
 		{30, m.reserve}, {25, m.commit}, {12, m.bind}, {20, m.release}, {6, m.advance},
 		{1, m.setBack}, {1, m.restart}, {2, m.changePools}, {2, m.withdraw}, {2, m.dryRun},
+		{4, m.adopt}, {2, m.resolve}, {1, m.check},
 	}
 	sum := 0
 	for _, w := range weighted {
@@ -103,13 +101,16 @@ func (m *model) pick() func() {
 }
 
 func (m *model) open() {
-	l, err := Open(m.path, Options{Now: m.clock.now, HistorySize: 500})
+	l, err := Open(m.path, Options{Now: m.clock.now, HistorySize: 500, lag: 1 + m.random.IntN(20)})
 	if err != nil {
 		m.t.Fatal(err)
 	}
 	l.SetPools(m.pools)
 	m.ledger = l
 }
+
+// write makes line what the file says.
+func (m *model) write(line Allocation) { m.lines[line.Address] = modelLine{line, line} }
 
 // restart loses the offers and nothing else.
 func (m *model) restart() {
@@ -118,10 +119,10 @@ func (m *model) restart() {
 	}
 	m.open()
 	clear(m.offers)
-	for a, line := range m.lines {
-		line.Since = line.stored
-		m.lines[a] = line
+	for _, line := range m.lines {
+		m.write(line.stored)
 	}
+	m.rehome()
 	m.clamp()
 }
 
@@ -303,195 +304,6 @@ func (m *model) promised(a netip.Addr) bool {
 	return false
 }
 
-// available says whether a VM of that name may have a.
-func (m *model) available(a netip.Addr, namespace, name string) bool {
-	line, had := m.lines[a]
-	p := m.poolOf(a)
-	switch {
-	case m.promised(a) || p == nil:
-		return false
-	case !had:
-		return true
-	case line.State != Released:
-		return false
-	}
-	age := m.clock.now().Sub(line.Since)
-	own := name != "" && line.Owner.Namespace == namespace && line.Owner.Name == name && age < 10*time.Minute
-	return own || age >= p.Quarantine
-}
-
-// limited says whether namespace has as much of p as it may.
-func (m *model) limited(p *Pool, namespace string) bool {
-	n := 0
-	for _, line := range m.lines {
-		if line.held() && line.Pool == p.Name && line.Owner.Namespace == namespace {
-			n++
-		}
-	}
-	for _, f := range m.offers {
-		for _, pool := range f.pools {
-			if pool == p.Name && f.owner.Namespace == namespace {
-				n++
-			}
-		}
-	}
-	return p.PerNamespaceLimit > 0 && n >= p.PerNamespaceLimit
-}
-
-// candidates returns what r may get of the family, over all pools that it may use.
-func (m *model) candidates(r Request, family Family) []netip.Addr {
-	var all []netip.Addr
-	for i := range m.pools {
-		p := &m.pools[i]
-		if p.Drain || m.limited(p, r.Namespace) || len(r.Pools) > 0 && !slices.Contains(r.Pools, p.Name) {
-			continue
-		}
-		for _, span := range p.Addresses {
-			for a := span.First; span.Contains(a); a = a.Next() {
-				if FamilyOf(a) == family && m.poolOf(a) == p && m.available(a, r.Namespace, r.Name) {
-					all = append(all, a)
-				}
-			}
-		}
-	}
-	return all
-}
-
-// judge compares a decision with the rules.
-func (m *model) judge(r Request, offer Offer, err error) {
-	m.t.Helper()
-	if err != nil {
-		m.judgeRefusal(r, err)
-		return
-	}
-	if offer.Claim != r.Claim {
-		m.judgeAgain(r, offer)
-		return
-	}
-	if claim, ok := m.awaited(r); ok {
-		m.t.Errorf("%+v: got %v, but %s is Pending for that name", r, offer, claim)
-	}
-	for i, a := range offer.Addresses {
-		candidates := m.candidates(r, FamilyOf(a))
-		if !slices.Contains(candidates, a) {
-			m.t.Errorf("%+v: got %s, may have %v", r, a, candidates)
-		}
-		if len(r.Addresses) == 0 {
-			m.judgeChoice(r, a, candidates)
-		} else if r.Addresses[i] != a {
-			m.t.Errorf("asked for %v, got %s", r.Addresses, a)
-		}
-	}
-	if len(offer.Addresses) == 0 || len(r.Families) > 0 && len(offer.Addresses) != len(r.Families) {
-		m.t.Errorf("%+v: got %v", r, offer.Addresses)
-	}
-}
-
-// judgeAgain: what is promised again is what the claim has, promised to a VM of that name and not Bound.
-func (m *model) judgeAgain(r Request, offer Offer) {
-	m.t.Helper()
-	f, promised := m.offers[offer.Claim]
-	owner, addresses := f.owner, f.addresses
-	for a, line := range m.lines {
-		if !promised && line.Claim == offer.Claim && line.held() {
-			if line.State != Pending {
-				m.t.Errorf("%+v: got %+v again, which is %s", r, offer, line.State)
-			}
-			owner, addresses = line.Owner, append(addresses, a)
-		}
-	}
-	slices.SortFunc(addresses, netip.Addr.Compare)
-	if r.Name == "" || owner.Namespace != r.Namespace || owner.Name != r.Name || !slices.Equal(addresses, offer.Addresses) {
-		m.t.Errorf("%+v: got %+v again, which has %v of %s", r, offer, addresses, owner)
-	}
-	for _, a := range r.Addresses {
-		if !slices.Contains(addresses, a) {
-			m.t.Errorf("asked for %v, got %v again", r.Addresses, addresses)
-		}
-	}
-	for i, a := range addresses {
-		if p := m.poolOf(a); p == nil || p.Drain || len(r.Pools) > 0 && !slices.Contains(r.Pools, p.Name) || offer.Pools[i] != p.Name {
-			m.t.Errorf("%+v: got %+v again", r, offer)
-		}
-	}
-}
-
-// awaited returns a claim that is Pending for the VM's name and is what r asks for, if r names families and no more.
-func (m *model) awaited(r Request) (floatip.Claim, bool) {
-	if r.Name == "" || len(r.Families) != 1 || len(r.Addresses) > 0 || len(r.Pools) > 0 {
-		return floatip.Claim{}, false
-	}
-	families := map[floatip.Claim][]Family{}
-	for a, line := range m.lines {
-		if line.State == Pending && line.Owner.Namespace == r.Namespace && line.Owner.Name == r.Name {
-			family := FamilyOf(a)
-			if p := m.poolOf(a); p == nil || p.Drain {
-				family = 0
-			}
-			families[line.Claim] = append(families[line.Claim], family)
-		}
-	}
-	for claim, have := range families {
-		if slices.Equal(have, r.Families) {
-			return claim, true
-		}
-	}
-	return floatip.Claim{}, false
-}
-
-// judgeChoice: the VM's own address first; then one that nobody had; then the one released first. Pools go by priority.
-func (m *model) judgeChoice(r Request, a netip.Addr, candidates []netip.Addr) {
-	m.t.Helper()
-	rank := func(a netip.Addr) (rank [3]int64) {
-		line, had := m.lines[a]
-		own := had && r.Name != "" && line.Owner.Namespace == r.Namespace && line.Owner.Name == r.Name &&
-			m.clock.now().Sub(line.Since) < 10*time.Minute
-		if own {
-			return [3]int64{0, 0, -line.Since.UnixNano()}
-		}
-		pool := int64(1 + slices.IndexFunc(m.pools, func(p Pool) bool { return p.Name == m.poolOf(a).Name }))
-		if !had {
-			return [3]int64{pool, 0, 0}
-		}
-		return [3]int64{pool, 1, line.Since.UnixNano()}
-	}
-	for _, other := range candidates {
-		x, y := rank(a), rank(other)
-		if cmp.Or(cmp.Compare(x[0], y[0]), cmp.Compare(x[1], y[1]), cmp.Compare(x[2], y[2])) > 0 {
-			m.t.Errorf("%+v: got %s (%+v) although %s (%+v) comes first", r, a, m.lines[a], other, m.lines[other])
-		}
-	}
-}
-
-func (m *model) judgeRefusal(r Request, err error) {
-	m.t.Helper()
-	if len(r.Addresses) > 0 {
-		m.judgeExact(r, r.Addresses[0], err)
-		return
-	}
-	families := r.Families
-	if len(families) == 0 {
-		families = []Family{IPv4, IPv6}
-	}
-	for _, family := range families {
-		if len(m.candidates(r, family)) == 0 {
-			return // a good reason
-		}
-	}
-	m.t.Errorf("%+v: addresses are free, but: %v", r, err)
-}
-
-func (m *model) judgeExact(r Request, a netip.Addr, err error) {
-	m.t.Helper()
-	p, line := m.poolOf(a), m.lines[a]
-	if p != nil && !p.Drain && !m.limited(p, r.Namespace) && m.available(a, r.Namespace, r.Name) {
-		m.t.Errorf("%s is free, but: %v", a, err)
-	}
-	if p != nil && line.held() && !errors.Is(err, ErrTaken) {
-		m.t.Errorf("%s is held, but: %v", a, err)
-	}
-}
-
 func (m *model) newUID() string {
 	m.uids++
 	if m.uids%3 == 0 {
@@ -512,7 +324,7 @@ func (m *model) commit() {
 		owner.Name = m.someone().Name
 	}
 	owner.UID = m.newUID()
-	want := m.mayCommit(f, owner)
+	want, n := m.mayCommit(f, owner)
 	lines, err := m.ledger.Commit(m.t.Context(), f.claim, owner, f.addresses, Cause{User: "model"})
 	if (err == nil) != want {
 		m.t.Errorf("commit %+v for %s: %v, want success %t", f, owner, err, want)
@@ -522,45 +334,47 @@ func (m *model) commit() {
 	}
 	delete(m.offers, f.claim)
 	for _, line := range lines {
-		m.lines[line.Address] = modelLine{line, line.Since}
+		m.write(line)
 		if line.State != Pending || line.Owner != owner || line.Claim != f.claim {
 			m.t.Errorf("commit %+v: got %+v", f, line)
 		}
 	}
-	if len(lines) != len(f.addresses) {
-		m.t.Errorf("commit %+v: got %d allocations", f, len(lines))
+	if len(lines) != n {
+		m.t.Errorf("commit %+v: got %d allocations, want %d", f, len(lines), n)
 	}
 }
 
-func (m *model) mayCommit(f modelOffer, owner floatip.Owner) bool {
+// mayCommit says whether owner may have what was offered, and how many addresses that are: after a dispute, the claim may
+// have lost one.
+func (m *model) mayCommit(f modelOffer, owner floatip.Owner) (may bool, n int) {
 	held := 0
 	for _, line := range m.lines {
 		if line.held() && line.Claim == f.claim {
 			if line.State == Bound {
-				return false
+				return false, 0
 			}
 			held++
 		}
 	}
 	if held > 0 {
-		return true
+		return true, held
 	}
 	_, open := m.offers[f.claim]
 	taken := map[string]int{}
 	for _, a := range f.addresses {
 		p := m.poolOf(a)
 		if p == nil {
-			return false
+			return false, 0
 		}
 		if open {
 			continue
 		}
 		if p.Drain || m.limited(p, owner.Namespace) || !m.available(a, owner.Namespace, owner.Name) {
-			return false
+			return false, 0
 		}
 		taken[p.Name]++
 	}
-	return true
+	return true, len(f.addresses)
 }
 
 func (m *model) someLine() (modelLine, bool) {
@@ -580,10 +394,9 @@ func (m *model) bind() {
 	if line.held() != (err == nil) {
 		m.t.Errorf("bind %+v: %v", line, err)
 	}
-	for a, other := range m.lines {
-		if other.Owner.UID == line.Owner.UID && other.State == Pending {
-			other.State, other.Since, other.stored = Bound, m.clock.now(), m.clock.now()
-			m.lines[a] = other
+	for _, other := range m.lines {
+		if other.Owner.UID == line.Owner.UID && other.held() {
+			m.confirm(other)
 		}
 	}
 }
@@ -598,10 +411,10 @@ func (m *model) release() {
 	}
 	for a, other := range m.lines {
 		if other.Owner.UID == line.Owner.UID && other.held() {
-			other.State, other.Since, other.stored = Released, m.clock.now(), m.clock.now()
-			m.lines[a] = other
+			m.giveBack(a, other)
 		}
 	}
+	m.dropClaims(line.Owner.UID)
 }
 
 // compare looks at what the ledger shows. Released allocations may be forgotten after a day.
@@ -615,6 +428,7 @@ func (m *model) compare() {
 		}
 		shown++
 	}
+	m.compareDisputes()
 	if shown == len(m.lines) {
 		return
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"hash/maphash"
 	"math/bits"
+	"slices"
 	"sync"
 	"time"
 
@@ -100,39 +101,27 @@ func (r *records) find(n num, family Family) uint32 {
 	return 0
 }
 
-// ofClaim, ofUID and ofName call yield with each record that has the key.
-func (r *records) ofClaim(claim floatip.Claim, yield func(id uint32)) {
+// ofClaim, ofUID and ofName return the records that have the key. to is room for them, of length 0.
+func (r *records) ofClaim(to []uint32, claim floatip.Claim) []uint32 {
 	if claim.IsZero() {
-		return
+		return to
 	}
-	r.byClaim.find(r.hash16(claim), func(id uint32) bool {
-		if r.at(id).claim == claim {
-			yield(id)
-		}
-		return false
-	})
+	found := r.byClaim.find(to, r.hash16(claim))
+	return slices.DeleteFunc(found, func(id uint32) bool { return r.at(id).claim != claim })
 }
 
-func (r *records) ofUID(text string, yield func(id uint32)) {
+func (r *records) ofUID(to []uint32, text string) []uint32 {
 	key, known := r.packUID(text, false)
 	if !known || text == "" {
-		return
+		return to
 	}
-	r.byUID.find(r.hash16(key), func(id uint32) bool {
-		if r.at(id).uid == key {
-			yield(id)
-		}
-		return false
-	})
+	found := r.byUID.find(to, r.hash16(key))
+	return slices.DeleteFunc(found, func(id uint32) bool { return r.at(id).uid != key })
 }
 
-func (r *records) ofName(namespace, name string, yield func(id uint32)) {
-	r.byName.find(r.hashName(namespace, name), func(id uint32) bool {
-		if r.at(id).name == name && r.namespace(id) == namespace {
-			yield(id)
-		}
-		return false
-	})
+func (r *records) ofName(to []uint32, namespace, name string) []uint32 {
+	found := r.byName.find(to, r.hashName(namespace, name))
+	return slices.DeleteFunc(found, func(id uint32) bool { return r.at(id).name != name || r.namespace(id) != namespace })
 }
 
 // add makes a record of line and returns its number.

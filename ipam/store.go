@@ -37,13 +37,15 @@ type store struct {
 	// history is what the file has of the history, unfolded what of it the other buckets do not follow yet.
 	history  extent
 	unfolded []entry
-	buffer   []byte // entries are encoded into it
+	scratch  scratch
 }
 
-// openStore opens the file and calls each with every key and value in it. A missing file is made unless readOnly.
-func openStore(path string, readOnly bool, each func(bucket, key, value []byte) error) (*store, error) {
+// openStore opens the file and calls each with every key and value in it. The file grows by growth bytes at a time, which
+// costs a flush each time; with growth 0 it is only read. A missing file is made unless it is only read.
+func openStore(path string, growth int, each func(bucket, key, value []byte) error) (*store, error) {
+	readOnly := growth == 0
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) && !readOnly {
-		if err := createStore(path); err != nil {
+		if err := createStore(path, growth); err != nil {
 			return nil, fileError(path, err)
 		}
 	}
@@ -60,6 +62,7 @@ func openStore(path string, readOnly bool, each func(bucket, key, value []byte) 
 		if err != nil {
 			return err
 		}
+		s.db.AllocSize = growth
 		return s.begin()
 	})
 	if err == nil {
@@ -83,12 +86,15 @@ func boltOptions(readOnly bool, open func(string, int, os.FileMode) (*os.File, e
 		// in every transaction.
 		NoFreelistSync: true,
 		NoStatistics:   true,
+		// Address space, not memory. bbolt waits for all who read before it maps a grown file anew, and copies every page
+		// that the transaction has read.
+		InitialMmapSize: 1 << 30,
 	}
 }
 
 // createStore makes the file with its buckets, under another name first: a process that dies on the way leaves no file
 // that is neither a ledger nor empty.
-func createStore(path string) error {
+func createStore(path string, growth int) error {
 	dir := filepath.Dir(path)
 	file, err := os.CreateTemp(dir, filepath.Base(path)+".new-*") // mode 0600
 	if err != nil {
@@ -100,6 +106,7 @@ func createStore(path string) error {
 	if err != nil {
 		return err
 	}
+	db.AllocSize = growth
 	err = db.Update(func(tx *bbolt.Tx) error {
 		for _, name := range buckets {
 			if _, err := tx.CreateBucket(name); err != nil {

@@ -24,18 +24,18 @@ func tagOf(hash uint64) uint8 { return uint8(hash>>56) | firstTag }
 
 func (t *table) mask() uint64 { return uint64(len(t.ids) - 1) }
 
-// find calls match with each record whose key may have this hash, until match returns true; it reports whether one did.
-func (t *table) find(hash uint64, match func(id uint32) bool) bool {
+// find appends the records whose key may have this hash.
+func (t *table) find(to []uint32, hash uint64) []uint32 {
 	if t.used == 0 {
-		return false
+		return to
 	}
-	tag := tagOf(hash)
-	for i := hash & t.mask(); t.tags[i] != tagEmpty; i = (i + 1) & t.mask() {
-		if t.tags[i] == tag && match(t.ids[i]) {
-			return true
+	tag, mask := tagOf(hash), t.mask()
+	for i := hash & mask; t.tags[i] != tagEmpty; i = (i + 1) & mask {
+		if t.tags[i] == tag {
+			to = append(to, t.ids[i])
 		}
 	}
-	return false
+	return to
 }
 
 func (t *table) insert(id uint32) {

@@ -50,7 +50,7 @@ func (b *batch) commit(claim floatip.Claim, owner floatip.Owner, addresses []net
 		return nil, fmt.Errorf("%w %s", ErrUnknownClaim, claim)
 	}
 	if f != nil {
-		b.endOffer(f)
+		b.takeUp(f)
 	}
 	var lines []Allocation
 	for _, a := range addresses {

@@ -4,17 +4,19 @@ import (
 	"context"
 	"runtime"
 	"sync"
+	"time"
 )
 
 // writer is the one goroutine that changes the file. It takes every operation that is queued, applies them one by one
 // to the index, writes all of their changes in one transaction and then answers all of them: many writers share one
 // flush, and a lone one waits for nobody. If the transaction fails, the index is put back and all get the error.
 type writer struct {
-	ledger *Ledger
-	pauses chan *pause
-	wake   chan struct{} // something is queued
-	quit   chan struct{}
-	ended  chan struct{}
+	ledger  *Ledger
+	pauses  chan *pause
+	wake    chan struct{} // something is queued
+	quit    chan struct{}
+	ended   chan struct{}
+	company int // how many operations the last transaction had
 
 	mu      sync.Mutex // guards what follows
 	queue   *queue
@@ -125,21 +127,29 @@ func (w *writer) run() {
 	}
 }
 
-// gather yields for as long as that brings operations. The callers that the last transaction answered can queue their
-// next one meanwhile; without it the first of them would travel alone and half of the flushes would be spent on one
-// operation. A lone caller has nobody to wait for.
+// gather waits for the callers that the last transaction answered: they may queue their next operation together, instead
+// of the first of them travelling alone and the others after it. It yields as long as it is not patience since the last
+// one came; a lone caller has nobody to wait for.
 func (w *writer) gather() {
-	for before := 0; ; {
-		runtime.Gosched()
+	runtime.Gosched()
+	company, latest := 0, time.Now()
+	for {
 		w.mu.Lock()
 		now := len(w.queue.operations)
 		w.mu.Unlock()
-		if now == before || now == 1 {
+		if now >= w.company {
 			return
 		}
-		before = now
+		if now > company {
+			company, latest = now, time.Now()
+		} else if time.Since(latest) > patience {
+			return
+		}
+		runtime.Gosched()
 	}
 }
+
+const patience = 50 * time.Microsecond
 
 // take returns what is queued.
 func (w *writer) take() *queue {
@@ -150,10 +160,17 @@ func (w *writer) take() *queue {
 	return q
 }
 
+func (w *writer) answer(q *queue) {
+	w.mu.Lock()
+	w.company = len(q.operations) + len(w.queue.operations)
+	w.mu.Unlock()
+	close(q.answered)
+}
+
 // commit makes the operations durable and answers them. An operation that only confirmed what others of the batch did
 // fails with them.
 func (w *writer) commit(q *queue) {
-	defer close(q.answered)
+	defer w.answer(q)
 	b := w.apply(q.operations)
 	if b.empty() {
 		return
