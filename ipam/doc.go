@@ -16,15 +16,21 @@
 // A bbolt database with these buckets. An address key is one byte with the family, 4 or 6, and the 4 or 16 bytes of the
 // address, so that keys sort as addresses do:
 //
-//	ledger/format                                    = version of this drawing
-//	addresses/<address key>                          = Allocation
-//	owners/<namespace>\x00<name>\x00<uid>\x00<address key> = empty; the mirror of addresses
-//	pools/<name>                                     = where the search for the next address goes on, for each family
-//	disputes/<address key><uid>                      = another virtual machine that claims the address
-//	history/<number: 8 bytes>                        = Event, in the order in which they happened
+//	ledger/format                    = version of this drawing
+//	ledger/folded                    = the first entry of the history that the buckets below do not follow yet
+//	history/<number: 8 bytes>        = what one transaction did: events, and what each address is since then
+//	addresses/<address key>          = Allocation
+//	owners/<claim><address key>      = namespace, name and UID; the mirror of addresses
+//	pools/<name>                     = where the search for the next address goes on, for each family
+//	disputes/<address key><uid>      = another virtual machine that claims the address
 //
-// Values end in a CRC-32C, so that a damaged page is noticed when it is read. One transaction changes all the buckets;
-// one goroutine writes, and takes everything that is queued into the same transaction.
+// Values end in a CRC-32C over key and value, so that a damaged page is noticed when it is read.
+//
+// One transaction writes one value at the end of the history (some for a large one), which says all of what it changed:
+// the allocations with their owners, the cursors of the pools, the claimants. Every so often a transaction also folds the
+// oldest of these entries into the other buckets, in the order of their keys, and moves ledger/folded on. So what the
+// file says is what the buckets say, and after it the entries from ledger/folded on. One goroutine writes, and takes
+// everything that is queued into the same transaction.
 //
 // Searching happens in memory, in an index of what is held and of what is free; its size follows the number of
 // addresses that are held, not the size of the pools.

@@ -202,6 +202,7 @@ func TestFaultyFiles(t *testing.T) {
 		{"zeros", make([]byte, len(good)), ErrDamaged, "keep a copy"},
 		{"text", bytes.Repeat([]byte("floating\n"), 4000), ErrDamaged, "keep a copy"},
 		{"another database", otherDatabase(t), ErrFormat, "start the version"},
+		{"an earlier format", earlierFormat(t), ErrFormat, "version 01, this floatip knows 2; start the version of floatip that wrote it, or move the file away"},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {

@@ -23,7 +23,7 @@ func fileError(path string, err error) error {
 	case errors.Is(err, syscall.EROFS), errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("ledger %s: %w: %w; mount its volume writable for floatip's user (fsGroup)", path, ErrReadOnly, err)
 	case errors.Is(err, ErrFormat):
-		return fmt.Errorf("open ledger %s: %w; start the version of floatip that wrote it", path, err)
+		return fmt.Errorf("open ledger %s: %w; start the version of floatip that wrote it, or move the file away and let floatip rebuild it from the FloatingIP objects and the VMs", path, err)
 	case errors.Is(err, ErrDamaged):
 		return fmt.Errorf("open ledger %s: %w; the file is left as it is: keep a copy of it, then restore a backup, or move it away and let floatip rebuild it from the FloatingIP objects and the VMs", path, err)
 	case errors.Is(err, berrors.ErrInvalid), errors.Is(err, berrors.ErrChecksum), errors.Is(err, berrors.ErrVersionMismatch),

@@ -39,7 +39,7 @@ func readExtent(tx *bbolt.Tx) (extent, error) {
 		x.firstEvent, x.nextEvent = oldest.first, youngest.first+youngest.events()
 	}
 	if folded < x.first || folded > x.next {
-		return extent{}, damaged(fmt.Errorf("the indexes follow the history up to entry %d, it has %d to %d", folded, x.first, x.next))
+		return extent{}, damaged(fmt.Errorf("the indexes follow the history up to entry %d, it has %d to %d", folded, x.first, x.next-1))
 	}
 	return x, nil
 }
@@ -115,6 +115,22 @@ func (s *store) write(b *batch, opts Options) error {
 	clear(all[:due])
 	s.unfolded = all[due:]
 	s.scratch.shrink()
+	return nil
+}
+
+// foldAll lets the other buckets follow the whole history, for the file that is left behind.
+func (s *store) foldAll() error {
+	if len(s.unfolded) == 0 {
+		return nil
+	}
+	before := s.history
+	s.scratch.bytes = s.scratch.bytes[:0]
+	err := guarded(func() error { return s.db.Update(func(tx *bbolt.Tx) error { return s.fold(tx, s.unfolded) }) })
+	if err != nil {
+		s.history = before
+		return fileError(s.path, err)
+	}
+	s.unfolded = nil
 	return nil
 }
 

@@ -143,6 +143,7 @@ func (l *Ledger) Close() error {
 	l.closed = true
 	l.mu.Unlock()
 	l.writer.stop()
+	l.store.foldAll() // What cannot be folded, as on a full disk, is read from the history by the next start.
 	return l.store.close()
 }
 

@@ -1,6 +1,7 @@
 package ipam
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -44,12 +45,7 @@ func readOnlyDirectory(t *testing.T, ledger []byte) string {
 // otherDatabase returns a bbolt file that is no ledger.
 func otherDatabase(t *testing.T) []byte {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "other.db")
-	db, err := bbolt.Open(path, 0o600, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	err = db.Update(func(tx *bbolt.Tx) error {
+	return database(t, func(tx *bbolt.Tx) error {
 		for _, name := range [][]byte{bucketHistory, []byte("something")} {
 			if _, err := tx.CreateBucket(name); err != nil {
 				return err
@@ -57,10 +53,34 @@ func otherDatabase(t *testing.T) []byte {
 		}
 		return nil
 	})
+}
+
+// earlierFormat returns a ledger of version 1: all buckets, and values that this version cannot read.
+func earlierFormat(t *testing.T) []byte {
+	t.Helper()
+	return database(t, func(tx *bbolt.Tx) error {
+		for _, name := range buckets {
+			if _, err := tx.CreateBucket(name); err != nil {
+				return err
+			}
+		}
+		return errors.Join(
+			tx.Bucket(bucketLedger).Put(keyFormat, []byte{1}),
+			tx.Bucket(bucketAddresses).Put([]byte("an address"), []byte("of version 1")),
+			tx.Bucket(bucketHistory).Put(numberKey(1), []byte("an event")),
+		)
+	})
+}
+
+// database returns a bbolt file with what fill writes.
+func database(t *testing.T, fill func(tx *bbolt.Tx) error) []byte {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "other.db")
+	db, err := bbolt.Open(path, 0o600, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := db.Close(); err != nil {
+	if err := errors.Join(db.Update(fill), db.Close()); err != nil {
 		t.Fatal(err)
 	}
 	raw, err := os.ReadFile(path)
@@ -68,4 +88,17 @@ func otherDatabase(t *testing.T) []byte {
 		t.Fatal(err)
 	}
 	return raw
+}
+
+func copyOf(t *testing.T, path string) string {
+	t.Helper()
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	to := filepath.Join(t.TempDir(), "ledger.db")
+	if err := os.WriteFile(to, raw, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return to
 }
