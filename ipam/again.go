@@ -25,9 +25,12 @@ func (l *Ledger) again(r Request) (Offer, bool) {
 	if f := l.offers.byName[vmName{r.Namespace, r.Name}]; f != nil && l.suits(r, pools, f.lines(l.opts.Reservation)) {
 		return f.offer(), true
 	}
-	pending := map[floatip.Claim][]Allocation{}
+	pending, seen := map[floatip.Claim][]Allocation{}, map[floatip.Claim]bool{}
 	var claims []floatip.Claim // in the order of the addresses
 	for _, line := range l.book.ofName(r.Namespace, r.Name) {
+		if line.State == Bound {
+			seen[line.Claim] = true // with one of its two addresses is enough
+		}
 		if line.State != Pending || line.Claim.IsZero() {
 			continue
 		}
@@ -37,7 +40,7 @@ func (l *Ledger) again(r Request) (Offer, bool) {
 		pending[line.Claim] = append(pending[line.Claim], line)
 	}
 	for _, claim := range claims {
-		if l.suits(r, pools, pending[claim]) {
+		if !seen[claim] && l.suits(r, pools, pending[claim]) {
 			answer := Offer{Claim: claim, Committed: true}
 			for _, line := range pending[claim] {
 				answer.Addresses = append(answer.Addresses, line.Address)

@@ -130,6 +130,9 @@ func (m *model) awaited(r Request) (floatip.Claim, bool) {
 	}
 	families := map[floatip.Claim][]Family{}
 	for a, line := range m.lines {
+		if line.State == Bound && !line.Claim.IsZero() {
+			families[line.Claim] = append(families[line.Claim], 0) // its VM was seen
+		}
 		if line.State == Pending && line.Owner.Namespace == r.Namespace && line.Owner.Name == r.Name {
 			family := FamilyOf(a)
 			if p := m.poolOf(a); p == nil || p.Drain {
