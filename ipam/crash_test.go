@@ -99,7 +99,7 @@ func oneLife(l *Ledger, kept *keepers) error {
 	ctx := context.Background()
 	claim := floatip.NewClaim()
 	uid := floatip.NewClaim().String()
-	owner := floatip.Owner{Namespace: "crash", Name: "vm-" + uid[:8], UID: uid}
+	owner := floatip.Owner{Namespace: "crash", Name: "vm-" + uid[24:], UID: uid} // a claim begins with the time
 	offer, err := l.Reserve(ctx, Request{Claim: claim, Namespace: owner.Namespace, Name: owner.Name, Families: families(rand.IntN(3))})
 	if errors.Is(err, ErrFull) {
 		if line, ok := kept.take(); ok {
