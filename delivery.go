@@ -46,8 +46,8 @@ func (d Delivery) InPod() bool {
 	return d.OrDefault() == DeliveryLeg || d == DeliveryRouted
 }
 
-// OnNode reports whether the node agent answers for the addresses, so that only nodes with a NIC on the provider network
-// can run the VM.
+// OnNode reports whether the node agent answers for the addresses, so that only nodes with a NIC on the provider
+// network can run the VM.
 func (d Delivery) OnNode() bool { return d.InPod() || d == DeliveryNodeNAT }
 
 // PastCNI reports whether packets of the floating address reach the pod past the CNI, or under an address that the CNI

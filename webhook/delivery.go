@@ -21,8 +21,8 @@ type DeliveryReader interface {
 // errDeliveries: one VM's addresses come from pools that are delivered in two ways.
 var errDeliveries = errors.New("the addresses of one VM must be delivered in one way")
 
-// DeliveryOf returns the delivery that all of the pools have. One that is gone counts as the default: what is held of it
-// was delivered so before there were others. The error is one of reading, or errDeliveries with both pools.
+// DeliveryOf returns the delivery that all of the pools have. One that is gone counts as the default: what is held of
+// it was delivered so before there were others. The error is one of reading, or errDeliveries with both pools.
 func DeliveryOf(ctx context.Context, reader DeliveryReader, pools []string) (floatip.Delivery, error) {
 	var delivery floatip.Delivery
 	for i, pool := range pools {
@@ -39,8 +39,8 @@ func DeliveryOf(ctx context.Context, reader DeliveryReader, pools []string) (flo
 	return delivery.OrDefault(), nil
 }
 
-// deliver decides about the delivery of what is offered to a VM, whose namespace has the labels: what speaks against it,
-// or what its owner should know.
+// deliver decides about the delivery of what is offered to a VM, whose namespace has the labels: what speaks against
+// it, or what its owner should know.
 func (h *Hooks) deliver(ctx context.Context, req admission.Request, m metadata, pools []string,
 	labels map[string]string) (warning string, refusal *Decision) {
 	poolPath := annotationsPath.Key(floatip.AnnotationPool)

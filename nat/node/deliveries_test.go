@@ -28,8 +28,8 @@ func admitted(t *testing.T, entries ...string) (a floatip.Admitted) {
 	return a
 }
 
-// TestListedPorts: a VM that lists ports is reached at those and by ping, from everywhere, and its own calls pass. Other
-// calls die without an answer, and are counted.
+// TestListedPorts: a VM that lists ports is reached at those and by ping, from everywhere, and its own calls pass.
+// Other calls die without an answer, and are counted.
 func TestListedPorts(t *testing.T) {
 	eachDelivery(t, func(t *testing.T, s *suite) {
 		list := []floatip.Port{{Protocol: "TCP", Number: 22}, {Protocol: "UDP", Number: 80}}
@@ -182,8 +182,8 @@ func TestAgain(t *testing.T) {
 	})
 }
 
-// TestNewPod: the VM is started anew, in another pod with another address, before anybody saw the first one end. What is
-// tracked of the first must not lead there.
+// TestNewPod: the VM is started anew, in another pod with another address, before anybody saw the first one end. What
+// is tracked of the first must not lead there.
 func TestNewPod(t *testing.T) {
 	s := newSuite(t, floatip.DeliveryNodeNAT)
 	old := s.addDual(1, nil)

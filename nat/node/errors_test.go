@@ -54,8 +54,8 @@ func dialUDP(t *testing.T, from *lab.Namespace, to netip.Addr, port int, whole b
 	return udp
 }
 
-// learns sends packets that are too large for the way until the sender's kernel refuses them, because an ICMP error told
-// it so.
+// learns sends packets that are too large for the way until the sender's kernel refuses them, because an ICMP error
+// told it so.
 func learns(conn *net.UDPConn, size int) bool {
 	for deadline := time.Now().Add(answered); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		if _, err := conn.Write(make([]byte, size)); errors.Is(err, unix.EMSGSIZE) {
@@ -104,8 +104,8 @@ func refused(conn *net.UDPConn) bool {
 	return false
 }
 
-// TestErrorsBeyondTheGateway: the node itself says that a packet is too large for the pod's link, to a host that its own
-// routes would look for elsewhere.
+// TestErrorsBeyondTheGateway: the node itself says that a packet is too large for the pod's link, to a host that its
+// own routes would look for elsewhere.
 func TestErrorsBeyondTheGateway(t *testing.T) {
 	eachDelivery(t, func(t *testing.T, s *suite) {
 		s.node.Route("::/0", nodetest.Peer6, "green0") // without any route the kernel says nothing

@@ -8,8 +8,9 @@ import (
 	"floatip.io/floatip"
 )
 
-// TestMoveOfATranslatedPod: where the nodes translate, the address goes to the guest's new node when KubeVirt says that
-// the guest is there; before that nothing of it is on that node, and afterwards nothing on the old one. Connections break.
+// TestMoveOfATranslatedPod: where the nodes translate, the address goes to the guest's new node when KubeVirt says
+// that the guest is there; before that nothing of it is on that node, and afterwards nothing on the old one.
+// Connections break.
 func TestMoveOfATranslatedPod(t *testing.T) {
 	r := newRoadBy(t, floatip.DeliveryNodeNAT)
 	host := r.from.world.Host

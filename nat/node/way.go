@@ -28,8 +28,8 @@ func (pp *podPlan) hops() bool { return pp.grant.Delivery != floatip.DeliveryLeg
 // onNode says whether this node translates for the pod.
 func (pp *podPlan) onNode() bool { return !pp.grant.Delivery.InPod() }
 
-// inUse says whether the node leads packets of an address to the pod. Where it translates it has no use for a pod that a
-// guest may come to: connections do not survive, since the pod's address is another one.
+// inUse says whether the node leads packets of an address to the pod. Where it translates it has no use for a pod
+// that a guest may come to: connections do not survive, since the pod's address is another one.
 func (pp *podPlan) inUse(a netip.Addr) bool {
 	return pp.usable[a] && (pp.mode == Active || pp.mode == Staged && !pp.onNode())
 }
@@ -76,8 +76,8 @@ func (a *Agent) reach(pp *podPlan, networks []leg.Network) error {
 	return err
 }
 
-// findHops finds the node's link to the pod for each address. A link that was there a moment ago, and is not now because
-// the CNI makes its routes anew, is no reason to withdraw: the last one known counts.
+// findHops finds the node's link to the pod for each address. A link that was there a moment ago, and is not now
+// because the CNI makes its routes anew, is no reason to withdraw: the last one known counts.
 func (a *Agent) findHops(pp *podPlan, networks []leg.Network) error {
 	nics := map[string]bool{}
 	for _, n := range networks {

@@ -88,7 +88,8 @@ func seccomp(ctx context.Context, t *testing.T, s *story.Story) {
 	if err := s.Client.List(ctx, &list); err != nil || len(list.Items) != 1 {
 		t.Fatalf("%d objects KubeVirt, %v", len(list.Items), err)
 	}
-	patch := `{"spec":{"configuration":{"seccompConfiguration":{"virtualMachineInstanceProfile":{"customProfile":{"runtimeDefaultProfile":true}}}}}}`
+	const profile = `{"virtualMachineInstanceProfile":{"customProfile":{"runtimeDefaultProfile":true}}}`
+	patch := `{"spec":{"configuration":{"seccompConfiguration":` + profile + `}}}`
 	if err := s.Client.Patch(ctx, &list.Items[0], client.RawPatch(types.MergePatchType, []byte(patch))); err != nil {
 		t.Fatal(err)
 	}
@@ -102,7 +103,8 @@ func asKubeVirtMadeIt(ctx context.Context, t *testing.T, s *story.Story, vm *kub
 		t.Fatal(err)
 	}
 	for _, c := range slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers) {
-		if c.Name == floatip.SidecarContainer || c.SecurityContext.Capabilities != nil && slices.Contains(c.SecurityContext.Capabilities.Add, "NET_ADMIN") {
+		can := c.SecurityContext.Capabilities
+		if c.Name == floatip.SidecarContainer || can != nil && slices.Contains(can.Add, "NET_ADMIN") {
 			t.Errorf("container %s is floatip's, or may do what the level forbids", c.Name)
 		}
 	}

@@ -42,7 +42,8 @@ var ErrForbidden = errors.New("floatip may not write OvnEip and OvnFip (kubeovn.
 
 // Driver keeps Kube-OVN's objects as the FloatingIPs of its pools say.
 type Driver struct {
-	// Client reads floatip's and KubeVirt's objects from caches, and Kube-OVN's, which are unstructured, from the API server.
+	// Client reads floatip's and KubeVirt's objects from caches, and Kube-OVN's, which are unstructured, from the API
+	// server.
 	Client client.Client
 
 	leftovers chan event.GenericEvent
@@ -76,7 +77,8 @@ func (d *Driver) ofVMI(ctx context.Context, vmi client.Object) (requests []recon
 	return requests
 }
 
-// findLeftovers asks once for a look at every object that was made for a FloatingIP: it may have gone while nobody looked.
+// findLeftovers asks once for a look at every object that was made for a FloatingIP: it may have gone while nobody
+// looked.
 func (d *Driver) findLeftovers(ctx context.Context) error {
 	for _, kind := range []schema.GroupVersionKind{fipKind, eipKind} {
 		list := &unstructured.UnstructuredList{}
@@ -100,8 +102,8 @@ func (d *Driver) findLeftovers(ctx context.Context) error {
 	return nil
 }
 
-// Served returns nil if Kube-OVN's objects can be written, or else ErrMissing, ErrForbidden, or what keeps the API server
-// from saying.
+// Served returns nil if Kube-OVN's objects can be written, or else ErrMissing, ErrForbidden, or what keeps the API
+// server from saying.
 func (d *Driver) Served(ctx context.Context) error {
 	for _, kind := range []schema.GroupVersionKind{eipKind, fipKind, ipKind} {
 		_, err := d.get(ctx, kind, "floatip-is-this-served")

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Hop is the way of a floating address to a pod by the CNI's own link: what deliveries other than the leg use. Rules and
-// marks that go with it are those of package podlink.
+// Hop is the way of a floating address to a pod by the CNI's own link: what deliveries other than the leg use. Rules
+// and marks that go with it are those of package podlink.
 type Hop struct {
 	// Address is the floating address, Pod the pod's own of the same family.
 	Address, Pod netip.Addr

@@ -9,8 +9,8 @@ import (
 	"floatip.io/floatip/nat"
 )
 
-// Counters returns the figures of every translated address, IPv4 first. They start at zero when the address comes to the
-// node, and are lost when somebody else removes the table.
+// Counters returns the figures of every translated address, IPv4 first. They start at zero when the address comes to
+// the node, and are lost when somebody else removes the table.
 func (n *Node) Counters() ([]nat.Counter, error) {
 	found := map[netip.Addr]*nat.Counter{}
 	for _, l := range layouts() {

@@ -12,6 +12,6 @@
 // mark of the packet (leg.MarkMask) is needed: the kernel chooses the way before it translates the source, and a rule
 // that goes by the pod's address would be one rule for each pod.
 //
-// Desired state is a value; the kernel is read into the same type; elements that differ are changed, in one transaction,
-// so that the counters of the others go on. Nothing is remembered between calls.
+// Desired state is a value; the kernel is read into the same type; elements that differ are changed, in one
+// transaction, so that the counters of the others go on. Nothing is remembered between calls.
 package podlink

@@ -149,7 +149,8 @@ func (n *Node) write(l layout, want, have table) (string, error) {
 		return "", err
 	}
 	family := map[bool]string{false: "ip", true: "ip6"}[l.v6]
-	return fmt.Sprintf("table %s %s: elements +%d -%d, rules written: %t", family, tableName, len(c.Put), len(c.Remove), rewrite), nil
+	return fmt.Sprintf("table %s %s: elements +%d -%d, rules written: %t", family, tableName, len(c.Put), len(c.Remove),
+		rewrite), nil
 }
 
 func (n *Node) remove(l layout, have table) (string, error) {

@@ -120,7 +120,10 @@ func TestAdmitted(t *testing.T) {
 		protocol floatip.Protocol
 		port     uint16
 		want     bool
-	}{{floatip.ProtocolTCP, 22, true}, {floatip.ProtocolTCP, 23, false}, {floatip.ProtocolUDP, 22, false}, {floatip.ProtocolICMP, 0, true}} {
+	}{
+		{floatip.ProtocolTCP, 22, true}, {floatip.ProtocolTCP, 23, false}, {floatip.ProtocolUDP, 22, false},
+		{floatip.ProtocolICMP, 0, true},
+	} {
 		if got := a.Admits(host, tt.protocol, tt.port); got != tt.want {
 			t.Errorf("protocol %d port %d: admitted %t, want %t", tt.protocol, tt.port, got, tt.want)
 		}

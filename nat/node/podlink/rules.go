@@ -40,48 +40,57 @@ const (
 	priorityGuard nftables.ChainPriority = 110
 )
 
+func base(name string, kind nftables.ChainType, hook *nftables.ChainHook, priority nftables.ChainPriority,
+	rules []rule) chain {
+	return chain{Name: name, Kind: kind, Hook: hook, Priority: priority, Rules: rules}
+}
+
 // rules returns the chains. They are the same for any addresses.
 func (l layout) rules() []chain {
 	r := writer{l}
 	mark := fmt.Sprintf("meta mark and %#x != 0", leg.MarkMask)
 	belongs := []rule{
-		r.rule("ct original %s daddr @addresses goto called", r.ctDestination(original, in(setAddresses)), jump(expr.VerdictGoto, "called")),
-		r.rule("ct reply %s daddr @addresses goto opened", r.ctDestination(reply, in(setAddresses)), jump(expr.VerdictGoto, "opened")),
+		r.rule("ct original %s daddr @addresses goto called",
+			r.ctDestination(original, in(setAddresses)), jump(expr.VerdictGoto, "called")),
+		r.rule("ct reply %s daddr @addresses goto opened",
+			r.ctDestination(reply, in(setAddresses)), jump(expr.VerdictGoto, "opened")),
 	}
 	chains := []chain{
-		{Name: "guard_in", Kind: nftables.ChainTypeFilter, Hook: nftables.ChainHookPrerouting, Priority: prioritySpoof, Rules: []rule{
+		base("guard_in", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, prioritySpoof, []rule{
 			// A pod that translates itself sends under its own floating address. No other address of the provider network
 			// comes from the link of a pod.
 			r.rule("iifname . %s saddr @senders return", r.sender(in(setSenders)), verdict(expr.VerdictReturn)),
-			r.rule("iifname @links %s saddr @networks drop", iifname(in(setLinks)), r.saddr(in(setNetworks)), verdict(expr.VerdictDrop)),
-		}},
-		{Name: "mark_in", Kind: nftables.ChainTypeFilter, Hook: nftables.ChainHookPrerouting, Priority: priorityMark, Rules: append(belongs,
+			r.rule("iifname @links %s saddr @networks drop",
+				iifname(in(setLinks)), r.saddr(in(setNetworks)), verdict(expr.VerdictDrop)),
+		}),
+		base("mark_in", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, priorityMark, append(slices.Clone(belongs),
 			// What a translated pod opens to hosts outside. Connections that it opened before its address came have
 			// entries, and stay where they are.
 			r.rule("ct state new iifname . %[1]s saddr @pods %[1]s daddr != @cluster goto opens",
-				ctNew(), r.sender(in(setPods)), r.daddr(notIn(setCluster)), jump(expr.VerdictGoto, "opens")))},
+				ctNew(), r.sender(in(setPods)), r.daddr(notIn(setCluster)), jump(expr.VerdictGoto, "opens")))),
 		// Errors that the node itself sends about a floating address, above all "fragmentation needed", leave where its
 		// answers do. A chain of type route looks the route up again when the mark changes.
-		{Name: "mark_out", Kind: nftables.ChainTypeRoute, Hook: nftables.ChainHookOutput, Priority: priorityMark, Rules: belongs},
-		{Name: "to_pod", Kind: nftables.ChainTypeNAT, Hook: nftables.ChainHookPrerouting, Priority: priorityTo, Rules: []rule{
+		base("mark_out", nftables.ChainTypeRoute, nftables.ChainHookOutput, priorityMark, belongs),
+		base("to_pod", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, priorityTo, []rule{
 			r.rule("dnat to %s daddr map @pod_of", r.daddr(look(mapTo)), translate(expr.NATTypeDestNAT, l.table.Family)),
-		}},
-		{Name: "to_pod_out", Kind: nftables.ChainTypeNAT, Hook: nftables.ChainHookOutput, Priority: priorityTo, Rules: []rule{
+		}),
+		base("to_pod_out", nftables.ChainTypeNAT, nftables.ChainHookOutput, priorityTo, []rule{
 			r.rule("dnat to %s daddr map @pod_of", r.daddr(look(mapTo)), translate(expr.NATTypeDestNAT, l.table.Family)),
-		}},
+		}),
 		// Behind the translation of sources: who calls from a pod of this node under a floating address is known by it.
-		{Name: "admit", Kind: nftables.ChainTypeFilter, Hook: nftables.ChainHookPostrouting, Priority: priorityAdmit, Rules: []rule{
+		base("admit", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, priorityAdmit, []rule{
 			r.rule("ct original %s daddr @translated ct direction original goto caller",
 				r.ctDestination(original, in(setTranslated)), ctDirection(original), jump(expr.VerdictGoto, "caller")),
 			r.rule("ct direction reply ct reply %s daddr @counted_in",
 				ctDirection(reply), r.ctDestination(reply, in(setIn))),
 			// Nothing untranslated reaches a pod: there it would be taken for the guest's, or go in circles.
 			r.rule("%s daddr @translated drop", r.daddr(in(setTranslated)), verdict(expr.VerdictDrop)),
-		}},
+		}),
 		// Each packet of a caller is held against the list, not only the first: a shorter list cuts connections.
 		{Name: "caller", Rules: []rule{
 			r.rule("ct state related goto counted", ctRelated(), jump(expr.VerdictGoto, "counted")),
-			r.rule("ct original %s daddr @open_to_all goto counted", r.ctDestination(original, in(setOpen)), jump(expr.VerdictGoto, "counted")),
+			r.rule("ct original %s daddr @open_to_all goto counted",
+				r.ctDestination(original, in(setOpen)), jump(expr.VerdictGoto, "counted")),
 			r.rule("%[1]s daddr . %[1]s saddr . meta l4proto . th dport @admitted goto counted",
 				r.caller(in(setAdmitted)), jump(expr.VerdictGoto, "counted")),
 			r.rule("%[1]s daddr . %[1]s saddr @own return", r.pair(in(setOwn)), verdict(expr.VerdictReturn)),
@@ -89,21 +98,22 @@ func (l layout) rules() []chain {
 			r.rule("drop", verdict(expr.VerdictDrop)),
 		}},
 		{Name: "counted", Rules: []rule{
-			r.rule("ct original %s daddr @counted_in return", r.ctDestination(original, in(setIn)), verdict(expr.VerdictReturn)),
+			r.rule("ct original %s daddr @counted_in return",
+				r.ctDestination(original, in(setIn)), verdict(expr.VerdictReturn)),
 		}},
-		{Name: "to_floating", Kind: nftables.ChainTypeNAT, Hook: nftables.ChainHookPostrouting, Priority: priorityFrom, Rules: []rule{
+		base("to_floating", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, priorityFrom, []rule{
 			// Marked are what a pod opens to hosts outside, and what it calls of floating addresses, its own included:
 			// answers must come back here, and a pod takes no packet that seems to come from itself.
 			r.rule(mark+" snat to iifname . %s saddr map @floating_of",
 				marked(), r.sender(look(mapFrom)), translate(expr.NATTypeSourceNAT, l.table.Family)),
-		}},
+		}),
 		// Nothing leaves under a floating address but by the provider's NICs and to pods. That is what established
 		// connections would do while a NIC is gone: the kernel goes on translating them.
-		{Name: "guard_out", Kind: nftables.ChainTypeFilter, Hook: nftables.ChainHookPostrouting, Priority: priorityGuard, Rules: []rule{
+		base("guard_out", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, priorityGuard, []rule{
 			r.rule("%[1]s saddr @addresses %[1]s daddr != @cluster oifname != @exits drop",
 				r.saddr(in(setAddresses)), r.daddr(notIn(setCluster)), oifname(notIn(setExits)), verdict(expr.VerdictDrop)),
 			r.rule("%s saddr @counted_out", r.saddr(in(setOut))),
-		}},
+		}),
 	}
 	return append(r.markers(), chains...)
 }
