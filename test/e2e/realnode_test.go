@@ -347,9 +347,9 @@ func deleteOnRealNode(t *testing.T, s *story.Story) {
 	if _, err := story.Ping(ctx, s.Rig.LAN.ProviderHost.Namespace, story.Floating, 1); err == nil {
 		t.Errorf("%s still answers", story.Floating)
 	}
-	err = process.Wait(ctx, nil, "the last leg to go with its bridge", func(ctx context.Context) error {
+	err = process.Wait(ctx, nil, "the leg to go", func(ctx context.Context) error {
 		links, err := lan.Exec(ctx, s.Rig.LAN.Nodes[0].Namespace, "ip", "-brief", "link")
-		if err == nil && strings.Contains(links, leg.Bridge) {
+		if err == nil && strings.Contains(links, leg.PortName(string(pod.UID))) {
 			err = fmt.Errorf("the node has\n%s", links)
 		}
 		return err
