@@ -27,7 +27,7 @@ func config(t *testing.T) Config {
 		ClusterNetworks: []netip.Prefix{
 			netip.MustParsePrefix("100.0.0.0/16"), netip.MustParsePrefix("100.0.3.0/24"), netip.MustParsePrefix("fd30::/64"),
 		},
-		Exits: []string{"fip-br", "red0"},
+		Exits: []string{"fip0123456789ab", "red0"},
 	}
 	for i, ingress := range []floatip.Admitted{everybody, some, {}} {
 		for _, form := range [][2]string{{"192.168.100.5%d", "100.0.0.%d"}, {"2001:db8:100::5%d", "fd30::%d"}} {
