@@ -54,6 +54,10 @@ type NodeAgent struct {
 	// MACs are the Ethernet addresses of the node's provider NICs, in the form "02:00:00:00:00:01". What they announce is
 	// no conflict, and a move if the address migrates there.
 	MACs []string `json:"macs,omitempty"`
+	// Address is where the agent listens for those of other nodes, for instance "10.0.0.11:9448".
+	Address string `json:"address,omitempty"`
+	// Key is the SHA-256 of the agent's public key, in Base64. Another start of the agent has another one.
+	Key string `json:"key,omitempty"`
 }
 
 // Reasons of a condition ConflictFree that is false. The node agent writes them, and the webhook acts on the first.

@@ -188,6 +188,16 @@ func syn() part {
 		transport(reg, 13, 1), masked([]byte{0x02}), notEqual([]byte{0}))
 }
 
+// segment matches TCP packets that open no connection.
+func segment() part {
+	return append(l4proto(equal([]byte{unix.IPPROTO_TCP})),
+		transport(reg, 13, 1), masked([]byte{0x02}), equal([]byte{0}))
+}
+
+func marked(mark uint32) part {
+	return part{&expr.Meta{Key: expr.MetaKeyMARK, Register: reg}, equal(binaryutil.NativeEndian.PutUint32(mark))}
+}
+
 // clamp writes what the packet's route can carry into the TCP option "maximum segment size": 2 bytes after kind and
 // length of option 2 (RFC 9293 section 3.2).
 func clamp() part {

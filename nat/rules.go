@@ -187,15 +187,25 @@ var linkLocal = netip.MustParsePrefix("fe80::/10")
 // guard is the last word: nothing leaves by the leg under another name, and nothing by another link under this one. The
 // latter is what established connections would do while the leg is gone: the kernel goes on translating them.
 //
+// A TCP segment that is to leave by the leg, in the middle of a connection that this pod has never seen, stays here while
+// there is no leg: it belongs to a guest that has migrated here before the node was ready. By another link it would leave
+// under the pod's address, and whoever gets it would reset the guest's connection.
+//
 // Under no name at all the pod's kernel asks whether its link-local address is free (RFC 4862 section 5.4.2); nobody
 // needs to hear that, and it is no sign of an attack.
 func (b binding) guard() []Rule {
-	return []Rule{
+	rules := []Rule{
 		rule(fmt.Sprintf("oifname %q goto %s", b.link, chainLeaving),
 			oifname(equal(link(b.link))), gotoChain(chainLeaving)),
 		rule(fmt.Sprintf("%s saddr %s oifname != @%s %s", b.ip, b.Floating, setLinks, b.guardedText()),
 			b.source(equal(b.Floating.AsSlice())), oifname(notIn(setLinks)), b.guarded()),
 	}
+	if b.link != LegInterface {
+		return rules // the CNI's link is always there
+	}
+	return append(rules,
+		rule(fmt.Sprintf("meta mark 0x%08x oifname != @%s ct state new tcp flags ! syn %s", LegMark, setLinks, b.guardedText()),
+			marked(LegMark), oifname(notIn(setLinks)), ctState(expr.CtStateBitNEW), segment(), b.guarded()))
 }
 
 func (b binding) leaving() []Rule {

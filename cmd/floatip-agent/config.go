@@ -4,9 +4,11 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"floatip.io/floatip"
 )
@@ -19,13 +21,15 @@ type config struct {
 	sysctlDir       string
 	kubeconfig      string
 	listen          string
+	nodeAddress     string
+	peerPort        int
 	verbose         bool
 }
 
 func defaults() config {
 	return config{
 		nodeName: os.Getenv("NODE_NAME"), kubeletDir: "/var/lib/kubelet", clusterNetworks: os.Getenv("FLOATIP_CLUSTER_NETWORKS"),
-		listen: "127.0.0.1:9447",
+		listen: "127.0.0.1:9447", nodeAddress: os.Getenv("NODE_ADDRESS"), peerPort: 9448,
 	}
 }
 
@@ -43,6 +47,10 @@ func (c *config) register(flags *flag.FlagSet) {
 		"file with the way to the API server; empty: the service account of the pod")
 	flags.StringVar(&c.listen, "listen", c.listen,
 		"address and port of /healthz, /readyz and /metrics on the node; empty: none")
+	flags.StringVar(&c.nodeAddress, "node-address", c.nodeAddress,
+		"the node's address on the cluster's network, where agents of other nodes ask for the connections of a guest that "+
+			"migrates to them; empty: guests move without what their pods' kernels know of their connections (default $NODE_ADDRESS)")
+	flags.IntVar(&c.peerPort, "peer-port", c.peerPort, "port on --node-address for agents of other nodes")
 	flags.BoolVar(&c.verbose, "v", c.verbose, "log each change of the kernel, not only what they add up to")
 }
 
@@ -58,9 +66,23 @@ func (c config) validate() ([]netip.Prefix, error) {
 	if c.sysctlDir != "" && !filepath.IsAbs(c.sysctlDir) {
 		errs = append(errs, fmt.Errorf("--sysctl-dir %q must be absolute", c.sysctlDir))
 	}
+	if _, err := netip.ParseAddr(c.nodeAddress); c.nodeAddress != "" && err != nil {
+		errs = append(errs, fmt.Errorf("--node-address: %w", err))
+	}
+	if c.peerPort < 1 || c.peerPort > 65535 {
+		errs = append(errs, fmt.Errorf("--peer-port %d is none", c.peerPort))
+	}
 	networks, err := floatip.ParseNetworks(c.clusterNetworks)
 	if err != nil {
 		errs = append(errs, fmt.Errorf("--cluster-networks: %w", err))
 	}
 	return networks, errors.Join(errs...)
+}
+
+// peerAddress is where other agents reach this one, "" for nowhere.
+func (c config) peerAddress() string {
+	if c.nodeAddress == "" {
+		return ""
+	}
+	return net.JoinHostPort(c.nodeAddress, strconv.Itoa(c.peerPort))
 }

@@ -21,6 +21,7 @@ func TestConfig(t *testing.T) {
 		{"", both, nil},
 		{"--cluster-networks=", nil, nil},
 		{"--node-name=", both, []string{"--node-name is empty"}},
+		{"--node-address=here --peer-port=0", both, []string{"--node-address", "--peer-port 0"}},
 		{"--kubelet-dir=kubelet --sysctl-dir=net", both, []string{"--kubelet-dir", "--sysctl-dir"}},
 		{"--cluster-networks=100.0.0.1/16", nil, []string{"--cluster-networks: 100.0.0.1/16 has bits of a host"}},
 	} {

@@ -103,12 +103,37 @@ type FloatingIPStatus struct {
 	//
 	// +optional
 	Pod string `json:"pod,omitempty"`
+	// LastMove is the live migration that brought the VM to its node. It is absent where the VM was started there.
+	//
+	// +optional
+	LastMove *Move `json:"lastMove,omitempty"`
 	// Conditions: Allocated, ConflictFree, NATReady, LegReady, Announced, GuestUp, Ready, FirewallReady, Disputed.
 	//
 	// +optional
 	// +listType=map
 	// +listMapKey=type
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// Move is a live migration as the node agents saw it.
+type Move struct {
+	// From and To are nodes.
+	From string `json:"from"`
+	To   string `json:"to"`
+	// Time at which the VM was first heard on its new node.
+	Time metav1.Time `json:"time"`
+	// Trigger is what told of the arrival: FirstFrame, the VM itself was heard, or KubeVirt, its controllers said so.
+	Trigger string `json:"trigger"`
+	// StallMilliseconds is the time between the last that the old node heard of the VM and the first that the new one did:
+	// what the VM stood still, and for how long it had nothing to say besides. It is known to 10 ms, and absent where the
+	// old node's agent did not tell.
+	//
+	// +optional
+	StallMilliseconds *int64 `json:"stallMilliseconds,omitempty"`
+	// Connections is how many tracked connections were handed over to the new pod.
+	//
+	// +optional
+	Connections int32 `json:"connections,omitempty"`
 }
 
 // FloatingIPList is a list of addresses.

@@ -46,6 +46,9 @@ type Options struct {
 	ClusterNetworks []netip.Prefix
 	// NetNS is the node's network namespace, nil for that of the process.
 	NetNS *os.File
+	// PeerAddress is where agents of other nodes reach this one, address and port on the cluster's network. Empty: guests
+	// move without their tracked connections.
+	PeerAddress string
 	// Sysctls is /proc/sys/net or where it is mounted writable.
 	Sysctls string
 	Log     *slog.Logger
@@ -66,6 +69,7 @@ type Agent struct {
 	sessions   map[string]*session // by pod UID
 	responders *responders
 	tests      tests
+	exchange   *exchange
 	refused    map[Refusal]bool // what was logged
 	complaint  string           // what was logged
 	recheck    atomic.Bool
@@ -83,6 +87,10 @@ func NewAgent(o Options, source Source, sink Sink) (*Agent, error) {
 		podlink: podlink.Open(o.NetNS), links: map[linkKey]string{}, sessions: map[string]*session{}, tests: tests{},
 	}
 	a.responders = newResponders(o, a.Wake)
+	if a.exchange, err = newExchange(o, a.Wake); err != nil {
+		kernel.Close()
+		return nil, err
+	}
 	return a, nil
 }
 
@@ -115,6 +123,15 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer cancel()
 	newKernelWatch(a.NetNS, a.Wake, a.Log).start(ctx)
 	defer a.responders.stop()
+	serving := make(chan struct{})
+	go func() {
+		defer close(serving)
+		a.exchange.run(ctx)
+	}()
+	defer func() {
+		cancel()
+		<-serving
+	}()
 	if err := a.resume(ctx); err != nil {
 		return err
 	}
@@ -198,11 +215,7 @@ func (a *Agent) round(ctx context.Context, v View) (report Report, err error) {
 	err, podlinks := a.apply(&d, plan, holding)
 	errs = append(errs, err, podlinks)
 	a.responders.set(ctx, plan.audible(), plan.leaving(v), plan.seen)
-	for _, pp := range plan.pods {
-		if pp.mode == Staged && !pp.onNode() {
-			a.expect(pp)
-		}
-	}
+	errs = append(errs, a.follow(v, plan))
 	errs = append(errs, a.dismiss(d))
 	a.forgetLinks(d)
 	counters, countErr := a.counters(plan)
@@ -230,6 +243,24 @@ func (a *Agent) apply(d *Decision, p plan, holding leg.Holding) (applied, podlin
 	report, applied := a.kernel.Apply(p.config(*d, a.ClusterNetworks))
 	a.logChanges("node", report)
 	return applied, podlinks
+}
+
+// follow does what moves call for besides what every pod has.
+func (a *Agent) follow(v View, p plan) error {
+	a.exchange.set(a.departures(v, p))
+	var errs []error
+	for _, pp := range p.pods {
+		if pp.mode == Staged && !pp.onNode() && !pp.grant.Provisional {
+			a.expect(pp, v.Peers[pp.grant.From])
+		}
+		if m := pp.session.journey.uncounted(); m != nil {
+			a.health.moved(m.Trigger)
+		}
+		if pp.session.journey.returned() {
+			errs = append(errs, pp.session.relax(pp.bindings()))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // logChanges says where something changed; what it was is for those who look closer.

@@ -53,6 +53,7 @@ func (c *cluster) set(v View) {
 type bench struct {
 	t       testing.TB
 	name    string
+	address string // for other agents
 	world   *nodetest.World
 	node    *nodetest.Node
 	cluster *cluster
@@ -75,8 +76,8 @@ func newBench(t testing.TB) *bench {
 func newBenchOn(t testing.TB, w *nodetest.World, number string) *bench {
 	t.Helper()
 	b := &bench{
-		t: t, name: "node" + number, world: w, node: w.AddNode(number), kubelet: t.TempDir(),
-		cluster: &cluster{reports: make(chan Report, 1)}, timing: quick,
+		t: t, name: "node" + number, address: "201.0.0." + number + ":9448", world: w, node: w.AddNode(number),
+		kubelet: t.TempDir(), cluster: &cluster{reports: make(chan Report, 1)}, timing: quick,
 	}
 	b.view = View{
 		Addresses: map[netip.Addr]Held{}, Machines: map[string]Machine{}, Peers: map[string]floatip.NodeAgent{},
@@ -108,8 +109,8 @@ func (b *bench) start() {
 	b.t.Helper()
 	b.last = nil
 	a, err := NewAgent(Options{
-		Name: b.name, KubeletDir: b.kubelet, NetNS: b.node.File, Sysctls: leg.DefaultSysctls, Timing: b.timing,
-		Log: slog.New(slog.NewTextHandler(testWriter{b.t}, nil)).With("node", b.name),
+		Name: b.name, KubeletDir: b.kubelet, NetNS: b.node.File, PeerAddress: b.address, Sysctls: leg.DefaultSysctls,
+		Timing: b.timing, Log: slog.New(slog.NewTextHandler(testWriter{b.t}, nil)).With("node", b.name),
 	}, b.cluster, b.cluster)
 	if err != nil {
 		b.t.Fatal(err)

@@ -28,6 +28,7 @@ type health struct {
 	conflicts map[announce.State]int              // addresses that somebody else has or claims
 	addresses []traffic
 	status    NodeStatus
+	moves     moveFigures
 }
 
 // traffic is what the sidecar counts for an address.

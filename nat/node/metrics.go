@@ -27,6 +27,7 @@ func (a *Agent) WriteMetrics(w io.Writer) {
 	family("floatip_agent_kernel_changes_total", "counter", "Changes of links, routes, rules and settings.")
 	fmt.Fprintf(w, "floatip_agent_kernel_changes_total %d\n", h.changes)
 	h.writeNeighbours(w, family)
+	h.moves.write(w, family)
 	h.writeTraffic(w, family)
 }
 

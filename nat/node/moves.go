@@ -9,8 +9,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"floatip.io/floatip"
 	"floatip.io/floatip/nat/node/arrival"
 	"floatip.io/floatip/nat/node/leg"
+	"floatip.io/floatip/nat/node/peer"
 )
 
 // Trigger is what told the node that a guest had arrived.
@@ -29,6 +31,11 @@ type Move struct {
 	From    string
 	At      time.Time
 	Trigger Trigger
+	// Stall is the time between the last frame of the guest that its old node saw and the first one here: what the guest
+	// stood still, and for how long it had nothing to say besides. It is known to 10 ms. nil: the old node did not tell.
+	Stall *time.Duration
+	// Flows is how many tracked connections were handed over.
+	Flows int
 }
 
 // journey is what a session knows of its guest's coming and going before the API server says it. Its lock is held for
@@ -40,8 +47,16 @@ type journey struct {
 	from    string     // the node that a staged pod's guest shall come from
 	arrived time.Time  // when the guest was first heard
 	yielded bool       // another node has announced the addresses
+	back    bool       // it has given them back
 	ready   map[netip.Addr]string
 	move    *Move
+	counted bool // the move is in the figures
+
+	taking bool // somebody takes connections over
+	source floatip.NodeAgent
+	come   chan struct{} // closed at the arrival, nil before anybody asked for it
+	stall  *time.Duration
+	flows  int
 }
 
 // seen is the mode of the pod: that of the grant, or what the journey or the kernel knows better.
@@ -67,7 +82,7 @@ func (j *journey) begin(g Grant, holding leg.Holding) {
 	}
 	switch {
 	case g.Mode == Staged && active:
-		j.arrived = time.Now()
+		j.arrive1(time.Now())
 	case g.Mode == Active && g.To != "" && held(g, holding) && !active:
 		j.yielded = true
 	}
@@ -86,16 +101,37 @@ func (j *journey) mode(g Grant) Mode {
 	case g.Mode == Left:
 		return Left
 	}
-	if g.To == "" {
-		j.yielded = false // the migration was given up, and the guest is still here
+	if j.yielded && g.To == "" {
+		j.yielded, j.back = false, true // the migration was given up, and the guest is still here
 	}
 	if j.from != "" && j.move == nil {
-		j.move = &Move{From: j.from, At: j.arrived, Trigger: FirstFrame}
+		j.move = &Move{From: j.from, At: j.arrived, Trigger: FirstFrame, Stall: j.stall, Flows: j.flows}
 		if j.arrived.IsZero() {
 			j.move.At, j.move.Trigger = time.Now(), KubeVirt
+			j.arrive1(j.move.At)
 		}
 	}
 	return Active
+}
+
+// uncounted returns the move once.
+func (j *journey) uncounted() *Move {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.counted {
+		return nil
+	}
+	j.counted = j.move != nil
+	return j.move
+}
+
+// returned reports, once, that the guest came back after another node had the addresses.
+func (j *journey) returned() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	was := j.back
+	j.back = false
+	return was
 }
 
 // provisionalMode is that of a pod whose machine is not known at the moment: the kernel's.
@@ -129,8 +165,85 @@ func (j *journey) prepare(ready map[netip.Addr]string) {
 func (j *journey) arrive(at time.Time) map[netip.Addr]string {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.arrived = at
+	j.arrive1(at)
 	return j.ready
+}
+
+// arrive1 is arrive under the lock.
+func (j *journey) arrive1(at time.Time) {
+	if j.arrived.IsZero() {
+		j.arrived = at
+		if j.come != nil {
+			close(j.come)
+		}
+	}
+}
+
+// arrival returns a channel that is closed when the guest arrives.
+func (j *journey) arrival() <-chan struct{} {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.come == nil {
+		j.come = make(chan struct{})
+		if !j.arrived.IsZero() {
+			close(j.come)
+		}
+	}
+	return j.come
+}
+
+func (j *journey) arrivedAt() time.Time {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.arrived
+}
+
+func (j *journey) hasArrived() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return !j.arrived.IsZero()
+}
+
+// longArrived reports whether the guest has been here for so long that its old node has nothing to tell any more.
+func (j *journey) longArrived(now time.Time) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return !j.arrived.IsZero() && now.Sub(j.arrived) > askFor
+}
+
+// settle notes what the old node told after the arrival.
+func (j *journey) settle(o peer.Outcome, connections int) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.flows = connections
+	if o.Known {
+		j.stall = &o.Silence
+	}
+	if j.move != nil {
+		m := *j.move
+		m.Stall, m.Flows = j.stall, j.flows
+		j.move = &m
+	}
+}
+
+// peer is the agent of the node that the guest comes from, as it was published last.
+func (j *journey) peer() floatip.NodeAgent {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.source
+}
+
+// claimFlows reports whether the caller is the one who shall take connections over, from the agent given.
+func (j *journey) claimFlows(source floatip.NodeAgent) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if source.Key == "" || source.Address == "" {
+		return false
+	}
+	j.source = source
+	first := !j.taking
+	j.taking = true
+	return first
 }
 
 func (j *journey) last() *Move {
@@ -154,8 +267,8 @@ func (j *journey) unclaim() {
 	j.waiting = false
 }
 
-// expect prepares for the guest of a staged pod, and has somebody listen for it.
-func (a *Agent) expect(pp *podPlan) {
+// expect prepares for the guest of a staged pod: somebody listens for it, and somebody takes its connections over.
+func (a *Agent) expect(pp *podPlan, source floatip.NodeAgent) {
 	ready := map[netip.Addr]string{}
 	for address, nic := range pp.nics {
 		// One that nobody could vouch for so far is tested first.
@@ -165,23 +278,29 @@ func (a *Agent) expect(pp *podPlan) {
 	}
 	s := pp.session
 	s.journey.prepare(ready)
-	if !s.journey.claim() {
-		return
-	}
 	ns, err := s.duplicate()
 	if err != nil {
-		s.journey.unclaim() // reaching the sidecar brings another round
-		return
+		return // reaching the sidecar brings another round
 	}
-	go func() {
-		defer ns.Close()
-		a.await(s, ns, pp.grant)
-	}()
+	defer ns.Close()
+	if s.journey.claim() {
+		if own, err := duplicate(ns); err == nil {
+			go a.await(s, own, pp.grant)
+		} else {
+			s.journey.unclaim()
+		}
+	}
+	if pp.plugged && s.journey.claimFlows(source) {
+		if own, err := duplicate(ns); err == nil {
+			go a.takeOver(s, own, pp.grant, pp.bindings())
+		}
+	}
 }
 
 // await lives until the guest arrives, or the session ends. On an arrival the address is announced at once; all else
 // that it calls for is done by the round that follows.
 func (a *Agent) await(s *session, ns *os.File, g Grant) {
+	defer ns.Close()
 	frame, err := arrival.Await(s.ctx, ns, g.NAT.Interface, g.MACs)
 	if err != nil {
 		s.journey.unclaim()
@@ -198,14 +317,19 @@ func (a *Agent) await(s *session, ns *os.File, g Grant) {
 
 // duplicate returns the pod's namespace for somebody who keeps it.
 func (s *session) duplicate() (ns *os.File, err error) {
-	err = s.inNamespace(func(own *os.File) error {
-		fd, err := unix.FcntlInt(own.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-		if err == nil {
-			ns = os.NewFile(uintptr(fd), "netns")
-		}
+	err = s.inNamespace(func(own *os.File) (err error) {
+		ns, err = duplicate(own)
 		return err
 	})
 	return ns, err
+}
+
+func duplicate(f *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "netns"), nil
 }
 
 // leaving lists the addresses that may move away, and who may take them.

@@ -26,13 +26,22 @@ type road struct {
 	source   *vm // where the guest is
 	target   *vm // where it may go
 	machine  Machine
-	empty    map[string][]string // what each node holds without any address
+	rules    *floatip.PodNAT // in the pods, nil for those of every pod
+	// strangers: the agents do not know each other.
+	strangers bool
+	empty     map[string][]string // what each node holds without any address
 }
 
 // newRoad has the guest on the first of two nodes, reachable.
-func newRoad(t *testing.T) *road {
+func newRoad(t *testing.T) *road { return newRoadBy(t, "") }
+
+// newRoadWith is newRoad with other rules in the pods.
+func newRoadWith(t *testing.T, rules floatip.PodNAT) *road {
 	t.Helper()
-	return newRoadBy(t, "")
+	r := newRoad(t)
+	r.rules = &rules
+	nodetest.Install(t, r.source.Pod, rules)
+	return r
 }
 
 func newRoadBy(t *testing.T, d floatip.Delivery) *road {
@@ -50,9 +59,6 @@ func newRoadBy(t *testing.T, d floatip.Delivery) *road {
 	r.machine.MACs = []string{r.source.Guest.Get("eth0").Attrs().HardwareAddr.String()}
 	for _, b := range []*bench{r.from, r.to} {
 		b.view.Addresses = r.from.view.Addresses
-		for _, other := range []*bench{r.from, r.to} {
-			b.view.Peers[other.name] = floatip.NodeAgent{MACs: []string{other.node.Get("red0").Attrs().HardwareAddr.String()}}
-		}
 		b.start()
 	}
 	r.publish()
@@ -60,10 +66,21 @@ func newRoadBy(t *testing.T, d floatip.Delivery) *road {
 	return r
 }
 
+// describe is what the bench's agent writes on its Node.
+func (b *bench) describe() floatip.NodeAgent {
+	return floatip.NodeAgent{
+		MACs:    []string{b.node.Get("red0").Attrs().HardwareAddr.String()},
+		Address: b.address, Key: b.agent.exchange.identity.Fingerprint(),
+	}
+}
+
 // publish tells both agents of the machine as it is now.
 func (r *road) publish() {
 	for _, b := range []*bench{r.from, r.to} {
 		b.view.Machines = map[string]Machine{r.machine.UID: r.machine}
+		if !r.strangers {
+			b.view.Peers = map[string]floatip.NodeAgent{r.from.name: r.from.describe(), r.to.name: r.to.describe()}
+		}
 		b.view.Pods = slices.Clone(b.view.Pods)
 		b.publish()
 	}
@@ -73,14 +90,23 @@ func (r *road) publish() {
 // prepared.
 func (r *road) begin() {
 	r.t.Helper()
-	r.pods++
-	r.target = r.to.addTarget(r.pods, r.source.entry)
-	r.machine.Migration = Migration{SourceNode: r.from.name, TargetNode: r.to.name, TargetPod: r.target.entry.Name}
+	r.prepare()
 	r.publish()
 	r.to.awaitReport("staged", func(report Report) bool {
 		s, ok := report.Statuses[fifty]
 		return ok && !s.Here && s.LegReady.True && s.NATReady.True
 	})
+}
+
+// prepare makes the pod and tells nobody.
+func (r *road) prepare() {
+	r.t.Helper()
+	r.pods++
+	r.target = r.to.addTarget(r.pods, r.source.entry)
+	if r.rules != nil {
+		nodetest.Install(r.t, r.target.Pod, *r.rules)
+	}
+	r.machine.Migration = Migration{SourceNode: r.from.name, TargetNode: r.to.name, TargetPod: r.target.entry.Name}
 }
 
 // addTarget makes a pod that waits for the guest of another one.
@@ -282,7 +308,7 @@ func (s *stream) proceeds(messages uint64) {
 		select {
 		case <-s.more:
 		case <-timeout:
-			s.t.Fatalf("the stream stands still at message %d", back)
+			s.t.Fatalf("the stream %s > %s stands still at message %d", s.conn.LocalAddr(), s.conn.RemoteAddr(), back)
 		}
 	}
 }

@@ -2,10 +2,11 @@ package node
 
 import (
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
-	"floatip.io/floatip"
+	"floatip.io/floatip/nat/node/nodetest"
 )
 
 // here wants the address on the bench's node, answered for and known to the API server.
@@ -61,6 +62,22 @@ func TestMigrationFails(t *testing.T) {
 	}
 }
 
+// TestGuestComesBack: the guest was heard on the target, and the migration failed all the same.
+func TestGuestComesBack(t *testing.T) {
+	r := newRoad(t)
+	s := startStream(t, r.source.Guest, r.from.world.Host, fifty.String(), 81)
+	r.begin()
+	r.cut()
+	r.arrived()
+	s.proceeds(10)
+	r.source.Receive(r.target.Pod)
+	r.machine.Migration.Failed = true
+	r.to.set(r.target.entry.UID, func(p *Pod) { p.Final = true })
+	r.publish()
+	r.here("back", r.from, r.to)
+	s.proceeds(10)
+}
+
 // TestSlowSignals: nobody hears the guest, for instance since it has another Ethernet address than KubeVirt knows. What
 // KubeVirt says moves the address, a little later; said twice, it does no harm.
 func TestSlowSignals(t *testing.T) {
@@ -96,7 +113,7 @@ func TestSlowSignals(t *testing.T) {
 func TestUnknownPeer(t *testing.T) {
 	r := newRoad(t)
 	s := startStream(t, r.source.Guest, r.from.world.Host, fifty.String(), 81)
-	r.from.view.Peers = map[string]floatip.NodeAgent{}
+	r.strangers, r.from.view.Peers, r.to.view.Peers = true, nil, nil
 	r.begin()
 	r.cut()
 	r.to.awaitReport("arrived", func(report Report) bool { return report.Statuses[fifty].Here })
@@ -128,19 +145,18 @@ func TestRestartDuringMove(t *testing.T) {
 		b.cluster.mu.Unlock()
 		b.start()
 		b.await("a healthy agent", func() bool { return b.agent.Healthy() == nil })
-		if api {
-			b.publish()
-		}
 	}
 	t.Run("both, while the target waits", func(t *testing.T) {
 		r := newRoad(t)
 		s := startStream(t, r.source.Guest, r.from.world.Host, fifty.String(), 81)
 		r.begin()
 		restart(r.from, true)
+		r.publish()
 		// The machine runs elsewhere: the agent has to ask for it first.
 		r.to.view.Unknown = map[string]bool{r.machine.UID: true}
 		r.to.view.Machines = map[string]Machine{}
 		restart(r.to, true)
+		r.to.publish()
 		r.to.awaitReport("provisional", func(report Report) bool { s, ok := report.Statuses[fifty]; return ok && s.LegReady.True })
 		r.here("still", r.from, r.to)
 		r.to.view.Unknown = map[string]bool{}
@@ -160,6 +176,9 @@ func TestRestartDuringMove(t *testing.T) {
 			r.arrived()
 			restart(r.from, api)
 			restart(r.to, api)
+			if api {
+				r.publish()
+			}
 			s.proceeds(10)
 			r.publish()
 			r.here("still", r.to, r.from)
@@ -197,4 +216,32 @@ func TestRestartDuringMove(t *testing.T) {
 		s.proceeds(10)
 		r.finish()
 	})
+}
+
+// TestEarlyArrival: the guest is in its new pod before the node has heard of it. Meanwhile nothing of it leaves under the
+// pod's address, so nobody resets its connections, and they go on when the leg is there.
+func TestEarlyArrival(t *testing.T) {
+	r := newRoad(t)
+	host := r.from.world.Host
+	in, out := startStream(t, r.source.Guest, host, fifty.String(), 81), startStream(t, host, r.source.Guest, nodetest.Beyond, 82)
+	udp := startEcho(t, r.source.Guest, host, fifty.String()+":7")
+	end := udp.flow(time.Millisecond)
+	r.prepare()
+	r.cut()
+	refused := func() (packets uint64) {
+		for _, c := range nodetest.Counters(t, r.target.Pod) {
+			packets += c.Guarded.Packets
+		}
+		return packets
+	}
+	r.to.await("a segment that stayed in the pod", func() bool { return refused() > 0 })
+	r.publish()
+	r.arrived()
+	in.proceeds(10)
+	out.proceeds(10)
+	if end(); !udp.send(patience) {
+		t.Error("UDP does not go on")
+	}
+	r.finish()
+	in.proceeds(10)
 }

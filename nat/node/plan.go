@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"floatip.io/floatip"
+	"floatip.io/floatip/nat"
 	"floatip.io/floatip/nat/handover"
 	"floatip.io/floatip/nat/node/announce"
 	"floatip.io/floatip/nat/node/leg"
@@ -148,6 +149,11 @@ func (a *Agent) plugPod(pp *podPlan, ns *os.File) error {
 	}
 	if made {
 		a.Log.Info("plugged a leg", "pod", pp.grant.Pod.Namespace+"/"+pp.grant.Pod.Name, "link", leg.PortName(uid))
+		// A guest that came before the leg may have been translated to the pod's address, and would be for as long as it
+		// repeats itself.
+		if _, err := nat.ForgetFlows(nat.Config{NetNS: int(ns.Fd())}, nat.Stale(nil, pp.grant.NAT)); err != nil {
+			return err
+		}
 	}
 	report, err := leg.ApplyPod(ns, a.Sysctls, leg.Pod{UID: uid, Addresses: pp.grant.Addresses, MTU: pp.mtu})
 	a.logChanges("pod "+pp.grant.Pod.Namespace+"/"+pp.grant.Pod.Name, report)
@@ -232,7 +238,7 @@ func (p plan) audible() map[string]audible {
 // report tells the API server's side what came out. applied is the error of the node's kernel.
 func (a *Agent) report(v View, d Decision, p plan, applied error) Report {
 	r := Report{
-		Statuses: map[netip.Addr]Status{}, Pools: map[string]bool{}, Own: d.Own, Agent: floatip.NodeAgent{MACs: d.MACs},
+		Statuses: map[netip.Addr]Status{}, Pools: map[string]bool{}, Own: d.Own, Agent: a.exchange.describe(floatip.NodeAgent{MACs: d.MACs}),
 	}
 	for _, pp := range p.pods {
 		failed := pp.failed

@@ -23,6 +23,8 @@ const (
 	// socket yet; one attempt costs a few microseconds.
 	dialFirst = 50 * time.Millisecond
 	dialMost  = 2 * time.Second
+	// dialAbsent bounds it while there is no socket: the pod is being made, and a guest that migrates into it comes soon.
+	dialAbsent = 200 * time.Millisecond
 )
 
 // socketPath returns where the kubelet keeps the sidecar's socket (kubelet pkg/volume/emptydir:
@@ -86,7 +88,11 @@ func (s *session) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-time.After(pause):
-			pause = min(2*pause, dialMost)
+			most := dialMost
+			if errors.Is(err, fs.ErrNotExist) {
+				most = dialAbsent
+			}
+			pause = min(2*pause, most)
 		}
 	}
 }

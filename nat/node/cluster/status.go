@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -113,6 +114,7 @@ func (c *Cluster) writeStatus(ctx context.Context, a netip.Addr, written map[str
 		"metadata": map[string]any{"resourceVersion": f.ResourceVersion},
 		"status": map[string]any{
 			"phase": status.Phase, "node": status.Node, "pod": status.Pod, "conditions": status.Conditions,
+			"lastMove": status.LastMove,
 		},
 	})
 	if err != nil {
@@ -137,7 +139,7 @@ func (c *Cluster) writeStatus(ctx context.Context, a netip.Addr, written map[str
 
 // sameStatus compares all but the times of transition, which change only together with something else.
 func sameStatus(a, b v1alpha1.FloatingIPStatus) bool {
-	return a.Phase == b.Phase && a.Node == b.Node && a.Pod == b.Pod &&
+	return a.Phase == b.Phase && a.Node == b.Node && a.Pod == b.Pod && equality.Semantic.DeepEqual(a.LastMove, b.LastMove) &&
 		slices.EqualFunc(a.Conditions, b.Conditions, func(x, y metav1.Condition) bool {
 			return x.Type == y.Type && x.Status == y.Status && x.Reason == y.Reason && x.Message == y.Message
 		})
@@ -147,6 +149,9 @@ func sameStatus(a, b v1alpha1.FloatingIPStatus) bool {
 func statusOf(f *v1alpha1.FloatingIP, nodeName string, s node.Status, now metav1.Time) v1alpha1.FloatingIPStatus {
 	out := *f.Status.DeepCopy()
 	out.Node, out.Pod, out.Phase = nodeName, s.Pod, v1alpha1.PhaseBound
+	if out.LastMove = lastMove(f.Status.LastMove, nodeName); s.Move != nil {
+		out.LastMove = moveOf(*s.Move, nodeName)
+	}
 	ready := s.Ready()
 	if ready.True {
 		out.Phase = v1alpha1.PhaseReady
@@ -165,13 +170,33 @@ func statusOf(f *v1alpha1.FloatingIP, nodeName string, s node.Status, now metav1
 	return out
 }
 
+// lastMove is what an earlier agent of this node wrote.
+func lastMove(m *v1alpha1.Move, nodeName string) *v1alpha1.Move {
+	if m == nil || m.To != nodeName {
+		return nil
+	}
+	return m.DeepCopy()
+}
+
+func moveOf(m node.Move, nodeName string) *v1alpha1.Move {
+	out := &v1alpha1.Move{
+		From: m.From, To: nodeName, Trigger: string(m.Trigger), Connections: int32(m.Flows),
+		Time: metav1.NewTime(m.At.Truncate(time.Second)), // as the API server keeps it
+	}
+	if m.Stall != nil {
+		ms := m.Stall.Milliseconds()
+		out.StallMilliseconds = &ms
+	}
+	return out
+}
+
 // leftStatus is the status of f after its pod left this node, or f's own where it names another node by now.
 func leftStatus(f *v1alpha1.FloatingIP, nodeName string, now metav1.Time) v1alpha1.FloatingIPStatus {
 	out := *f.Status.DeepCopy()
 	if out.Node != nodeName {
 		return out
 	}
-	out.Node, out.Pod = "", ""
+	out.Node, out.Pod, out.LastMove = "", "", nil
 	if out.Phase == v1alpha1.PhaseReady {
 		out.Phase = v1alpha1.PhaseBound
 	}

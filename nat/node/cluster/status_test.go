@@ -91,3 +91,31 @@ func TestLabelChanges(t *testing.T) {
 		t.Errorf("labels (-want +got):\n%s", diff)
 	}
 }
+
+// TestLastMove: the move that brought a VM here stays known to a later agent of the node, until the VM is elsewhere.
+func TestLastMove(t *testing.T) {
+	f := floatingIP(nil)
+	stall := 120 * time.Millisecond
+	s := node.Status{Pod: "p", Here: true, Move: &node.Move{
+		From: "n2", At: time.Unix(1500, 7), Trigger: node.FirstFrame, Stall: &stall, Flows: 3,
+	}}
+	milliseconds := int64(120)
+	want := &v1alpha1.Move{
+		From: "n2", To: "n1", Time: metav1.NewTime(time.Unix(1500, 0)), Trigger: "FirstFrame",
+		StallMilliseconds: &milliseconds, Connections: 3,
+	}
+	f.Status = statusOf(f, "n1", s, now)
+	if diff := cmp.Diff(want, f.Status.LastMove); diff != "" {
+		t.Errorf("last move (-want +got):\n%s", diff)
+	}
+	s.Move = nil
+	if again := statusOf(f, "n1", s, now); !sameStatus(f.Status, again) {
+		t.Errorf("an agent that does not remember it changed the status: %s", cmp.Diff(f.Status, again))
+	}
+	if elsewhere := statusOf(f, "n3", s, now); elsewhere.LastMove != nil {
+		t.Errorf("the VM was started on n3, whose status tells of the move %+v", elsewhere.LastMove)
+	}
+	if gone := leftStatus(f, "n1", now); gone.LastMove != nil {
+		t.Errorf("the VM runs nowhere, the status tells of the move %+v", gone.LastMove)
+	}
+}

@@ -83,3 +83,18 @@ func Install(t testing.TB, p *Pod, d floatip.PodNAT) {
 		t.Fatal(err)
 	}
 }
+
+// Counters reads what the rules of the sidecar count.
+func Counters(t testing.TB, p *Pod) []nat.Counter {
+	t.Helper()
+	kernel, err := nat.Open(nat.Config{NetNS: int(p.File.Fd())})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kernel.Close()
+	counters, err := kernel.Counters()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return counters
+}

@@ -2,6 +2,7 @@ package nodetest
 
 import (
 	"net"
+	"net/netip"
 	"strings"
 	"testing"
 )
@@ -96,8 +97,12 @@ func (n *Node) AddPod(name, address string) *Pod {
 	n.t.Helper()
 	p := n.AddWaitingPod(name, address)
 	p.Guest = NewNamespace(n.t)
-	p.Cable("tap0", p.Guest, "eth0")
-	p.Enslave("k6t-eth0", "tap0")
+	// The guest's NIC is a bridge, so that its cable can be exchanged for one to another pod.
+	p.Guest.Bridge("eth0")
+	if err := p.Guest.Link.LinkSetHardwareAddr(p.Guest.Get("eth0"), guestMAC(address)); err != nil {
+		n.t.Fatalf("address of the guest: %v", err)
+	}
+	p.plugGuest()
 	p.Guest.Address("eth0", GuestFixed+"/24", "fd10:0:2::2/120")
 	p.Guest.Route("0.0.0.0/0", "10.0.2.1", "eth0")
 	p.Guest.Route("::/0", "fd10:0:2::1", "eth0")
@@ -137,15 +142,32 @@ func (n *Node) AddWaitingPod(name, address string) *Pod {
 	return p
 }
 
-// Receive moves the guest of another pod into this one, with its addresses and its open connections. It is paused while
-// its cable is in nobody's bridge. Nothing is heard of it before it speaks.
+// guestMAC makes one of the pod's address.
+func guestMAC(address string) net.HardwareAddr {
+	a := netip.MustParseAddr(address).As4()
+	return net.HardwareAddr{0x52, 0x54, a[0], a[1], a[2], a[3]}
+}
+
+// plugGuest lays a cable between the pod's bridge and the guest.
+func (p *Pod) plugGuest() {
+	p.Cable("tap0", p.Guest, p.guestPort())
+	p.Enslave("k6t-eth0", "tap0")
+	p.Guest.Enslave("eth0", p.guestPort())
+}
+
+func (p *Pod) guestPort() string { return "to" + p.IP[strings.LastIndex(p.IP, ".")+1:] }
+
+// Receive moves the guest of another pod into this one, with its addresses and its open connections. The other pod keeps
+// its end of the cable, as qemu's tap device stays there. Nothing is heard of the guest here before it speaks.
 func (p *Pod) Receive(from *Pod) {
 	p.t.Helper()
-	if err := from.Link.LinkSetNsFd(from.Get("tap0"), int(p.File.Fd())); err != nil {
-		p.t.Fatalf("move the guest: %v", err)
-	}
 	p.Guest, from.Guest = from.Guest, nil
-	p.Enslave("k6t-eth0", "tap0")
+	if _, err := p.Link.LinkByName("tap0"); err == nil { // it was here before
+		p.Guest.Enslave("eth0", p.guestPort())
+	} else {
+		p.plugGuest()
+	}
+	p.Guest.Release(from.guestPort())
 }
 
 // podAddress6 returns the IPv6 address of the pod with this IPv4 address: fd30::5 beside 100.0.0.5.

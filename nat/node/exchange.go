@@ -1,0 +1,176 @@
+package node
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"floatip.io/floatip"
+	"floatip.io/floatip/nat/node/flows"
+	"floatip.io/floatip/nat/node/leg"
+	"floatip.io/floatip/nat/node/peer"
+)
+
+// exchange is how this agent and those of other nodes hand guests' connections over.
+type exchange struct {
+	identity *peer.Identity
+	netns    *os.File
+	address  string // to listen on; "" for no exchange
+	log      *slog.Logger
+	wake     func()
+
+	mu         sync.Mutex // guards what follows
+	listening  bool
+	departures map[string]peer.Departure // by UID of the machine
+}
+
+func newExchange(o Options, wake func()) (*exchange, error) {
+	identity, err := peer.NewIdentity()
+	return &exchange{identity: identity, netns: o.NetNS, address: o.PeerAddress, log: o.Log, wake: wake}, err
+}
+
+// run serves other agents until ctx is done. An address that cannot be listened on is tried again: without it guests move
+// all the same, and the kernel picks their connections up by itself where it can.
+func (e *exchange) run(ctx context.Context) {
+	source := &peer.Source{Identity: e.identity, Log: e.log, Departure: e.departure, Expected: e.expected}
+	for said := ""; e.address != "" && ctx.Err() == nil; {
+		l, err := peer.Listen(e.netns, e.address)
+		if err == nil {
+			e.setListening(true)
+			err = source.Serve(ctx, l)
+			e.setListening(false)
+		}
+		if err != nil && err.Error() != said {
+			said = err.Error()
+			e.log.Error("other agents cannot ask for connections of guests that leave, trying again", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(retry):
+		}
+	}
+}
+
+func (e *exchange) setListening(on bool) {
+	e.mu.Lock()
+	e.listening = on
+	e.mu.Unlock()
+	e.wake()
+}
+
+// describe adds what other agents need to speak with this one.
+func (e *exchange) describe(a floatip.NodeAgent) floatip.NodeAgent {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.listening {
+		a.Address, a.Key = e.address, e.identity.Fingerprint()
+	}
+	return a
+}
+
+func (e *exchange) departure(machine string) (peer.Departure, bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	d, ok := e.departures[machine]
+	return d, ok
+}
+
+func (e *exchange) expected(key string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, d := range e.departures {
+		if d.Key == key {
+			return true
+		}
+	}
+	return false
+}
+
+func (e *exchange) set(departures map[string]peer.Departure) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.departures = departures
+}
+
+// departures lists the machines that migrate from here to a node whose agent is known.
+func (a *Agent) departures(v View, p plan) map[string]peer.Departure {
+	out := map[string]peer.Departure{}
+	for _, pp := range p.pods {
+		key := v.Peers[pp.grant.To].Key
+		if pp.grant.To == "" || key == "" {
+			continue
+		}
+		s, g, bindings := pp.session, pp.grant, pp.bindings()
+		out[g.Pod.Machine.UID] = peer.Departure{
+			Key:   key,
+			Flows: func() ([]flows.Entry, error) { return s.flows(bindings) },
+			Silence: func() (time.Duration, bool) {
+				var silence time.Duration
+				var known bool
+				err := s.withNamespace(func(ns *os.File) (err error) {
+					silence, known, err = leg.GuestSilence(ns, g.NAT.Interface, g.MACs)
+					return err
+				})
+				return silence, known && err == nil
+			},
+			Arrived: func() {
+				s.journey.leave()
+				a.responders.yield(g.Addresses...)
+				a.Wake()
+				s.log.Info("another node has the guest now", "addresses", g.Addresses, "node", g.To)
+			},
+		}
+	}
+	return out
+}
+
+// bindings are those of the granted addresses.
+func (pp *podPlan) bindings() []floatip.Binding {
+	return slices.DeleteFunc(slices.Clone(pp.grant.NAT.Bindings), func(b floatip.Binding) bool {
+		return !slices.ContainsFunc(pp.grant.Addresses, func(a netip.Addr) bool { return a == b.Floating })
+	})
+}
+
+// withNamespace is inNamespace for what takes longer than a moment: the session is not locked meanwhile.
+func (s *session) withNamespace(f func(ns *os.File) error) error {
+	ns, err := s.duplicate()
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	return f(ns)
+}
+
+func (s *session) flows(bindings []floatip.Binding) (entries []flows.Entry, err error) {
+	err = s.withNamespace(func(ns *os.File) error {
+		entries, err = flows.Read(ns, bindings)
+		return err
+	})
+	return entries, err
+}
+
+// relax has the pod's kernel accept the guest's connections as they are: while the guest was away their windows moved on,
+// and what the kernel remembers of them is out of date.
+func (s *session) relax(bindings []floatip.Binding) error {
+	return s.withNamespace(func(ns *os.File) error {
+		entries, err := flows.Read(ns, bindings)
+		if err != nil {
+			return err
+		}
+		table, err := flows.Open(ns)
+		if err != nil {
+			return err
+		}
+		defer table.Close()
+		for _, e := range entries {
+			if err := table.Relax(e); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}

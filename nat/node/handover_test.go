@@ -1,0 +1,217 @@
+package node
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"floatip.io/floatip"
+	"floatip.io/floatip/nat/node/flows"
+	"floatip.io/floatip/nat/node/nodetest"
+	"floatip.io/floatip/nat/node/peer"
+)
+
+// closed admits nobody but to one port, and lets the guest open what it likes.
+func closed() floatip.PodNAT {
+	d := nodetest.Describe(floatip.Owner{}, fifty)
+	all := floatip.AddressRange{First: netip.MustParseAddr("0.0.0.0"), Last: netip.MustParseAddr("255.255.255.255")}
+	d.Firewall = &floatip.Firewall{
+		Ingress: floatip.Admitted{Entries: []floatip.Entry{{
+			Addresses: all, Protocol: floatip.ProtocolTCP, Ports: floatip.PortRange{First: 81, Last: 81},
+		}}},
+		Egress: floatip.Admitted{Everything: true},
+	}
+	return d
+}
+
+// TestHandOver: connections that the pod's firewall would not admit again, and that its kernel would not pick up in the
+// middle, go on in the new pod: outgoing ones, one over which the guest only receives, UDP too, and an incoming one.
+func TestHandOver(t *testing.T) {
+	r := newRoadWith(t, closed())
+	host := r.from.world.Host
+	streams := []*stream{
+		startStream(t, r.source.Guest, host, fifty.String(), 81),
+		startStream(t, host, r.source.Guest, nodetest.Beyond, 82),
+		startDownload(t, host, r.source.Guest, netip.MustParseAddrPort(nodetest.Beyond+":83")),
+		startPush(t, host, r.source.Guest, netip.MustParseAddrPort(nodetest.Beyond+":84")),
+	}
+	for range 3 {
+		r.begin()
+		r.target.Sysctl("netfilter/nf_conntrack_tcp_loose=0")
+		r.to.await("the connections in the target's pod", func() bool { return r.target.Flows(fifty) == len(streams) })
+		r.cut()
+		r.arrived()
+		for _, s := range streams {
+			s.proceeds(10)
+		}
+		report := r.to.awaitReport("the stall", func(report Report) bool {
+			m := report.Statuses[fifty].Move
+			return m != nil && m.Stall != nil
+		})
+		m := report.Statuses[fifty].Move
+		t.Logf("stall %s, %d connections", m.Stall, m.Flows)
+		if m.Flows != len(streams) || m.Trigger != FirstFrame || m.From != r.from.name || *m.Stall > patience {
+			t.Errorf("the move is %+v, want %d connections from %s", m, len(streams), r.from.name)
+		}
+		r.finish()
+		for _, s := range streams {
+			s.proceeds(10)
+		}
+	}
+}
+
+// TestWithoutHandOver is what TestHandOver would be if the agents did not speak: it shows that the test can fail.
+func TestWithoutHandOver(t *testing.T) {
+	r := newRoadWith(t, closed())
+	r.strangers = true
+	for _, b := range []*bench{r.from, r.to} {
+		b.view.Peers = map[string]floatip.NodeAgent{}
+		for _, other := range []*bench{r.from, r.to} {
+			b.view.Peers[other.name] = floatip.NodeAgent{MACs: other.describe().MACs}
+		}
+	}
+	s := startDownload(t, r.from.world.Host, r.source.Guest, netip.MustParseAddrPort(nodetest.Beyond+":83"))
+	r.begin()
+	r.cut()
+	r.arrived()
+	before := s.count()
+	time.Sleep(time.Second) // what cannot come is waited for in no other way
+	if after := s.count(); after > before+1 {
+		t.Errorf("%d messages arrived through a firewall that does not know the connection", after-before)
+	}
+}
+
+// TestStrangersAsk: who is not the agent of the node that the guest migrates to gets nothing.
+func TestStrangersAsk(t *testing.T) {
+	r := newRoad(t)
+	startStream(t, r.source.Guest, r.from.world.Host, fifty.String(), 81)
+	r.begin()
+	for _, tt := range []struct {
+		name    string
+		machine string
+		own     bool // with the key of the target's agent
+	}{
+		{"another key", r.machine.UID, false},
+		{"another machine", "vmi-of-somebody-else", true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			err := r.ask(tt.machine, tt.own)
+			t.Logf("refused with: %v", err)
+			if err == nil {
+				t.Error("the source's agent told its connections")
+			}
+		})
+	}
+	// Once the migration is given up the same agent gets nothing either.
+	r.machine.Migration.Failed = true
+	r.publish()
+	r.to.awaitReport("gone", func(report Report) bool { return len(report.Statuses) == 0 })
+	if err := r.ask(r.machine.UID, true); err == nil {
+		t.Error("after the migration the source's agent told its connections")
+	}
+}
+
+// ask asks the source's agent as a target does.
+func (r *road) ask(machine string, own bool) error {
+	r.t.Helper()
+	identity := r.to.agent.exchange.identity
+	if !own {
+		var err error
+		if identity, err = peer.NewIdentity(); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	source := r.from.describe()
+	target := peer.Target{
+		Identity: identity, NetNS: r.to.node.File, Address: source.Address, Key: source.Key, Machine: machine,
+		Apply: func(c flows.Changes) { r.t.Errorf("told %d connections", len(c.Put)) },
+	}
+	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
+	defer cancel()
+	_, err := target.Follow(ctx, nil)
+	return err
+}
+
+func (s *stream) count() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.back
+}
+
+// startDownload has the client open a TCP connection over which it only receives.
+func startDownload(t *testing.T, server, client *nodetest.Namespace, address netip.AddrPort) *stream {
+	t.Helper()
+	l := server.Listen(address.String())
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		for {
+			if _, err := c.Write(make([]byte, 100)); err != nil {
+				return
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}()
+	conn, err := client.Dial(address.String(), patience)
+	if err != nil {
+		t.Fatalf("connect to %s: %v", address, err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	s := &stream{t: t, conn: conn, more: make(chan struct{}, 1)}
+	go s.receive(100)
+	s.proceeds(3)
+	return s
+}
+
+// startPush has the client send one UDP packet, and the server answer for ever.
+func startPush(t *testing.T, server, client *nodetest.Namespace, address netip.AddrPort) *stream {
+	t.Helper()
+	var l net.PacketConn
+	server.Do(func() (err error) {
+		l, err = net.ListenPacket("udp4", address.String())
+		return err
+	})
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		_, from, err := l.ReadFrom(make([]byte, 100))
+		for ; err == nil; _, err = l.WriteTo(make([]byte, 100), from) {
+			time.Sleep(time.Millisecond)
+		}
+	}()
+	s := &stream{t: t, more: make(chan struct{}, 1)}
+	client.Do(func() (err error) {
+		s.conn, err = net.Dial("udp4", address.String())
+		return err
+	})
+	t.Cleanup(func() { s.conn.Close() })
+	if _, err := s.conn.Write([]byte("tell me")); err != nil {
+		t.Fatal(err)
+	}
+	go s.receive(100)
+	s.proceeds(3)
+	return s
+}
+
+// receive counts messages of a size.
+func (s *stream) receive(size int) {
+	buf := make([]byte, size)
+	for {
+		if _, err := io.ReadFull(s.conn, buf); err != nil {
+			s.fail(err)
+			return
+		}
+		s.mu.Lock()
+		s.back++
+		s.mu.Unlock()
+		select {
+		case s.more <- struct{}{}:
+		default:
+		}
+	}
+}

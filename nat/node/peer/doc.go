@@ -1,0 +1,41 @@
+// Package peer lets the agents of two nodes speak while a guest migrates from one to the other: the target's asks the
+// source's for the connections that are tracked for the guest, and says when the guest has arrived.
+//
+//	target's agent                                      source's agent
+//	   | ------------- TLS 1.3, both show a key -------------> |   keys are published on the two Node objects
+//	   | -- {"version":1,"machine":"<UID>"} -----------------> |   does this machine migrate to the node of that key?
+//	   | <- {"put":[…],"remove":[…]} ------------------------- |   all at first, then what has changed, twice a second
+//	   | -- {"arrived":true,"ago":…} ------------------------> |   the guest was heard
+//	   | <- {"put":[…],"last":true,"silence":"…"} ------------ |   what has changed since; and for how long it was silent
+//
+// A key lives as long as its agent and is in no file. What it proves is that the other end is the agent of the node on
+// whose Node object it stands, and that nobody between the two reads or changes a word. docs/decisions/moves.md says why it
+// is done this way.
+//
+// The receiver believes nothing of what it is sent: package flows has the test.
+package peer
+
+import "time"
+
+const (
+	// Version of the exchange. The source refuses another one.
+	Version = 1
+
+	// Interval is the time between two looks of the source at its connections. A look takes about 10 ms on a node with
+	// 262144 buckets, whatever is in them.
+	Interval = 500 * time.Millisecond
+
+	// wait bounds each read and write: the other end has something to say several times in it.
+	wait = 5 * time.Second
+
+	// maxLine bounds one message, in bytes. perLine entries of the longest kind take half of it.
+	maxLine = 2 << 20
+	perLine = 2000
+
+	// maxEntries bounds what one source may make the target's kernel track.
+	maxEntries = 100_000
+
+	// maxConnections bounds how many targets are served at once: a node takes part in few migrations (KubeVirt's
+	// parallelOutboundMigrationsPerNode is 2).
+	maxConnections = 32
+)

@@ -1,0 +1,246 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"floatip.io/floatip/nat/node/flows"
+)
+
+// patience bounds every wait of these tests.
+const patience = 10 * time.Second
+
+// node is the agent of the source's node, with one guest that is about to leave.
+type node struct {
+	t       *testing.T
+	address string
+	*Source
+
+	mu        sync.Mutex // guards what follows
+	departure Departure
+	entries   []flows.Entry
+	arrived   int
+}
+
+func newNode(t *testing.T, key string) *node {
+	t.Helper()
+	n := &node{t: t}
+	n.departure = Departure{
+		Key: key,
+		Flows: func() ([]flows.Entry, error) {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			return n.entries, nil
+		},
+		Silence: func() (time.Duration, bool) { return time.Hour, true },
+		Arrived: func() {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			n.arrived++
+		},
+	}
+	n.Source = &Source{
+		Identity: identity(t), Log: slog.New(slog.DiscardHandler),
+		Departure: func(machine string) (Departure, bool) {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			return n.departure, machine == "m"
+		},
+		Expected: func(key string) bool {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			return key == n.departure.Key
+		},
+	}
+	l, err := Listen(nil, "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.address = l.Addr().String()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- n.Serve(ctx, l) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	})
+	return n
+}
+
+func identity(t *testing.T) *Identity {
+	t.Helper()
+	i, err := NewIdentity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return i
+}
+
+func (n *node) set(entries []flows.Entry) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.entries = entries
+}
+
+// entries makes so many different ones.
+func entries(count int) (list []flows.Entry) {
+	for i := range count {
+		list = append(list, flows.Entry{Protocol: 17, Timeout: 100, Mark: 1, Original: flows.Tuple{
+			Source:     netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}),
+			SourcePort: uint16(i), Destination: netip.MustParseAddr("192.168.100.50"),
+		}})
+	}
+	return list
+}
+
+// copied is what a target was told.
+type copied struct {
+	mu   sync.Mutex // guards all
+	all  map[flows.Key]bool
+	more chan struct{}
+}
+
+func (c *copied) apply(changes flows.Changes) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range changes.Put {
+		c.all[e.Key()] = true
+	}
+	for _, k := range changes.Remove {
+		delete(c.all, k)
+	}
+	select {
+	case c.more <- struct{}{}:
+	default:
+	}
+}
+
+func (c *copied) await(t *testing.T, count int) {
+	t.Helper()
+	for timeout := time.After(patience); ; {
+		c.mu.Lock()
+		have := len(c.all)
+		c.mu.Unlock()
+		if have == count {
+			return
+		}
+		select {
+		case <-c.more:
+		case <-timeout:
+			t.Fatalf("have %d connections, want %d", have, count)
+		}
+	}
+}
+
+// TestFollow: all at first, then what changes, then the last of it at the arrival.
+func TestFollow(t *testing.T) {
+	own := identity(t)
+	n := newNode(t, own.Fingerprint())
+	n.set(entries(3*perLine + 1)) // more than one message
+	c := &copied{all: map[flows.Key]bool{}, more: make(chan struct{}, 1)}
+	arrived, at := make(chan struct{}), time.Now()
+	target := Target{
+		Identity: own, Address: n.address, Key: n.Identity.Fingerprint(), Machine: "m", Apply: c.apply,
+		ArrivedAt: func() time.Time { return at },
+	}
+	type result struct {
+		Outcome
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		o, err := target.Follow(t.Context(), arrived)
+		done <- result{o, err}
+	}()
+	c.await(t, 3*perLine+1)
+	n.set(entries(5))
+	c.await(t, 5)
+	n.set(entries(7))
+	close(arrived)
+	r := <-done
+	if r.err != nil || !r.Known || r.Silence > time.Hour || r.Silence < time.Hour-patience {
+		t.Errorf("have %+v, want a little less than the hour of silence until now", r)
+	}
+	c.await(t, 7)
+	if n.arrived != 1 {
+		t.Errorf("the source heard of %d arrivals, want 1", n.arrived)
+	}
+}
+
+// TestRefused: each side speaks with whom it expects only.
+func TestRefused(t *testing.T) {
+	own := identity(t)
+	for _, tt := range []struct {
+		name string
+		bend func(*node, *Target)
+		want error
+	}{
+		{"a target with another key", func(_ *node, o *Target) { o.Identity = identity(t) }, nil},
+		{"a source with another key", func(_ *node, o *Target) { o.Key = identity(t).Fingerprint() }, ErrUnknownKey},
+		{"another machine", func(_ *node, o *Target) { o.Machine = "other" }, ErrRefused},
+		{"a source that cannot read", func(n *node, _ *Target) {
+			n.departure.Flows = func() ([]flows.Entry, error) { return nil, errors.New("no rights") }
+		}, ErrRefused},
+		{"too many connections", func(n *node, _ *Target) { n.entries = entries(maxEntries + 1) }, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			n := newNode(t, own.Fingerprint())
+			target := &Target{
+				Identity: own, Address: n.address, Key: n.Identity.Fingerprint(), Machine: "m", Apply: func(flows.Changes) {},
+				ArrivedAt: time.Now,
+			}
+			tt.bend(n, target)
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			_, err := target.Follow(ctx, nil)
+			if err == nil || ctx.Err() != nil || tt.want != nil && !errors.Is(err, tt.want) {
+				t.Errorf("have %v, want %v", err, tt.want)
+			}
+		})
+	}
+}
+
+// TestMigrationEnds: while the target is told of changes the migration is given up.
+func TestMigrationEnds(t *testing.T) {
+	own := identity(t)
+	n := newNode(t, own.Fingerprint())
+	target := &Target{
+		Identity: own, Address: n.address, Key: n.Identity.Fingerprint(), Machine: "m", ArrivedAt: time.Now,
+		Apply: func(flows.Changes) {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			n.departure.Key = "that of another node"
+		},
+	}
+	if _, err := target.Follow(t.Context(), nil); !errors.Is(err, ErrRefused) {
+		t.Errorf("have %v, want ErrRefused", err)
+	}
+}
+
+// TestLongMessage: a peer that floods is cut off.
+func TestLongMessage(t *testing.T) {
+	own := identity(t)
+	n := newNode(t, own.Fingerprint())
+	target := &Target{Identity: own, Address: n.address, Key: n.Identity.Fingerprint()}
+	l, err := target.dial(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.conn.Close()
+	if err := l.conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	go fmt.Fprintf(l.conn, "%*s", 2*maxLine, " ")
+	if _, err := io.Copy(io.Discard, l.conn); err != nil && errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("the source goes on listening: %v", err)
+	}
+}

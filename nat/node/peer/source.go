@@ -1,0 +1,163 @@
+package peer
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"floatip.io/floatip/nat/node/flows"
+	"floatip.io/floatip/nat/node/netns"
+)
+
+// Departure is a guest that is about to leave the node.
+type Departure struct {
+	// Key is that of the agent of the node which the guest goes to.
+	Key string
+	// Flows reads the tracked connections of the guest.
+	Flows func() ([]flows.Entry, error)
+	// Silence is the time since the guest was last heard here, false where nobody knows.
+	Silence func() (time.Duration, bool)
+	// Arrived is called when the target says that the guest is there.
+	Arrived func()
+}
+
+// Source serves the targets of migrations. Its exported fields are set before Serve.
+type Source struct {
+	Identity *Identity
+	Log      *slog.Logger
+	// Departure returns that of the machine with the UID, now.
+	Departure func(machine string) (Departure, bool)
+	// Expected reports whether the agent with the key is a target of any departure.
+	Expected func(key string) bool
+}
+
+// Listen returns the listener for Serve, in the network namespace ns, or that of the process where ns is nil.
+func Listen(ns *os.File, address string) (l net.Listener, err error) {
+	err = netns.Do(ns, func() error {
+		l, err = net.Listen("tcp", address)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listen for other agents: %w", err)
+	}
+	return l, nil
+}
+
+// Serve answers on l until ctx is done, and closes it. It returns nil then.
+func (s *Source) Serve(ctx context.Context, l net.Listener) error {
+	defer context.AfterFunc(ctx, func() { l.Close() })()
+	var running sync.WaitGroup
+	defer running.Wait()
+	slots := make(chan struct{}, maxConnections)
+	for {
+		conn, err := l.Accept()
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return err
+		case err != nil: // too many open files, or a connection that ended before it began
+			select {
+			case <-ctx.Done():
+			case <-time.After(Interval):
+			}
+			continue
+		}
+		select {
+		case slots <- struct{}{}:
+		default:
+			conn.Close()
+			continue
+		}
+		running.Go(func() {
+			defer func() { <-slots }()
+			defer conn.Close()
+			defer closeWith(ctx, conn)()
+			if err := s.serve(conn); err != nil && ctx.Err() == nil {
+				s.Log.Info("the exchange with another agent ended", "remote", conn.RemoteAddr().String(), "reason", err)
+			}
+		})
+	}
+}
+
+// serve is one exchange.
+func (s *Source) serve(plain net.Conn) error {
+	if err := plain.SetDeadline(time.Now().Add(wait)); err != nil {
+		return err
+	}
+	conn := tls.Server(plain, s.Identity.config(s.Expected))
+	if err := conn.Handshake(); err != nil {
+		return err
+	}
+	key := fingerprint(conn.ConnectionState().PeerCertificates[0])
+	l := newLine(conn)
+	var a ask
+	if err := l.receive(wait, &a); err != nil {
+		return err
+	}
+	if a.Version != Version {
+		return l.send(update{Refused: fmt.Sprintf("version %d of the exchange, want %d", a.Version, Version)})
+	}
+	arrived := make(chan arrival, 1)
+	go func() {
+		var a ask
+		err := l.receive(0, &a)
+		if err == nil && !a.Arrived {
+			err = errors.New("the other agent said something else than that the guest has arrived")
+		}
+		arrived <- arrival{at: time.Now().Add(-max(0, a.Ago)), err: err}
+	}()
+	return s.follow(l, a.Machine, key, arrived)
+}
+
+// arrival is what the target says of it.
+type arrival struct {
+	at  time.Time // by this node's clock, but for the time that the message took
+	err error
+}
+
+// follow sends what is tracked for the machine until it has arrived, or does not migrate there any more.
+func (s *Source) follow(l *line, machine, key string, arrived <-chan arrival) error {
+	var sent flows.Ledger
+	for {
+		d, leaves := s.Departure(machine)
+		if !leaves || d.Key != key {
+			return l.send(update{Refused: "no such machine migrates from here to the node of this agent"})
+		}
+		entries, err := d.Flows()
+		if err != nil {
+			return errors.Join(err, l.send(update{Refused: "the tracked connections cannot be read"}))
+		}
+		if err := l.sendUpdate(sent.Update(entries, time.Now()), update{}); err != nil {
+			return err
+		}
+		select {
+		case a := <-arrived:
+			if a.err != nil {
+				return a.err
+			}
+			return s.finish(l, d, a.at, &sent)
+		case <-time.After(Interval):
+		}
+	}
+}
+
+func (s *Source) finish(l *line, d Departure, arrived time.Time, sent *flows.Ledger) error {
+	d.Arrived()
+	last := update{Last: true}
+	if silence, known := d.Silence(); known {
+		silence = max(0, silence-time.Since(arrived))
+		last.Silence = &silence
+	}
+	entries, err := d.Flows()
+	if err != nil {
+		return errors.Join(err, l.send(last))
+	}
+	return l.sendUpdate(sent.Update(entries, time.Now()), last)
+}

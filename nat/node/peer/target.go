@@ -1,0 +1,109 @@
+package peer
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+	"os"
+	"time"
+
+	"floatip.io/floatip/nat/node/flows"
+	"floatip.io/floatip/nat/node/netns"
+)
+
+// Target takes over the tracked connections of one machine.
+type Target struct {
+	Identity *Identity
+	// NetNS is the node's network namespace, nil for that of the process.
+	NetNS *os.File
+	// Address and Key are those that the agent of the source has published.
+	Address, Key string
+	// Machine is the UID of the VirtualMachineInstance.
+	Machine string
+	// ArrivedAt returns when the guest arrived, once it has.
+	ArrivedAt func() time.Time
+	// Apply writes changes into the pod.
+	Apply func(flows.Changes)
+}
+
+// Outcome is what is known after the arrival.
+type Outcome struct {
+	// Silence is the time between the last that the source heard of the guest and the arrival. It is not known where
+	// Known is false.
+	Silence time.Duration
+	Known   bool
+}
+
+// Follow applies what the source tells, until the guest has arrived and the last of it was told. It fails when ctx is
+// done, with ErrUnknownKey, ErrRefused, or an error of the network; what was applied by then stays.
+func (t *Target) Follow(ctx context.Context, arrived <-chan struct{}) (Outcome, error) {
+	l, err := t.dial(ctx)
+	if err != nil {
+		return Outcome{}, fmt.Errorf("agent at %s: %w", t.Address, err)
+	}
+	defer l.conn.Close()
+	defer closeWith(ctx, l.conn)()
+	if err := l.send(ask{Version: Version, Machine: t.Machine}); err != nil {
+		return Outcome{}, fmt.Errorf("agent at %s: %w", t.Address, err)
+	}
+	done := make(chan struct{})
+	defer close(done)
+	go func() {
+		select {
+		case <-arrived:
+			_ = l.send(ask{Arrived: true, Ago: time.Since(t.ArrivedAt())}) // a connection that broke is found by the reader
+		case <-done:
+		}
+	}()
+	outcome, err := t.receive(l)
+	if err != nil {
+		return outcome, fmt.Errorf("agent at %s: %w", t.Address, err)
+	}
+	return outcome, nil
+}
+
+func (t *Target) receive(l *line) (Outcome, error) {
+	for entries := 0; ; {
+		var u update
+		if err := l.receive(wait, &u); err != nil {
+			return Outcome{}, err
+		}
+		if u.Refused != "" {
+			return Outcome{}, fmt.Errorf("%w: %.200q", ErrRefused, u.Refused)
+		}
+		if entries += len(u.Put); entries > maxEntries {
+			return Outcome{}, fmt.Errorf("it sends more than %d connections", maxEntries)
+		}
+		t.Apply(u.Changes)
+		if u.Last {
+			var o Outcome
+			if u.Silence != nil {
+				o.Silence, o.Known = max(0, *u.Silence), true
+			}
+			return o, nil
+		}
+	}
+}
+
+func (t *Target) dial(ctx context.Context) (*line, error) {
+	dialer := net.Dialer{Timeout: wait}
+	var plain net.Conn
+	err := netns.Do(t.NetNS, func() (err error) {
+		plain, err = dialer.DialContext(ctx, "tcp", t.Address)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	conn := tls.Client(plain, t.Identity.config(func(key string) bool { return key == t.Key }))
+	if err := plain.SetDeadline(time.Now().Add(wait)); err != nil {
+		plain.Close()
+		return nil, err
+	}
+	if err := conn.HandshakeContext(ctx); err != nil {
+		plain.Close()
+		return nil, err
+	}
+	return newLine(conn), nil
+}

@@ -1,0 +1,104 @@
+package peer
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"time"
+
+	"floatip.io/floatip/nat/node/flows"
+)
+
+// ask is what a target says.
+type ask struct {
+	Version int `json:"version,omitempty"`
+	// Machine is the UID of the VirtualMachineInstance.
+	Machine string `json:"machine,omitempty"`
+	// Arrived: the guest was heard on the target.
+	Arrived bool `json:"arrived,omitempty"`
+	// Ago is how long ago that was, in nanoseconds.
+	Ago time.Duration `json:"ago,omitempty"`
+}
+
+// update is what a source says.
+type update struct {
+	flows.Changes
+	// Last: nothing follows.
+	Last bool `json:"last,omitempty"`
+	// Silence is the time between the last that the source heard of the guest and the arrival, in nanoseconds; with Last
+	// only, where it is known.
+	Silence *time.Duration `json:"silence,omitempty"`
+	// Refused says why there will be nothing.
+	Refused string `json:"refused,omitempty"`
+}
+
+// ErrRefused: the source does not know of such a migration.
+var ErrRefused = errors.New("the other agent refused")
+
+// line is a connection on which JSON lines are exchanged. One goroutine reads, one writes.
+type line struct {
+	conn  net.Conn
+	input *bufio.Reader
+}
+
+func newLine(conn net.Conn) *line { return &line{conn, bufio.NewReaderSize(conn, 64<<10)} }
+
+func (l *line) send(message any) error {
+	raw, err := json.Marshal(message)
+	if err != nil {
+		return err
+	}
+	if err := l.conn.SetWriteDeadline(time.Now().Add(wait)); err != nil {
+		return err
+	}
+	_, err = l.conn.Write(append(raw, '\n'))
+	return err
+}
+
+// receive reads one message within the time, or without a bound if it is 0.
+func (l *line) receive(within time.Duration, into any) error {
+	var deadline time.Time
+	if within > 0 {
+		deadline = time.Now().Add(within)
+	}
+	if err := l.conn.SetReadDeadline(deadline); err != nil {
+		return err
+	}
+	var raw []byte
+	for {
+		part, err := l.input.ReadSlice('\n')
+		raw = append(raw, part...)
+		if len(raw) > maxLine {
+			return fmt.Errorf("a message of more than %d bytes", maxLine)
+		}
+		if err == nil {
+			return json.Unmarshal(raw, into)
+		}
+		if !errors.Is(err, bufio.ErrBufferFull) {
+			return err
+		}
+	}
+}
+
+// sendUpdate sends changes in messages of a bounded size, with what u says besides in the last one.
+func (l *line) sendUpdate(c flows.Changes, u update) error {
+	for len(c.Put) > perLine || len(c.Remove) > perLine {
+		puts, removals := min(len(c.Put), perLine), min(len(c.Remove), perLine)
+		part := flows.Changes{Put: c.Put[:puts], Remove: c.Remove[:removals]}
+		if err := l.send(update{Changes: part}); err != nil {
+			return err
+		}
+		c = flows.Changes{Put: c.Put[puts:], Remove: slices.Clone(c.Remove[removals:])}
+	}
+	u.Changes = c
+	return l.send(u)
+}
+
+// closeWith closes the connection when ctx is done, so that reads and writes end. The function that it returns undoes it.
+func closeWith(ctx context.Context, conn net.Conn) func() bool {
+	return context.AfterFunc(ctx, func() { conn.Close() })
+}

@@ -1,0 +1,99 @@
+package node
+
+import (
+	"os"
+	"time"
+
+	"floatip.io/floatip"
+	"floatip.io/floatip/nat/node/flows"
+	"floatip.io/floatip/nat/node/peer"
+)
+
+const (
+	// askAgain is the pause before the source's agent is asked again after the exchange broke.
+	askAgain = 500 * time.Millisecond
+	// askFor is how long it is asked for more after the guest has arrived.
+	askFor = 10 * time.Second
+)
+
+// takeOver brings the connections of the guest into its new pod, until the guest has arrived with all of them or the
+// session ends. It is started once for each staged pod.
+func (a *Agent) takeOver(s *session, ns *os.File, g Grant, bindings []floatip.Binding) {
+	defer ns.Close()
+	table, err := flows.Open(ns)
+	if err != nil {
+		s.log.Warn("the guest's connections are not taken over", "reason", err)
+		return
+	}
+	defer table.Close()
+	w := &writer{journey: &s.journey, table: table, bindings: bindings, held: map[flows.Key]bool{}}
+	for said := ""; s.ctx.Err() == nil && !s.journey.longArrived(time.Now()); {
+		source := s.journey.peer()
+		t := peer.Target{
+			Identity: a.exchange.identity, NetNS: a.NetNS, Address: source.Address, Key: source.Key,
+			Machine: g.Pod.Machine.UID, ArrivedAt: s.journey.arrivedAt, Apply: w.apply,
+		}
+		outcome, err := t.Follow(s.ctx, s.journey.arrival())
+		a.health.handedOver(w.fresh())
+		if err == nil {
+			s.journey.settle(outcome, len(w.held))
+			if outcome.Known {
+				a.health.stalled(outcome.Silence)
+			}
+			s.log.Info("took the guest's connections over", "from", g.From, "connections", len(w.held), "refused", w.refused,
+				"failed", w.failed, "silence", outcome.Silence)
+			a.Wake()
+			return
+		}
+		if s.ctx.Err() == nil && err.Error() != said {
+			said = err.Error()
+			s.log.Info("cannot take the guest's connections over, trying again", "from", g.From, "reason", err)
+		}
+		select {
+		case <-s.ctx.Done():
+		case <-time.After(askAgain):
+		}
+	}
+}
+
+// writer writes what the source tells into the pod.
+type writer struct {
+	journey         *journey
+	table           *flows.Table
+	bindings        []floatip.Binding
+	held            map[flows.Key]bool
+	put             uint64
+	refused, failed uint64
+	told            [3]uint64 // what fresh has returned of put, refused and failed
+}
+
+// apply writes changes. After the arrival the kernel has seen packets of its own, and its entries are the better ones.
+func (w *writer) apply(c flows.Changes) {
+	arrived := w.journey.hasArrived()
+	for _, k := range c.Remove {
+		if w.held[k] && !arrived {
+			delete(w.held, k)
+			_ = w.table.Remove(k) // it times out by itself
+		}
+	}
+	for _, e := range c.Put {
+		if err := e.Check(w.bindings); err != nil {
+			w.refused++
+			continue
+		}
+		if err := w.table.Put(e, arrived); err != nil {
+			w.failed++
+			continue
+		}
+		w.held[e.Key()] = true
+		w.put++
+	}
+}
+
+// fresh returns how many were written, refused and failed since the last time.
+func (w *writer) fresh() [3]uint64 {
+	now := [3]uint64{w.put, w.refused, w.failed}
+	since := [3]uint64{now[0] - w.told[0], now[1] - w.told[1], now[2] - w.told[2]}
+	w.told = now
+	return since
+}
