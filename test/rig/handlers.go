@@ -20,6 +20,11 @@ func (r *Rig) GuestSocket(node, instance string) string {
 	return filepath.Join(machinesDir(r.Dir, node), instance, guestSocket)
 }
 
+// EndedLog returns the log of the machine of an instance that has ended on a node, or left it.
+func (r *Rig) EndedLog(node, name, instance string) string {
+	return filepath.Join(machinesDir(r.Dir, node), "ended", name+"-"+instance+"-launcher.log")
+}
+
 // startHandlers starts the stand-in of virt-handler of every node.
 func (r *Rig) startHandlers(context.Context) error {
 	for _, node := range r.LAN.Nodes {

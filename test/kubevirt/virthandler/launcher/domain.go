@@ -160,6 +160,8 @@ func (s *state) observeMigration(status string) {
 				metadata.Migration.StartTimestamp = &now
 				metadata.Migration.Mode = v1.MigrationPreCopy
 			}
+		case "postcopy-active":
+			metadata.Migration.Mode = v1.MigrationPostCopy
 		case "completed":
 			metadata.Migration.EndTimestamp = &now
 		case "failed", "cancelled":

@@ -38,6 +38,12 @@ func capabilities(names ...string) any {
 	return map[string]any{"capabilities": list}
 }
 
+// postcopy lets the guest run on the target before its memory is there, and fetches what it touches. KubeVirt does so
+// where spec.configuration.migrations.allowPostCopy is set; the rig always does. Before that, while the guest runs on the
+// source and its memory is copied, the emulator of qemu 7.2 loses writes: of guests with traffic on a busy machine two of
+// three were found with a corrupted stack or in an endless loop after they had migrated by pre-copy alone.
+const postcopy = "postcopy-ram"
+
 // migrate starts to copy the machine. A repeated order is none. How it goes on is told in the domain's metadata; at
 // the end this side's machine quits, with the reason Migrated.
 func (s *server) migrate(arg migrateOrder) error {
@@ -56,6 +62,9 @@ func (s *server) migrate(arg migrateOrder) error {
 		return s.migrationFailed(err)
 	}
 	if err := s.machine.do("migrate", map[string]string{"uri": "unix:" + arg.Socket}, nil); err != nil {
+		return s.migrationFailed(err)
+	}
+	if err := s.machine.do("migrate-start-postcopy", nil, nil); err != nil {
 		return s.migrationFailed(err)
 	}
 	go s.quitWhenMigrated()
@@ -77,6 +86,7 @@ func (s *server) quitWhenMigrated() {
 			continue
 		}
 		if !migration.Failed && Alive(now.Domain) {
+			s.tellPause()
 			s.state.setEnding(api.ReasonMigrated)
 			if err := s.end("quit"); err != nil {
 				log.Printf("end the machine that has migrated: %v", err)
@@ -85,6 +95,22 @@ func (s *server) quitWhenMigrated() {
 		return
 	}
 }
+
+// tellPause writes into the log how long the guest stood still, as qemu measured it.
+func (s *server) tellPause() {
+	var info struct {
+		Downtime int `json:"downtime"`
+		Total    int `json:"total-time"`
+	}
+	if err := s.machine.do("query-migrate", nil, &info); err != nil {
+		log.Printf("ask for the pause of the migration: %v", err)
+		return
+	}
+	log.Printf("%s%d ms of %d ms", PauseLine, info.Downtime, info.Total)
+}
+
+// PauseLine begins what the log of a machine that has migrated says about the guest's pause: "12 ms of 345 ms".
+const PauseLine = "migrated; the guest stood still for "
 
 // cancel gives up a running migration; the guest stays here.
 func (s *server) cancel(struct{}) error {

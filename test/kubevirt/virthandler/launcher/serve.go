@@ -120,7 +120,7 @@ func (s *server) attach(ctx context.Context) error {
 		return err
 	}
 	s.machine = machine
-	if err := machine.do("migrate-set-capabilities", capabilities("events"), nil); err != nil {
+	if err := machine.do("migrate-set-capabilities", capabilities("events", postcopy), nil); err != nil {
 		return err
 	}
 	var now struct {

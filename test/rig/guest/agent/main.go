@@ -23,6 +23,10 @@ import (
 const hostAway = 50 * time.Millisecond
 
 func main() {
+	if len(os.Args) == 3 && os.Args[1] == echoCommand {
+		fmt.Fprintln(os.Stderr, echo(os.Args[2]))
+		os.Exit(1)
+	}
 	// init starts it again.
 	fmt.Fprintln(os.Stderr, "guest agent:", run())
 	os.Exit(1)

@@ -1,0 +1,286 @@
+package migration
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"testing"
+	"time"
+
+	kubevirtv1 "kubevirt.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"floatip.io/floatip"
+	"floatip.io/floatip/ipam/v1alpha1"
+	"floatip.io/floatip/test/rig"
+	"floatip.io/floatip/test/rig/lan"
+	"floatip.io/floatip/test/rig/process"
+	"floatip.io/floatip/test/story"
+)
+
+// within bounds each wait. A guest boots in some ten seconds on a busy machine, and migrates in a few.
+const within = 2 * time.Minute
+
+// few is how many migrations a test run makes; FLOATIP_MIGRATIONS says another number.
+const few = 4
+
+// TestMigrations lets a real guest migrate between two nodes, to and fro, as KubeVirt's controllers have it done, while
+// connections of every kind go through its floating address.
+func TestMigrations(t *testing.T) {
+	count := few
+	if text := os.Getenv("FLOATIP_MIGRATIONS"); text != "" {
+		var err error
+		if count, err = strconv.Atoi(text); err != nil {
+			t.Fatalf("FLOATIP_MIGRATIONS: %v", err)
+		}
+	}
+	s := start(t)
+	ctx, cancel := context.WithTimeout(t.Context(), within+time.Duration(count)*within/4)
+	defer cancel()
+	traffic := begin(ctx, t, s)
+	for n := range count {
+		migrate(ctx, t, s, traffic, n+1)
+	}
+}
+
+// start starts a rig of two nodes with floatip, a pool and the VM of the mission.
+func start(t *testing.T) *story.Story {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		const reason = "the rig makes network namespaces: run as root"
+		if os.Getenv("FLOATIP_TEST_ROOT") != "" {
+			t.Fatal(reason)
+		}
+		t.Skip(reason)
+	}
+	root, err := filepath.Abs(filepath.Join("..", ".."))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(root)
+	progress := func(line string) { t.Log(line) }
+	ctx, cancel := context.WithTimeout(t.Context(), 2*within)
+	defer cancel()
+	r, err := rig.Start(ctx, rig.Options{Progress: progress, Nodes: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			dir, err := story.SaveLogs(r)
+			t.Logf("the logs of all components are in %s (%v)", dir, err)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), within)
+		defer cancel()
+		if err := r.Stop(ctx); err != nil {
+			t.Errorf("remove the rig: %v", err)
+		}
+	})
+	s, err := story.New(r, root, progress)
+	if err == nil {
+		err = errors.Join(s.Install(ctx), s.AddPool(ctx), s.AddNamespace(ctx, story.Namespace, true))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	manifest, err := s.Manifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Nobody may open a connection to the guest but for echo: what goes on elsewhere is known to the pod's kernel, or lost.
+	manifest = story.WithAnnotations(manifest, story.VMName, map[string]string{
+		floatip.AnnotationAllow: fmt.Sprintf("tcp/%d, udp/%d, tcp/22", echoPort, echoPort),
+	})
+	if out, err := s.Kubectl(ctx, manifest, "-n", story.Namespace, "apply", "-f", "-"); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if err := r.KubeVirt.Start(ctx, story.Namespace, story.VMName); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.WaitReady(ctx, story.Floating); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// gatewayFirewall knows connections that it has seen from the start, and lets none of the others in from beyond.
+const gatewayFirewall = `add table inet firewall
+add chain inet firewall forward { type filter hook forward priority 0; policy accept; }
+add rule inet firewall forward iifname "outside" ct state established,related accept
+add rule inet firewall forward iifname "outside" tcp dport 7 tcp flags & (syn|ack) == syn accept
+add rule inet firewall forward iifname "outside" meta l4proto tcp drop`
+
+// traffic is everything that goes on.
+type traffic struct {
+	tracks    []*track
+	datagrams *datagrams
+}
+
+func begin(ctx context.Context, t *testing.T, s *story.Story) traffic {
+	t.Helper()
+	g, err := s.Guest(ctx, story.Namespace, story.VMName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	if err := serveEcho(ctx, g); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := story.WaitBanner(ctx, s.Rig.LAN.ProviderHost.Namespace, netip.AddrPortFrom(story.Floating, 22)); err != nil {
+		t.Fatal(err)
+	}
+	var all traffic
+	add := func(one *track, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		all.tracks = append(all.tracks, one)
+	}
+	outside, provider := s.Rig.LAN.OutsideHost, s.Rig.LAN.ProviderHost
+	if _, err := lan.Exec(ctx, s.Rig.LAN.Gateway.Namespace, "nft", gatewayFirewall); err != nil {
+		t.Fatal(err)
+	}
+	add(inbound(ctx, provider.Namespace, story.Floating))
+	add(inbound(ctx, outside.Namespace, story.Floating))
+	add(outbound(ctx, g, outside.Namespace, outside.Address))
+	add(download(ctx, g, outside.Namespace, outside.Address))
+	if all.datagrams, err = startDatagrams(ctx, provider.Namespace, story.Floating); err != nil {
+		t.Fatal(err)
+	}
+	all.tracks = append(all.tracks, &all.datagrams.track)
+	all.await(ctx, t, all.marks())
+	return all
+}
+
+func (a traffic) marks() []int {
+	marks := make([]int, len(a.tracks))
+	for i, one := range a.tracks {
+		marks[i] = one.mark()
+	}
+	return marks
+}
+
+// await waits until all of it has gone on since the marks.
+func (a traffic) await(ctx context.Context, t *testing.T, marks []int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	err := process.Wait(ctx, nil, "all connections to go on", func(context.Context) error {
+		var errs []error
+		for i, one := range a.tracks {
+			errs = append(errs, one.proceeds(marks[i], 20))
+		}
+		return errors.Join(errs...)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// migrate moves the guest to the other node, and tells how it was.
+func migrate(ctx context.Context, t *testing.T, s *story.Story, all traffic, n int) {
+	t.Helper()
+	from := machine(ctx, t, s)
+	lost := all.datagrams.lost()
+	all.marks()
+	begun := time.Now()
+	if err := s.Rig.KubeVirt.Migrate(ctx, story.Namespace, story.VMName); err != nil {
+		t.Fatal(err)
+	}
+	fip := arrived(ctx, t, s, from)
+	marks := make([]int, len(all.tracks))
+	var silences string
+	for i, one := range all.tracks {
+		one.mu.Lock()
+		marks[i] = one.moved
+		one.mu.Unlock()
+	}
+	all.await(ctx, t, marks)
+	for _, one := range all.tracks {
+		silences += fmt.Sprintf("; %s %d ms", one.name, one.silence().Milliseconds())
+	}
+	move := fip.Status.LastMove
+	if move == nil || move.From != from.Status.NodeName || move.To != fip.Status.Node {
+		t.Fatalf("the FloatingIP tells of the move %+v, want one from %s to %s", move, from.Status.NodeName, fip.Status.Node)
+	}
+	stall := "unknown"
+	if move.StallMilliseconds != nil {
+		stall = fmt.Sprintf("%d ms", *move.StallMilliseconds)
+	}
+	t.Logf("migration %d, %s to %s in %s: qemu says that the guest stood still for %s, floatip for %s (%s, %d connections); "+
+		"longest silences%s; UDP packets lost: %d", n, move.From, move.To, time.Since(begun).Round(time.Millisecond),
+		pause(ctx, t, s, from), stall, move.Trigger, move.Connections, silences, all.datagrams.lost()-lost)
+}
+
+func machine(ctx context.Context, t *testing.T, s *story.Story) *kubevirtv1.VirtualMachineInstance {
+	t.Helper()
+	vmi := new(kubevirtv1.VirtualMachineInstance)
+	if err := s.Client.Get(ctx, client.ObjectKey{Namespace: story.Namespace, Name: story.VMName}, vmi); err != nil {
+		t.Fatal(err)
+	}
+	return vmi
+}
+
+// arrived waits until KubeVirt has finished, and the FloatingIP is Ready on the other node.
+func arrived(ctx context.Context, t *testing.T, s *story.Story, from *kubevirtv1.VirtualMachineInstance) (fip *v1alpha1.FloatingIP) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	err := process.Wait(ctx, nil, "the guest on the other node", func(ctx context.Context) (err error) {
+		vmi := new(kubevirtv1.VirtualMachineInstance)
+		if err := s.Client.Get(ctx, client.ObjectKeyFromObject(from), vmi); err != nil {
+			return err
+		}
+		state := vmi.Status.MigrationState
+		if vmi.Status.NodeName == from.Status.NodeName || state == nil || !state.Completed {
+			return fmt.Errorf("the instance is on %s: %+v", vmi.Status.NodeName, state)
+		}
+		if fip, err = s.FloatingIP(ctx, story.Floating); err != nil {
+			return err
+		}
+		if fip.Status.Node != vmi.Status.NodeName || fip.Status.Phase != v1alpha1.PhaseReady || fip.Status.Pod != state.TargetPod {
+			return fmt.Errorf("the FloatingIP is %s on %s, pod %s", fip.Status.Phase, fip.Status.Node, fip.Status.Pod)
+		}
+		if fip.Status.LastMove == nil || fip.Status.LastMove.To != vmi.Status.NodeName {
+			return fmt.Errorf("the FloatingIP tells of the move %+v", fip.Status.LastMove)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fip
+}
+
+// pauseLine is what the log of the source's machine says (test/kubevirt/virthandler/launcher, PauseLine).
+var pauseLine = regexp.MustCompile(`the guest stood still for (\d+ ms)`)
+
+// pause returns how long qemu says that the guest stood still. The source's node keeps the log of the machine that ended.
+func pause(ctx context.Context, t *testing.T, s *story.Story, from *kubevirtv1.VirtualMachineInstance) (said string) {
+	t.Helper()
+	path := s.Rig.EndedLog(from.Status.NodeName, from.Name, string(from.UID))
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	err := process.Wait(ctx, nil, "the log of the machine that has left", func(context.Context) error {
+		raw, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		found := pauseLine.FindSubmatch(raw)
+		if found == nil {
+			return fmt.Errorf("%s does not tell the pause", path)
+		}
+		said = string(found[1])
+		return os.Remove(path) // the next one is that of the next migration
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return said
+}

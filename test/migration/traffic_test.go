@@ -1,0 +1,238 @@
+package migration
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"floatip.io/floatip/test/rig/guest"
+	"floatip.io/floatip/test/rig/process"
+)
+
+// Ports in the guest and on the hosts.
+const (
+	echoPort     = 7
+	reflectPort  = 9001
+	downloadPort = 9002
+)
+
+// serveEcho has the guest echo what comes to echoPort, by TCP and by UDP.
+func serveEcho(ctx context.Context, g *guest.Channel) error {
+	_, err := g.Run(ctx, fmt.Sprintf("nc -ll -p %d -e cat >/dev/null 2>&1 & agent udp-echo %d >/dev/null 2>&1 &", echoPort, echoPort))
+	return err
+}
+
+// track is one kind of traffic, and how steadily it moves.
+type track struct {
+	name string
+
+	mu      sync.Mutex // guards what follows
+	moved   int        // messages that arrived
+	last    time.Time  // when one did
+	longest time.Duration
+	err     error
+}
+
+// move notes that something arrived.
+func (t *track) move(messages int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := time.Now()
+	t.longest = max(t.longest, now.Sub(t.last))
+	t.moved, t.last = t.moved+messages, now
+}
+
+func (t *track) fail(err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.err == nil {
+		t.err = err
+	}
+}
+
+// mark begins a new measurement and returns the count so far.
+func (t *track) mark() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.longest, t.last = 0, time.Now()
+	return t.moved
+}
+
+// silence is the longest one since mark.
+func (t *track) silence() time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return max(t.longest, time.Since(t.last))
+}
+
+// proceeds returns nil when so many messages more have arrived than at a mark.
+func (t *track) proceeds(since, more int) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.err != nil {
+		return fmt.Errorf("%s broke after %d messages: %w", t.name, t.moved, t.err)
+	}
+	if t.moved < since+more {
+		return fmt.Errorf("%s stands still: %d messages", t.name, t.moved-since)
+	}
+	return nil
+}
+
+// inbound opens a TCP connection to the guest and keeps numbered messages going to and fro.
+func inbound(ctx context.Context, from string, to netip.Addr) (*track, error) {
+	conn, err := process.Dialer(from)(ctx, "tcp", netip.AddrPortFrom(to, echoPort).String())
+	if err != nil {
+		return nil, err
+	}
+	return pingPong(ctx, "TCP, inbound", conn), nil
+}
+
+// outbound has the guest open a TCP connection to a host, and keeps numbered messages going to and fro.
+func outbound(ctx context.Context, g *guest.Channel, host string, at netip.Addr) (*track, error) {
+	conn, err := called(ctx, g, host, at, reflectPort, "nc %s %d -e cat >/dev/null 2>&1 &")
+	if err != nil {
+		return nil, err
+	}
+	return pingPong(ctx, "TCP, outbound", conn), nil
+}
+
+// called lets the guest call a host by a command that gets its address and port.
+func called(ctx context.Context, g *guest.Channel, host string, at netip.Addr, port uint16, command string) (net.Conn, error) {
+	var l net.Listener
+	err := process.InNetNS(host, func() (err error) {
+		l, err = net.Listen("tcp", netip.AddrPortFrom(at, port).String())
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer l.Close()
+	if _, err := g.Run(ctx, fmt.Sprintf(command, at, port)); err != nil {
+		return nil, err
+	}
+	if deadline, ok := ctx.Deadline(); ok {
+		if err := l.(*net.TCPListener).SetDeadline(deadline); err != nil {
+			return nil, err
+		}
+	}
+	return l.Accept()
+}
+
+// pingPong sends the next number two milliseconds after the last one came back.
+func pingPong(ctx context.Context, name string, conn net.Conn) *track {
+	t := &track{name: name, last: time.Now()}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	go func() {
+		defer stop()
+		var number, back [8]byte
+		for n := uint64(1); ; n++ {
+			binary.BigEndian.PutUint64(number[:], n)
+			_, err := conn.Write(number[:])
+			if err == nil {
+				_, err = io.ReadFull(conn, back[:])
+			}
+			if err == nil && back != number {
+				err = fmt.Errorf("message %d came back as %x", n, back)
+			}
+			if err != nil {
+				t.fail(err)
+				return
+			}
+			t.move(1)
+			time.Sleep(2 * time.Millisecond)
+		}
+	}()
+	return t
+}
+
+// download has the guest open a TCP connection and only receive: nothing but what the host sends keeps it alive.
+func download(ctx context.Context, g *guest.Channel, host string, at netip.Addr) (*track, error) {
+	conn, err := called(ctx, g, host, at, downloadPort, "sleep 1000000 | nc %s %d >/dev/null 2>&1 &")
+	if err != nil {
+		return nil, err
+	}
+	t := &track{name: "TCP, download", last: time.Now()}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	raw, err := conn.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	go func() {
+		defer stop()
+		// What counts is what the guest has acknowledged: the rest stands in the socket (tcp(7), SIOCOUTQ).
+		block, sent, acknowledged := make([]byte, 1024), 0, 0
+		for {
+			if _, err := conn.Write(block); err != nil {
+				t.fail(err)
+				return
+			}
+			sent += len(block)
+			var waiting int
+			control := raw.Control(func(fd uintptr) { waiting, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
+			if err := errors.Join(control, err); err != nil {
+				t.fail(err)
+				return
+			}
+			if sent-waiting > acknowledged {
+				t.move((sent - waiting - acknowledged + len(block) - 1) / len(block))
+				acknowledged = sent - waiting
+			}
+			time.Sleep(2 * time.Millisecond)
+		}
+	}()
+	return t, nil
+}
+
+// datagrams is as much as the emulated guest keeps up with on a busy machine; the agents' own tests have 1 kHz. It sends two hundred UDP packets in a second to the guest, which sends them back.
+type datagrams struct {
+	track
+	sent int // guarded by mu
+}
+
+func startDatagrams(ctx context.Context, from string, to netip.Addr) (*datagrams, error) {
+	conn, err := process.Dialer(from)(ctx, "udp", netip.AddrPortFrom(to, echoPort).String())
+	if err != nil {
+		return nil, err
+	}
+	d := &datagrams{track: track{name: "UDP, 200 Hz", last: time.Now()}}
+	context.AfterFunc(ctx, func() { conn.Close() })
+	go func() {
+		for tick := time.NewTicker(5 * time.Millisecond); ctx.Err() == nil; <-tick.C {
+			if _, err := conn.Write([]byte("floatip")); err != nil && !errors.Is(err, unix.ECONNREFUSED) {
+				d.fail(err)
+				return
+			}
+			d.mu.Lock()
+			d.sent++
+			d.mu.Unlock()
+		}
+	}()
+	go func() {
+		for buf := make([]byte, 64); ctx.Err() == nil; {
+			switch _, err := conn.Read(buf); {
+			case err == nil:
+				d.move(1)
+			case errors.Is(err, unix.ECONNREFUSED): // an answer of the kernel: nobody is to send one
+				d.fail(err)
+			case errors.Is(err, net.ErrClosed):
+				return
+			}
+		}
+	}()
+	return d, nil
+}
+
+// lost is how many did not come back so far.
+func (d *datagrams) lost() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.sent - d.moved
+}
