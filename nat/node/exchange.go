@@ -25,8 +25,21 @@ type exchange struct {
 
 	mu         sync.Mutex // guards what follows
 	listening  bool
-	departures map[string]peer.Departure // by UID of the machine
+	departures map[string]departure // by UID of the machine
+	gone       map[string]departure // of guests that have left, with what their pods' kernels knew last
+	agents     map[string]floatip.NodeAgent
 }
+
+// departure is a guest that leaves for a node, or has done so at a time. Its Key is set when somebody asks: the agent of
+// that node may start anew meanwhile.
+type departure struct {
+	peer.Departure
+	to string
+	at time.Time
+}
+
+// remembered is how long a node can be asked about a guest that has left: its new node may be slower than KubeVirt.
+const remembered = 30 * time.Second
 
 func newExchange(o Options, wake func()) (*exchange, error) {
 	identity, err := peer.NewIdentity()
@@ -76,37 +89,80 @@ func (e *exchange) departure(machine string) (peer.Departure, bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	d, ok := e.departures[machine]
-	return d, ok
+	if !ok {
+		d, ok = e.gone[machine]
+		ok = ok && time.Since(d.at) < remembered
+	}
+	d.Key = e.agents[d.to].Key
+	return d.Departure, ok && d.Key != ""
 }
 
 func (e *exchange) expected(key string) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, d := range e.departures {
-		if d.Key == key {
+		if e.agents[d.to].Key == key {
+			return true
+		}
+	}
+	for _, d := range e.gone {
+		if e.agents[d.to].Key == key && time.Since(d.at) < remembered {
 			return true
 		}
 	}
 	return false
 }
 
-func (e *exchange) set(departures map[string]peer.Departure) {
+// set makes departures those of now. Of a guest that has left, as the view says, what is known of its connections is kept
+// for a while; its pod, and with it what the kernel knows, may go at any moment.
+func (e *exchange) set(departures map[string]departure, v View, self string, now time.Time) {
+	e.mu.Lock()
+	old := e.departures
+	e.mu.Unlock()
+	left := map[string]departure{}
+	for machine, d := range old {
+		if _, stays := departures[machine]; stays {
+			continue
+		}
+		switch m, known := v.Machines[machine]; {
+		case v.Unknown[machine]:
+			departures[machine] = d
+		case known && m.Node == self: // the migration was given up
+		default:
+			left[machine] = departure{frozen(d.Departure, now), d.to, now}
+		}
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.departures = departures
+	e.departures, e.agents = departures, v.Peers
+	for machine, g := range e.gone {
+		if _, again := departures[machine]; !again && left[machine].at.IsZero() && now.Sub(g.at) < remembered {
+			left[machine] = g
+		}
+	}
+	e.gone = left
 }
 
-// departures lists the machines that migrate from here to a node whose agent is known.
-func (a *Agent) departures(v View, p plan) map[string]peer.Departure {
-	out := map[string]peer.Departure{}
+// frozen is d as it is now.
+func frozen(d peer.Departure, now time.Time) peer.Departure {
+	entries, err := d.Flows()
+	silence, known := d.Silence()
+	return peer.Departure{
+		Flows:   func() ([]flows.Entry, error) { return entries, err },
+		Silence: func() (time.Duration, bool) { return silence + time.Since(now), known },
+		Arrived: func() {},
+	}
+}
+
+// departures lists the machines that migrate from here.
+func (a *Agent) departures(p plan) map[string]departure {
+	out := map[string]departure{}
 	for _, pp := range p.pods {
-		key := v.Peers[pp.grant.To].Key
-		if pp.grant.To == "" || key == "" {
+		if pp.grant.To == "" || pp.onNode() {
 			continue
 		}
 		s, g, bindings := pp.session, pp.grant, pp.bindings()
-		out[g.Pod.Machine.UID] = peer.Departure{
-			Key:   key,
+		out[g.Pod.Machine.UID] = departure{to: g.To, Departure: peer.Departure{
 			Flows: func() ([]flows.Entry, error) { return s.flows(bindings) },
 			Silence: func() (time.Duration, bool) {
 				var silence time.Duration
@@ -123,7 +179,7 @@ func (a *Agent) departures(v View, p plan) map[string]peer.Departure {
 				a.Wake()
 				s.log.Info("another node has the guest now", "addresses", g.Addresses, "node", g.To)
 			},
-		}
+		}}
 	}
 	return out
 }

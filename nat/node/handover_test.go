@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"floatip.io/floatip"
 	"floatip.io/floatip/nat/node/flows"
 	"floatip.io/floatip/nat/node/nodetest"
@@ -82,6 +84,32 @@ func TestWithoutHandOver(t *testing.T) {
 	if after := s.count(); after > before+1 {
 		t.Errorf("%d messages arrived through a firewall that does not know the connection", after-before)
 	}
+}
+
+// TestSlowTarget: the agent of the target's node is away until KubeVirt has finished. It gets the connections all the same.
+func TestSlowTarget(t *testing.T) {
+	r := newRoadWith(t, closed())
+	s := startDownload(t, r.from.world.Host, r.source.Guest, netip.MustParseAddrPort(nodetest.Beyond+":83"))
+	r.begin()
+	r.to.stop()
+	if err := r.target.Link.ConntrackTableFlush(netlink.ConntrackTable); err != nil {
+		t.Fatal(err)
+	}
+	r.cut()
+	r.machine.Node, r.machine.Migration.Arrived = r.to.name, true
+	r.from.set(r.source.entry.UID, func(p *Pod) { p.Final = true })
+	r.from.view.Machines = map[string]Machine{r.machine.UID: r.machine}
+	r.from.publish()
+	r.from.awaitReport("gone", func(report Report) bool { return len(report.Statuses) == 0 })
+	// What the new agent sees at first is older than what the other one saw.
+	r.machine.Node, r.machine.Migration.Arrived = r.from.name, false
+	r.to.start()
+	r.to.view.Machines = map[string]Machine{r.machine.UID: r.machine}
+	for _, b := range []*bench{r.from, r.to} {
+		b.view.Peers = map[string]floatip.NodeAgent{r.from.name: r.from.describe(), r.to.name: r.to.describe()}
+		b.publish()
+	}
+	s.proceeds(10)
 }
 
 // TestStrangersAsk: who is not the agent of the node that the guest migrates to gets nothing.

@@ -13,7 +13,7 @@ const (
 	// askAgain is the pause before the source's agent is asked again after the exchange broke.
 	askAgain = 500 * time.Millisecond
 	// askFor is how long it is asked for more after the guest has arrived.
-	askFor = 10 * time.Second
+	askFor = remembered
 )
 
 // takeOver brings the connections of the guest into its new pod, until the guest has arrived with all of them or the
