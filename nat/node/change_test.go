@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"floatip.io/floatip"
+	"floatip.io/floatip/nat/node/leg"
 	"floatip.io/floatip/nat/node/nodetest"
 )
 
@@ -97,13 +98,13 @@ func TestLeftovers(t *testing.T) {
 
 	b := newBench(t)
 	b.addVM(1, "192.168.100.50")
-	b.node.Bridge("fip-br")
 	for _, command := range []string{
-		"ip link add fip0123456789ab type veth peer name gone", "ip link set fip0123456789ab master fip-br up",
-		"ip route add 192.168.100.66/32 dev fip-br table 7100 proto 119", "ip route add 192.168.100.67/32 dev fip-br table 7102 proto 119",
-		"ip neigh add 192.168.100.66 lladdr 02:f1:00:00:00:66 dev fip-br nud permanent", "ip neigh add proxy 192.168.100.66 dev red0",
-		"ip rule add pref 5000 to 172.16.0.0/24 lookup 7100 proto 119", "nft add table bridge floatip",
-		"nft add chain bridge floatip old { type filter hook prerouting priority 0 ; }",
+		"ip link add fip0123456789ab type veth peer name gone", "ip link set fip0123456789ab up",
+		"ip route add 192.168.100.66/32 dev fip0123456789ab table 7100 proto 119",
+		"ip route add 192.168.100.67/32 dev fip0123456789ab table 7102 proto 119",
+		"ip neigh add 192.168.100.66 lladdr 02:f1:00:00:00:66 dev fip0123456789ab nud permanent", "ip neigh add proxy 192.168.100.66 dev red0",
+		"ip rule add pref 5000 to 172.16.0.0/24 lookup 7100 proto 119", "nft add table netdev floatip",
+		"nft add chain netdev floatip old { type filter hook ingress device fip0123456789ab priority 0 ; }",
 	} {
 		b.node.Run(command)
 	}
@@ -125,7 +126,7 @@ func TestReboot(t *testing.T) {
 	b.awaitReport("ready", ready("192.168.100.50"))
 	b.stop()
 	for _, command := range []string{
-		"ip link del fip-br", "ip rule flush", "ip rule add pref 32766 lookup main", "nft flush ruleset",
+		"ip link del " + leg.PortName(old.entry.UID), "ip rule flush", "ip rule add pref 32766 lookup main", "nft flush ruleset",
 		"ip route flush table 7100", "ip route flush table 7101", "ip neigh flush dev red0",
 	} {
 		b.node.Run(command)

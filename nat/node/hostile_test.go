@@ -12,6 +12,7 @@ import (
 	"github.com/mdlayher/ndp"
 	"golang.org/x/sys/unix"
 
+	"floatip.io/floatip/nat/node/leg"
 	"floatip.io/floatip/nat/node/nodetest"
 )
 
@@ -72,9 +73,9 @@ func TestHostileLauncher(t *testing.T) {
 
 	mac := evil.Get("fip0").Attrs().HardwareAddr
 	target := victim.Get("fip0").Attrs().HardwareAddr
-	node := b.node.Get("fip-br").Attrs().HardwareAddr
+	node := b.node.Get(leg.PortName(evil.entry.UID)).Attrs().HardwareAddr
 	own6 := netip.MustParseAddr("2001:db8:100::51")
-	leg, lan := victim.Frames("fip0"), b.world.Host.Frames("eth0")
+	neighbour, lan := victim.Frames("fip0"), b.world.Host.Frames("eth0")
 
 	send := func(etherType uint16, payload []byte, to ...net.HardwareAddr) {
 		for _, m := range to {
@@ -99,7 +100,7 @@ func TestHostileLauncher(t *testing.T) {
 	for _, place := range []struct {
 		name   string
 		frames <-chan []byte
-	}{{"the neighbour's leg", leg}, {"the LAN", lan}} {
+	}{{"the neighbour's leg", neighbour}, {"the LAN", lan}} {
 		for more := true; more; {
 			select {
 			case f := <-place.frames:
@@ -112,7 +113,7 @@ func TestHostileLauncher(t *testing.T) {
 		}
 	}
 	for _, n := range []*nodetest.Namespace{b.node.Namespace} {
-		list, err := n.Link.NeighList(n.Get("fip-br").Attrs().Index, unix.AF_UNSPEC)
+		list, err := n.Link.NeighList(n.Get(leg.PortName(victim.entry.UID)).Attrs().Index, unix.AF_UNSPEC)
 		if err != nil {
 			t.Fatal(err)
 		}
