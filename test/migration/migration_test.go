@@ -193,7 +193,7 @@ func migrate(ctx context.Context, t *testing.T, s *story.Story, all traffic, n i
 	if err := s.Rig.KubeVirt.Migrate(ctx, story.Namespace, story.VMName); err != nil {
 		t.Fatal(err)
 	}
-	fip := arrived(ctx, t, s, from)
+	arrived(ctx, t, s, from)
 	marks := make([]int, len(all.tracks))
 	var silences string
 	for i, one := range all.tracks {
@@ -204,6 +204,11 @@ func migrate(ctx context.Context, t *testing.T, s *story.Story, all traffic, n i
 	all.await(ctx, t, marks)
 	for _, one := range all.tracks {
 		silences += fmt.Sprintf("; %s %d ms", one.name, one.silence().Milliseconds())
+	}
+	// The old node's word on the stall comes a moment after the rest.
+	fip, err := s.FloatingIP(ctx, story.Floating)
+	if err != nil {
+		t.Fatal(err)
 	}
 	move := fip.Status.LastMove
 	if move == nil || move.From != from.Status.NodeName || move.To != fip.Status.Node {
@@ -228,11 +233,11 @@ func machine(ctx context.Context, t *testing.T, s *story.Story) *kubevirtv1.Virt
 }
 
 // arrived waits until KubeVirt has finished, and the FloatingIP is Ready on the other node.
-func arrived(ctx context.Context, t *testing.T, s *story.Story, from *kubevirtv1.VirtualMachineInstance) (fip *v1alpha1.FloatingIP) {
+func arrived(ctx context.Context, t *testing.T, s *story.Story, from *kubevirtv1.VirtualMachineInstance) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	err := process.Wait(ctx, nil, "the guest on the other node", func(ctx context.Context) (err error) {
+	err := process.Wait(ctx, nil, "the guest on the other node", func(ctx context.Context) error {
 		vmi := new(kubevirtv1.VirtualMachineInstance)
 		if err := s.Client.Get(ctx, client.ObjectKeyFromObject(from), vmi); err != nil {
 			return err
@@ -241,7 +246,8 @@ func arrived(ctx context.Context, t *testing.T, s *story.Story, from *kubevirtv1
 		if vmi.Status.NodeName == from.Status.NodeName || state == nil || !state.Completed {
 			return fmt.Errorf("the instance is on %s: %+v", vmi.Status.NodeName, state)
 		}
-		if fip, err = s.FloatingIP(ctx, story.Floating); err != nil {
+		fip, err := s.FloatingIP(ctx, story.Floating)
+		if err != nil {
 			return err
 		}
 		if fip.Status.Node != vmi.Status.NodeName || fip.Status.Phase != v1alpha1.PhaseReady || fip.Status.Pod != state.TargetPod {
@@ -255,7 +261,6 @@ func arrived(ctx context.Context, t *testing.T, s *story.Story, from *kubevirtv1
 	if err != nil {
 		t.Fatal(err)
 	}
-	return fip
 }
 
 // pauseLine is what the log of the source's machine says (test/kubevirt/virthandler/launcher, PauseLine).
