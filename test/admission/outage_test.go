@@ -1,28 +1,25 @@
 package admission
 
 import (
-	"bytes"
 	"context"
-	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
-	"net"
-	"net/http"
 	"slices"
-	"sync"
-	"syscall"
+	"strings"
 	"testing"
 	"time"
 
 	admissionv1 "k8s.io/api/admission/v1"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	kubevirtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"floatip.io/floatip"
 	"floatip.io/floatip/ipam"
-	"floatip.io/floatip/test/rig/process"
 	"floatip.io/floatip/webhook/admin"
 )
 
@@ -85,14 +82,22 @@ func webhookDown(t *testing.T, w *world) {
 	held, going := n.create("held", nil), n.create("going", nil)
 	address := n.bound(held)
 	n.bound(going)
+	running := n.newVM("running", nil)
+	running.Spec.RunStrategy = new(kubevirtv1.RunStrategyAlways)
+	if err := n.admin.Create(n.ctx, running); err != nil {
+		t.Fatal(err)
+	}
+	n.awaitPod(n.ns, "running")
 	if err := w.stopWebhook(n.ctx); err != nil {
 		t.Fatal(err)
 	}
 	elsewhere := n.newVM("vm", nil)
 	elsewhere.Namespace = open
+	elsewhere.Spec.RunStrategy = new(kubevirtv1.RunStrategyAlways)
 	if err := n.admin.Create(n.ctx, elsewhere); err != nil {
 		t.Errorf("a VM of a namespace that did not opt in: %v", err)
 	}
+	n.awaitPod(open, "vm") // it starts, too
 	n.create("opted-out", map[string]string{floatip.LabelEnabled: "false"})
 	err := n.admin.Create(n.ctx, n.newVM("refused", nil))
 	wantRefusal(t, "a VM that asks", err, `"vm-create.floatip.io"`, "floatip-webhook.floatip-system.svc")
@@ -116,6 +121,22 @@ func webhookDown(t *testing.T, w *world) {
 	err = n.patch("held", `{"metadata":{"annotations":{"floatip.io/claim":null}}}`)
 	wantRefusal(t, "a removal of floatip's key", err, "metadata.annotations[floatip.io/claim] is written by floatip only")
 	n.remove(going)
+	n.remove(running) // instance and pod go first
+	if err := w.kubevirt.Start(n.ctx, n.ns, "held"); err != nil {
+		t.Errorf("start a VM that holds an address: %v", err)
+	}
+	n.wait("KubeVirt to say that the instance has to wait", func(ctx context.Context) error {
+		var list corev1.EventList
+		if err := n.admin.List(ctx, &list, client.InNamespace(n.ns)); err != nil {
+			return err
+		}
+		for _, e := range list.Items {
+			if e.InvolvedObject.Name == "held" && e.Reason == "FailedCreate" && strings.Contains(e.Message, "vmi-create.floatip.io") {
+				return nil
+			}
+		}
+		return errors.New("it does not")
+	})
 
 	if err := w.startWebhook(n.ctx); err != nil {
 		t.Fatal(err)
@@ -124,7 +145,29 @@ func webhookDown(t *testing.T, w *world) {
 		t.Errorf("the VM had %s, has %s", address, got)
 	}
 	n.free(going.Annotations[floatip.AnnotationAddress])
+	n.free(running.Annotations[floatip.AnnotationAddress])
+	if pod := n.awaitPod(n.ns, "held"); pod.Annotations[floatip.AnnotationNAT] == "" {
+		t.Errorf("the pod of the VM that had to wait has no %s: %v", floatip.AnnotationNAT, pod.Annotations)
+	}
 	n.bound(n.create("refused", nil))
+}
+
+// awaitPod waits for the virt-launcher pod of a VM.
+func (n *tenant) awaitPod(namespace, vm string) (pod corev1.Pod) {
+	n.t.Helper()
+	n.wait("the pod of VM "+vm, func(ctx context.Context) error {
+		var pods corev1.PodList
+		if err := n.admin.List(ctx, &pods, client.InNamespace(namespace)); err != nil {
+			return err
+		}
+		for _, pod = range pods.Items {
+			if owner := metav1.GetControllerOf(&pod); owner != nil && owner.Name == vm {
+				return nil
+			}
+		}
+		return fmt.Errorf("none among %d", len(pods.Items))
+	})
+	return pod
 }
 
 func (n *tenant) patch(vm, merge string) error {
@@ -158,98 +201,5 @@ func webhookSlow(t *testing.T, w *world) {
 	}
 	n.free(n.address(5))
 	vm := n.create("late", request(n.address(5)))
-	n.bound(vm)
-}
-
-// webhookRestarting: who applies over and over while floatip is killed again and again gets each VM with one address.
-func webhookRestarting(t *testing.T, w *world) {
-	n := w.tenant(t, 60)
-	const count = 24
-	var all sync.WaitGroup
-	done := make(chan struct{})
-	for i := range 3 {
-		all.Go(func() {
-			for j := i; j < count; j += 3 {
-				name := fmt.Sprintf("vm-%d", j)
-				err := process.Wait(n.ctx, nil, name, func(ctx context.Context) error {
-					err := n.admin.Create(ctx, n.newVM(name, nil))
-					if apierrors.IsAlreadyExists(err) {
-						return nil
-					}
-					return err
-				})
-				if err != nil {
-					t.Error(err)
-				}
-			}
-		})
-	}
-	go func() { all.Wait(); close(done) }()
-	kills := 0
-	for running := true; running; {
-		select {
-		case <-done:
-			running = false
-		case <-time.After(300 * time.Millisecond):
-			if kills == 3 {
-				continue
-			}
-			kills++
-			if err := syscall.Kill(w.webhook.PID, syscall.SIGKILL); err != nil {
-				t.Fatal(err)
-			}
-			<-w.webhook.Done()
-			if err := w.startWebhook(n.ctx); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	for j := range count {
-		n.bound(n.get(fmt.Sprintf("vm-%d", j)))
-	}
-	n.wait("no promise to be left", func(context.Context) error {
-		if held := n.lines(ipam.Pending, ipam.Bound); len(held) != count {
-			return fmt.Errorf("%d VMs, and the ledger has %d addresses", count, len(held))
-		}
-		return nil
-	})
-}
-
-// webhookStarting: while floatip reads the cluster it says "try again", and the API server does: a create that comes
-// too early waits and succeeds.
-func webhookStarting(t *testing.T, w *world) {
-	n := w.tenant(t, 10)
-	if err := w.stopWebhook(n.ctx); err != nil {
-		t.Fatal(err)
-	}
-	w.api.slow(300 * time.Millisecond) // of all that floatip reads
-	defer w.api.slow(0)
-	if err := w.launchWebhook(n.ctx); err != nil {
-		t.Fatal(err)
-	}
-	direct := &http.Client{Transport: &http.Transport{
-		TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
-		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-			return process.Dialer(w.netns)(ctx, network, fmt.Sprintf("127.0.0.1:%d", webhookPort))
-		},
-	}}
-	n.wait("floatip to answer", func(ctx context.Context) error {
-		answer, err := direct.Post("https://floatip/mutate-vm-create", "application/json", bytes.NewReader([]byte("{}")))
-		if err != nil {
-			return err
-		}
-		answer.Body.Close()
-		if answer.StatusCode != http.StatusServiceUnavailable || answer.Header.Get("Retry-After") != "1" {
-			t.Errorf("floatip, while it starts: %s, Retry-After %q", answer.Status, answer.Header.Get("Retry-After"))
-		}
-		return nil
-	})
-	begun := time.Now()
-	vm := n.newVM("early", nil)
-	if err := n.admin.Create(n.ctx, vm); err != nil {
-		t.Fatalf("a create while floatip starts: %v", err)
-	}
-	t.Logf("a create while floatip starts took %s", time.Since(begun).Round(100*time.Millisecond))
-	w.api.slow(0)
 	n.bound(vm)
 }

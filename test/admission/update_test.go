@@ -1,6 +1,7 @@
 package admission
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -68,8 +69,8 @@ func applyAgain(t *testing.T, w *world) {
 			full := n.manifest("vm", map[string]string{floatip.AnnotationPool: n.ns, "team": "blue"})
 			n.mustKubectl("", with("apply", full)...)
 			n.bound(n.get("vm"))
-			noDiff("after the first apply", full)
 			first := n.settledVM("vm")
+			noDiff("after the first apply", full)
 			for range 2 {
 				n.mustKubectl("", with("apply", full)...)
 				noDiff("after another apply", full)
@@ -96,6 +97,13 @@ func applyAgain(t *testing.T, w *world) {
 func (n *tenant) settledVM(name string) *metav1.PartialObjectMetadata {
 	n.t.Helper()
 	vm := &metav1.PartialObjectMetadata{TypeMeta: metav1.TypeMeta{APIVersion: "kubevirt.io/v1", Kind: "VirtualMachine"}}
+	n.wait("KubeVirt's controller to see VM "+name, func(context.Context) error {
+		seen := n.get(name)
+		if len(seen.Finalizers) == 0 || len(seen.Status.Conditions) == 0 {
+			return fmt.Errorf("finalizers %v, conditions %v", seen.Finalizers, seen.Status.Conditions)
+		}
+		return nil
+	})
 	n.quiet("VM "+name, func() string {
 		if err := n.admin.Get(n.ctx, types.NamespacedName{Namespace: n.ns, Name: name}, vm); err != nil {
 			n.t.Fatal(err)
