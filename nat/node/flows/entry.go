@@ -174,13 +174,9 @@ func (t Tuple) String() string {
 // same reports whether the kernel would do the same with both. Timeouts run down all the time: older stands for the copy
 // that has less left by now than it would have by itself.
 func (e Entry) same(o Entry) bool {
-	a, b := e, o
-	a.Timeout, b.Timeout = 0, 0
-	if string(a.Labels) != string(b.Labels) || !samePointer(a.TCP, b.TCP) || !samePointer(a.SCTP, b.SCTP) {
-		return false
-	}
-	a.Labels, b.Labels, a.TCP, b.TCP, a.SCTP, b.SCTP = nil, nil, nil, nil, nil, nil
-	return a.Protocol == b.Protocol && a.Original == b.Original && a.Reply == b.Reply && a.Status == b.Status && a.Mark == b.Mark
+	return e.Protocol == o.Protocol && e.Original == o.Original && e.Reply == o.Reply &&
+		e.Status == o.Status && e.Mark == o.Mark && string(e.Labels) == string(o.Labels) &&
+		samePointer(e.TCP, o.TCP) && samePointer(e.SCTP, o.SCTP)
 }
 
 func samePointer[T comparable](a, b *T) bool {
