@@ -50,6 +50,10 @@ demo-down: ## remove what demo KEEP=1 left up
 bench: packages build rig-binaries ## benchmarks; figures are ratios beside a limit measured in the same run
 	@test/run-tests bench
 
+.PHONY: migrations
+migrations: packages build rig-binaries ## 50 live migrations of a real guest in a row, with its connections (root)
+	@test/run-tests migrations
+
 .PHONY: lint
 lint: ## gofmt, go vet, staticcheck, also of the rig
 	@unformatted=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); \

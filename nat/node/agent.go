@@ -253,6 +253,9 @@ func (a *Agent) follow(v View, p plan) error {
 		if pp.mode == Staged && !pp.onNode() && !pp.grant.Provisional {
 			a.expect(pp, v.Peers[pp.grant.From])
 		}
+		if from := pp.session.journey.late(pp.grant); from != "" && pp.mode == Active && pp.plugged && !pp.onNode() {
+			a.collect(pp, v.Peers[from])
+		}
 		if m := pp.session.journey.uncounted(); m != nil {
 			a.health.moved(m.Trigger)
 		}

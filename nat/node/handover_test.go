@@ -112,6 +112,38 @@ func TestSlowTarget(t *testing.T) {
 	s.proceeds(10)
 }
 
+// TestLateNode: the node hears of its new pod when KubeVirt has finished. The move is told, and the connections come.
+func TestLateNode(t *testing.T) {
+	r := newRoadWith(t, closed())
+	s := startDownload(t, r.from.world.Host, r.source.Guest, netip.MustParseAddrPort(nodetest.Beyond+":83"))
+	r.prepare()
+	// The source knows of the migration, the target of nothing.
+	r.from.view.Machines = map[string]Machine{r.machine.UID: r.machine}
+	r.from.publish()
+	r.from.await("the departure", func() bool { _, ok := r.from.agent.exchange.departure(r.machine.UID); return ok })
+	r.cut()
+	r.machine.Node, r.machine.Migration.Arrived = r.to.name, true
+	r.to.set(r.target.entry.UID, func(p *Pod) { p.GuestArrived = true })
+	r.publish()
+	r.to.awaitReport("arrived", func(report Report) bool {
+		m := report.Statuses[fifty].Move
+		return m != nil && m.Trigger == KubeVirt && m.From == r.from.name && m.Flows == 1
+	})
+	s.proceeds(10)
+}
+
+// TestYieldWhileUnknown: the other node has the address, and the machine cannot be read for a moment. The address is not
+// taken back.
+func TestYieldWhileUnknown(t *testing.T) {
+	j := new(journey)
+	j.leave()
+	for _, kernel := range []Mode{Active, Staged, Left} {
+		if mode := j.provisional(kernel); mode != Left {
+			t.Errorf("with %s in the kernel the mode is %s, want %s", kernel, mode, Left)
+		}
+	}
+}
+
 // TestStrangersAsk: who is not the agent of the node that the guest migrates to gets nothing.
 func TestStrangersAsk(t *testing.T) {
 	r := newRoad(t)

@@ -62,10 +62,23 @@ type journey struct {
 // seen is the mode of the pod: that of the grant, or what the journey or the kernel knows better.
 func (j *journey) seen(g Grant, holding leg.Holding) Mode {
 	if g.Provisional {
-		return provisionalMode(g, holding)
+		return j.provisional(provisionalMode(g, holding))
 	}
 	j.begin(g, holding)
 	return j.mode(g)
+}
+
+// provisional is the kernel's mode, unless the agent has seen more since the kernel was made like this.
+func (j *journey) provisional(kernel Mode) Mode {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	switch {
+	case j.yielded:
+		return Left
+	case kernel == Staged && !j.arrived.IsZero():
+		return Active
+	}
+	return kernel
 }
 
 // begin takes over what an earlier agent has decided: the kernel holds it.
@@ -85,7 +98,19 @@ func (j *journey) begin(g Grant, holding leg.Holding) {
 		j.arrive1(time.Now())
 	case g.Mode == Active && g.To != "" && held(g, holding) && !active:
 		j.yielded = true
+	case g.Mode == Active && g.Came != "" && !active:
+		j.from = g.Came // the guest was faster than this node
 	}
+}
+
+// late returns the node that a guest came from before its pod was known here.
+func (j *journey) late(g Grant) string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.from == g.Came {
+		return g.Came
+	}
+	return ""
 }
 
 // mode is the mode of the grant as far as the journey knows better.

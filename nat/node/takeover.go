@@ -16,6 +16,19 @@ const (
 	askFor = remembered
 )
 
+// collect takes the connections of a guest over that has arrived already.
+func (a *Agent) collect(pp *podPlan, source floatip.NodeAgent) {
+	ns, err := pp.session.duplicate()
+	if err != nil {
+		return // reaching the sidecar brings another round
+	}
+	if !pp.session.journey.claimFlows(source) {
+		ns.Close()
+		return
+	}
+	go a.takeOver(pp.session, ns, pp.grant, pp.bindings())
+}
+
 // takeOver brings the connections of the guest into its new pod, until the guest has arrived with all of them or the
 // session ends. It is started once for each staged pod.
 func (a *Agent) takeOver(s *session, ns *os.File, g Grant, bindings []floatip.Binding) {
