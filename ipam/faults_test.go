@@ -31,13 +31,8 @@ func runHold(path string) error {
 	return l.Close()
 }
 
-// runFill commits until the file may not grow any more (RLIMIT_FSIZE, set by the shell's parent), then shows that what
-// was acknowledged is still there and that reading goes on.
-func runFill(path string) error {
-	limit := unix.Rlimit{Cur: 2 << 20, Max: 2 << 20}
-	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &limit); err != nil {
-		return err
-	}
+// runFillVolume commits until the file system of path has no room.
+func runFillVolume(path string) error {
 	l, err := Open(path, Options{})
 	if err != nil {
 		return err
@@ -48,6 +43,16 @@ func runFill(path string) error {
 	}
 	l.SetPools(pools)
 	return fillUp(l)
+}
+
+// runFill commits until the file may not grow any more (RLIMIT_FSIZE, set by the shell's parent), then shows that what
+// was acknowledged is still there and that reading goes on.
+func runFill(path string) error {
+	limit := unix.Rlimit{Cur: 2 << 20, Max: 2 << 20}
+	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &limit); err != nil {
+		return err
+	}
+	return runFillVolume(path)
 }
 
 func fillUp(l *Ledger) error {

@@ -17,6 +17,7 @@ var children = map[string]func(path string) error{
 	"sequence": runSequence,
 	"hold":     runHold,
 	"fill":     runFill,
+	"volume":   runFillVolume,
 }
 
 func TestMain(m *testing.M) {
