@@ -207,9 +207,17 @@ func TestNoProbeIntoNothing(t *testing.T) {
 		c.listen(r)
 		r.Timing = quick
 	})
+	announced := func() bool {
+		s, _ := l.responder.Standing(free)
+		return !s.Announced.IsZero()
+	}
+	l.responder.Set([]netip.Addr{free}, nil)
+	l.until("the announcement of another address", announced)
 	l.world.LAN.Down("n10")
-	l.responder.Set([]netip.Addr{free}, []netip.Addr{ours})
-	c.await(free, Held) // the loop has come round
+	l.until("the responder to know that the carrier is gone", func() bool { return !announced() })
+	another := free.Next()
+	l.responder.Set([]netip.Addr{free, another}, []netip.Addr{ours})
+	c.await(another, Held) // the loop has come round
 	if s, _ := l.responder.Standing(ours); s.State != Probing || l.responder.Figures()[4].Probes != 0 {
 		t.Errorf("%s is %s after %d probes, want it to wait for a carrier", ours, s.State, l.responder.Figures()[4].Probes)
 	}
