@@ -160,8 +160,6 @@ func (s *state) observeMigration(status string) {
 				metadata.Migration.StartTimestamp = &now
 				metadata.Migration.Mode = v1.MigrationPreCopy
 			}
-		case "postcopy-active":
-			metadata.Migration.Mode = v1.MigrationPostCopy
 		case "completed":
 			metadata.Migration.EndTimestamp = &now
 		case "failed", "cancelled":

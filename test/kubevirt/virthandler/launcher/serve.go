@@ -115,12 +115,22 @@ func (s *server) start(ctx context.Context) (*exec.Cmd, error) {
 func (s *server) attach(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	machine, err := dialMonitor(ctx, s.dir.monitor(), s.state.observe)
+	machine, err := dialMonitor(ctx, s.dir.monitor(), func(e event) {
+		if s.spec.Incoming && e.Name == "MIGRATION" && e.Data.Status == "completed" {
+			// The guest runs before virt-handler is told that it has come. An event's handler gives no orders.
+			go func() {
+				s.resume()
+				s.state.observe(e)
+			}()
+			return
+		}
+		s.state.observe(e)
+	})
 	if err != nil {
 		return err
 	}
 	s.machine = machine
-	if err := machine.do("migrate-set-capabilities", capabilities("events", postcopy), nil); err != nil {
+	if err := machine.do("migrate-set-capabilities", capabilities("events"), nil); err != nil {
 		return err
 	}
 	var now struct {
