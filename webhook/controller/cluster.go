@@ -22,7 +22,6 @@ var (
 	vmKind        = kubevirt.GroupVersion.WithKind(kubevirt.KindVM)
 	podKind       = corev1.SchemeGroupVersion.WithKind("Pod")
 	namespaceKind = corev1.SchemeGroupVersion.WithKind("Namespace")
-	nodeKind      = corev1.SchemeGroupVersion.WithKind("Node")
 )
 
 // metadataOf returns an empty object of kind, of which only the metadata is read and cached.
@@ -48,7 +47,7 @@ func CacheOptions() map[client.Object]cache.ByObject {
 		},
 		metadataOf(vmKind):                 {Transform: slim},
 		metadataOf(namespaceKind):          {Transform: slim},
-		metadataOf(nodeKind):               {Transform: slim},
+		&corev1.Node{}:                     {Transform: slimNode},
 		&networkingv1.NetworkPolicy{}:      {Transform: slim},
 		&kubevirt.VirtualMachineInstance{}: {Transform: slimVMI},
 	}

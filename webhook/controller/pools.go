@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -55,7 +56,7 @@ func (r *Pools) SetupWithManager(mgr ctrl.Manager) error {
 	return builder.ControllerManagedBy(mgr).
 		Named("pools").
 		Watches(&v1alpha1.FloatingIPPool{}, one).
-		WatchesMetadata(metadataOf(nodeKind), one, builder.WithPredicates(ownAddressesChanged)).
+		Watches(&corev1.Node{}, one, builder.WithPredicates(ownAddressesChanged)).
 		Complete(r)
 }
 

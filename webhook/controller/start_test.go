@@ -197,6 +197,41 @@ func reason(p v1alpha1.FloatingIPPool, kind string) string {
 	return ""
 }
 
+// What a node has itself is never handed out, from the moment it joins, which may be before its agent has started.
+func TestNodesWithoutAnAgentKeepTheirAddresses(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{
+		{Type: corev1.NodeInternalIP, Address: "192.168.100.50"},
+		{Type: corev1.NodeExternalIP, Address: "192.168.100.51"},
+		{Type: corev1.NodeHostName, Address: "192.168.100.52"},
+	}}}
+	w.create(node)
+	if _, err := w.pools.Reconcile(t.Context(), reconcile.Request{}); err != nil {
+		t.Fatal(err)
+	}
+	offer, err := w.ledger.Reserve(t.Context(), ipam.Request{Namespace: "vms", Claim: floatip.NewClaim()})
+	if got := fmt.Sprint(offer.Addresses, err); !strings.Contains(got, "192.168.100.52") {
+		t.Errorf("handed out %s, want the first that no node has", got)
+	}
+	beat, moved := node.DeepCopy(), node.DeepCopy()
+	beat.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}
+	moved.Status.Addresses[0].Address = "192.168.100.53"
+	if ownAddressesChanged.Update(event.UpdateEvent{ObjectOld: node, ObjectNew: beat}) {
+		t.Error("a node's heartbeat has all pools looked at")
+	}
+	if !ownAddressesChanged.Update(event.UpdateEvent{ObjectOld: node, ObjectNew: moved}) ||
+		!ownAddressesChanged.Create(event.CreateEvent{Object: node}) {
+		t.Error("a node's address is not seen")
+	}
+	beat.Spec.ProviderID = "cloud://1"
+	kept, err := slimNode(beat)
+	if slim, ok := kept.(*corev1.Node); err != nil || !ok || slim.Spec.ProviderID != "" || slim.Status.Conditions != nil ||
+		len(addressesOf(slim)) != 2 {
+		t.Errorf("the cache keeps %+v, %v", kept, err)
+	}
+}
+
 // What a node has itself on the provider network is never handed out, from the moment its agent says so.
 func TestNodesKeepTheirAddresses(t *testing.T) {
 	w := newWorld(t)
