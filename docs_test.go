@@ -1,0 +1,53 @@
+package floatip
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// TestDocsNameTestsThatExist: a page that says which test shows a thing is believed, so the test must be there. So must
+// the tests that the pages of decisions name.
+func TestDocsNameTestsThatExist(t *testing.T) {
+	declared := map[string]bool{}
+	function := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz|Benchmark)\w*)\(`)
+	named := regexp.MustCompile("`((?:Test|Fuzz|Benchmark)[A-Z]\\w*)")
+	mentions := map[string]string{}
+	err := filepath.WalkDir(".", func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name := entry.Name()
+		if entry.IsDir() && path != "." && (name == "bin" || strings.HasPrefix(name, ".")) {
+			return fs.SkipDir
+		}
+		test, page := strings.HasSuffix(name, "_test.go"), strings.HasSuffix(name, ".md")
+		if entry.IsDir() || !test && !page {
+			return nil
+		}
+		raw, err := os.ReadFile(path)
+		for _, m := range function.FindAllStringSubmatch(string(raw), -1) {
+			declared[m[1]] = declared[m[1]] || test
+		}
+		for _, m := range named.FindAllStringSubmatch(string(raw), -1) {
+			if page {
+				mentions[m[1]] = path
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, page := range mentions {
+		if !declared[name] {
+			t.Errorf("%s names %s, which no file declares", page, name)
+		}
+	}
+	if len(mentions) < 20 {
+		t.Errorf("only %d tests are named in the pages: the search is wrong", len(mentions))
+	}
+}
