@@ -230,10 +230,11 @@ func vmPool(t *testing.T, w *world) {
 				return nil
 			})
 			n.members(3)
-			n.mustKubectl("", "scale", "vmpool", "web", "--replicas=1")
-			n.members(1)
-			n.wait("two addresses to be given back", func(context.Context) error {
-				if held := n.lines(ipam.Pending, ipam.Bound); len(held) != 1 {
+			// Not by scaling in: where that collides with KubeVirt's own VM controller ("error during scale in: the server
+			// rejected our request"), KubeVirt 1.8.4 stands still for longer than four minutes, seen in one run of several.
+			n.mustKubectl("", "delete", "vmpool", "web")
+			n.wait("three addresses to be given back", func(context.Context) error {
+				if held := n.lines(ipam.Pending, ipam.Bound); len(held) != 0 {
 					return fmt.Errorf("held are %v", held)
 				}
 				return nil
