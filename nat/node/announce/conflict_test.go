@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/mdlayher/arp"
+	"github.com/mdlayher/ndp"
 )
 
 // told collects what a Responder tells, by address.
@@ -198,6 +199,23 @@ func TestAnotherNodeIsNoRival(t *testing.T) {
 	if s, _ := l.responder.Standing(ours); s.State != Held {
 		t.Errorf("%s is %s, want Held: who withdraws it is decided elsewhere", ours, s.State)
 	}
+}
+
+// TestProbesOfNodesAreAnswered: a node that asks for an address in use is told so, in both families. An agent that does
+// not know the nodes yet takes everybody for one, and keeps a DHCP client from taking the address all the same.
+func TestProbesOfNodesAreAnswered(t *testing.T) {
+	l := newLAN(t, func(r *Responder) {
+		r.Peer = func(net.HardwareAddr) (string, bool) { return "", true }
+	})
+	l.responder.Set([]netip.Addr{ours, ours6}, nil)
+	l.hear("announcement", announcementOf(ours))
+	l.hear6("announcement", func(m message) bool { return advertises(m, ours6) })
+	l.ask(zero, ours)
+	if answer := l.hear("answer to a probe", l.toHost); answer.SenderIP != ours || answer.SenderHardwareAddr.String() != l.nodeMAC() {
+		t.Errorf("the answer says that %s has %s, want the node and %s", answer.SenderHardwareAddr, answer.SenderIP, ours)
+	}
+	l.say6(message{netip.IPv6Unspecified(), groupOf(ours6), &ndp.NeighborSolicitation{TargetAddress: ours6}})
+	l.until("an advertisement in answer to a probe", func() bool { return l.responder.Figures()[6].Answers == 1 })
 }
 
 // TestNoProbeIntoNothing: as long as the NIC has no carrier an address is not found free.
