@@ -42,9 +42,13 @@ const (
 	NodeLabelPoolPrefix = "pool.floatip.io/"
 )
 
-// AnnotationProviderAddresses is written by the node agent on its Node: the node's own addresses on the NICs of provider
-// networks, separated by commas. They are never handed out.
+// AnnotationProviderAddresses is written by the node agent on its Node: the node's own addresses, on whichever of its NICs,
+// since a pool over their network may come at any time. At most MaxProviderAddresses, separated by commas. They are never
+// handed out.
 const AnnotationProviderAddresses = "floatip.io/provider-addresses"
+
+// MaxProviderAddresses is how many addresses of one node are withheld at most: no node may empty a pool by its word.
+const MaxProviderAddresses = 64
 
 // AnnotationAgent is written by the node agent on its Node: a NodeAgent in JSON.
 const AnnotationAgent = "floatip.io/agent"

@@ -135,7 +135,7 @@ func setup(ctx context.Context, mgr ctrl.Manager, c config, networks []netip.Pre
 	for _, s := range []interface{ SetupWithManager(ctrl.Manager) error }{
 		starter,
 		&controller.VMs{Ledger: ledger, Cluster: reader, Writer: cached, Events: events, Metrics: counters, Started: starter},
-		&controller.Pools{Ledger: ledger, Cached: cached, Writer: cached, Started: starter, KubeOVN: kubeOVN},
+		&controller.Pools{Ledger: ledger, Cached: cached, Writer: cached, Events: events, Started: starter, KubeOVN: kubeOVN},
 		kubeOVN,
 		&controller.Namespaces{Ledger: ledger, Events: events},
 		&controller.Firewalls{Ledger: ledger, Cluster: reader, Writer: cached, Events: events, Started: starter},

@@ -196,7 +196,7 @@ type FloatingIPPoolStatus struct {
 	//
 	// +optional
 	IPv6 *AddressCount `json:"ipv6,omitempty"`
-	// Conditions: Ready, Overlapping, Exhausted.
+	// Conditions: Ready, Overlapping, Exhausted, NodeConflict, DeliveryReady.
 	//
 	// +optional
 	// +listType=map

@@ -63,8 +63,8 @@ type Decision struct {
 	Networks []leg.Network
 	// Carries says for each pool whether this node has a NIC on its network, nil, or why not.
 	Carries map[string]error
-	// Own are the node's own addresses on the NICs of the pools' networks, MACs the Ethernet addresses of these NICs. Both
-	// are sorted.
+	// Own are the node's own addresses, at most floatip.MaxProviderAddresses, MACs the Ethernet addresses of the NICs of the
+	// pools' networks. Both are sorted.
 	Own  []netip.Addr
 	MACs []string
 }
@@ -112,16 +112,29 @@ func carries(p Pool, nics []leg.NIC) error {
 	return nil
 }
 
-// ownAddresses lists what the node itself has on the pools' NICs: nobody else may get these.
+// ownAddresses lists what the node itself has: nobody else may get these. It does not wait for a pool on their network,
+// which may give as soon as it is made. Where there are too many, those on the pools' NICs come first.
 func ownAddresses(pools map[string]Pool, nics []leg.NIC) (own []netip.Addr, macs []string) {
+	provider := map[string]bool{}
 	for _, p := range pools {
 		for _, a := range p.Sample {
-			network, err := leg.Find(nics, p.provider(a))
-			if i := slices.IndexFunc(nics, func(n leg.NIC) bool { return n.Name == network.Interface }); err == nil && i >= 0 {
-				own, macs = append(own, nics[i].Own...), append(macs, nics[i].MAC)
+			if network, err := leg.Find(nics, p.provider(a)); err == nil {
+				provider[network.Interface] = true
 			}
 		}
 	}
+	var others []netip.Addr
+	for _, nic := range nics {
+		if provider[nic.Name] {
+			own, macs = append(own, nic.Own...), append(macs, nic.MAC)
+		} else {
+			others = append(others, nic.Own...)
+		}
+	}
+	slices.SortFunc(own, netip.Addr.Compare)
+	slices.SortFunc(others, netip.Addr.Compare)
+	own = append(slices.Compact(own), slices.Compact(others)...)
+	own = own[:min(len(own), floatip.MaxProviderAddresses)]
 	slices.SortFunc(own, netip.Addr.Compare)
 	slices.Sort(macs)
 	return slices.Compact(own), slices.Compact(macs)

@@ -3,6 +3,7 @@ package node
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -242,5 +243,28 @@ func TestNICThatIsGone(t *testing.T) {
 	down.Up = false
 	if d := Decide(v, "n1", []leg.NIC{down}, nil); len(d.Grants) != 1 || !errors.Is(d.Carries["lan"], leg.ErrNoNIC) {
 		t.Errorf("with a NIC that is down: have %d grants and %v, want one and ErrNoNIC", len(d.Grants), d.Carries["lan"])
+	}
+}
+
+// TestOwn: the node's addresses are known before any pool is, and are no more than anybody believes.
+func TestOwn(t *testing.T) {
+	lan, other := red, green
+	lan.Own = []netip.Addr{netip.MustParseAddr("192.168.100.10"), netip.MustParseAddr("192.168.100.9")}
+	other.Own = []netip.Addr{netip.MustParseAddr("10.0.0.10"), lan.Own[0]}
+	all := []netip.Addr{other.Own[0], lan.Own[1], lan.Own[0]}
+	if got := Decide(View{}, "n1", []leg.NIC{other, lan}, nil).Own; !slices.Equal(got, all) {
+		t.Errorf("without a pool the node has %v, want %v", got, all)
+	}
+	d := Decide(legitimate(t), "n1", []leg.NIC{other, lan}, nil)
+	if !slices.Equal(d.Own, all) || !slices.Equal(d.MACs, []string{lan.MAC}) {
+		t.Errorf("with a pool the node has %v and %v, want %v and the pool's NIC alone", d.Own, d.MACs, all)
+	}
+	for a := netip.MustParseAddr("10.9.0.1"); len(other.Own) < 1000; a = a.Next() {
+		other.Own = append(other.Own, a)
+	}
+	own := Decide(legitimate(t), "n1", []leg.NIC{other, lan}, nil).Own
+	if len(own) != floatip.MaxProviderAddresses || !slices.Contains(own, lan.Own[0]) || !slices.Contains(own, lan.Own[1]) ||
+		!slices.IsSortedFunc(own, netip.Addr.Compare) {
+		t.Errorf("of very many the node has %d, %v; want %d, sorted, and those on the pool's network", len(own), own, floatip.MaxProviderAddresses)
 	}
 }

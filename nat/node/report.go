@@ -53,7 +53,7 @@ type Report struct {
 	Left []netip.Addr
 	// Pools says which pools this node carries.
 	Pools map[string]bool
-	// Own are the node's own addresses on the NICs of the pools' networks.
+	// Own are the node's own addresses.
 	Own []netip.Addr
 	// Agent is what the agents of other nodes are to know of this one.
 	Agent floatip.NodeAgent

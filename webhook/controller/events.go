@@ -25,7 +25,7 @@ const (
 	EventNotHeld = "FloatingIPNotHeld"
 	// EventLost: a command gave the address to another VM.
 	EventLost = "FloatingIPLost"
-	// EventConflict: a host outside of the cluster has or claims the address. The note says what becomes of it.
+	// EventConflict: a host outside of the cluster, or a node of it, has or claims the address. The note says what becomes of it.
 	EventConflict = "FloatingIPConflict"
 )
 

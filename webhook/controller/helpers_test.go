@@ -76,7 +76,7 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 	w.starter = NewStarter()
 	w.starter.Ledger, w.starter.Cluster, w.starter.Events, w.starter.Gate, w.starter.Log = ledger, reader, told, w.gate, logr.Discard()
 	w.vms = &VMs{Ledger: ledger, Cluster: reader, Writer: w.client, Events: told, Metrics: metrics, Started: w.starter}
-	w.pools = &Pools{Ledger: ledger, Cached: w.client, Writer: w.client, Started: w.starter}
+	w.pools = &Pools{Ledger: ledger, Cached: w.client, Writer: w.client, Events: told, Started: w.starter}
 	w.pending = &Pending{Ledger: ledger, Cluster: reader, Metrics: metrics, Started: w.starter, Log: logr.Discard(), Age: 90 * time.Second}
 	return w
 }

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -33,6 +32,8 @@ const (
 	ConditionReady       = "Ready"
 	ConditionOverlapping = "Overlapping"
 	ConditionExhausted   = "Exhausted"
+	// ConditionNodeConflict: a VM holds an address that a node has too, as when the node joined later.
+	ConditionNodeConflict = "NodeConflict"
 	// ConditionDeliveryReady is there for pools that somebody else than the node agents delivers.
 	ConditionDeliveryReady = "DeliveryReady"
 )
@@ -42,6 +43,7 @@ type Pools struct {
 	Ledger  *ipam.Ledger
 	Cached  client.Reader
 	Writer  client.Client
+	Events  Events
 	Started *Starter
 	// KubeOVN delivers the addresses of pools with that delivery, nil for nobody.
 	KubeOVN interface{ Served(context.Context) error }
@@ -65,6 +67,7 @@ type poolObject struct {
 	object *v1alpha1.FloatingIPPool
 	pool   ipam.Pool
 	errs   field.ErrorList
+	nodes  []nodeAddress // those of the pool's addresses that nodes have
 }
 
 func readPools(ctx context.Context, reader client.Reader) ([]poolObject, error) {
@@ -80,16 +83,18 @@ func readPools(ctx context.Context, reader client.Reader) ([]poolObject, error) 
 }
 
 // poolObjects reads the pools; what the nodes have themselves is never handed out.
-func poolObjects(items []v1alpha1.FloatingIPPool, nodes []netip.Addr) []poolObject {
+func poolObjects(items []v1alpha1.FloatingIPPool, nodes []nodeAddress) []poolObject {
 	pools := make([]poolObject, len(items))
 	for i := range items {
-		pool, errs := webhook.PoolOf(&items[i])
-		for _, a := range nodes {
-			if slices.ContainsFunc(pool.Addresses, func(r ipam.Range) bool { return r.Contains(a) }) {
-				pool.Reserved = append(pool.Reserved, a)
+		p := poolObject{object: &items[i]}
+		p.pool, p.errs = webhook.PoolOf(p.object)
+		for _, own := range nodes {
+			if slices.ContainsFunc(p.pool.Addresses, func(r ipam.Range) bool { return r.Contains(own.address) }) {
+				p.pool.Reserved = append(p.pool.Reserved, own.address)
+				p.nodes = append(p.nodes, own)
 			}
 		}
-		pools[i] = poolObject{&items[i], pool, errs}
+		pools[i] = p
 	}
 	return pools
 }
@@ -148,6 +153,7 @@ func (r *Pools) writeStatus(ctx context.Context, p poolObject, figures *ipam.Poo
 	after := p.object.DeepCopy()
 	after.Status = statusOf(p, figures)
 	r.setDelivery(ctx, after)
+	r.setNodeConflict(p, after)
 	patch := client.MergeFrom(p.object)
 	raw, err := patch.Data(after)
 	if err != nil {

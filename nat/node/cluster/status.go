@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -18,7 +17,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"floatip.io/floatip"
 	"floatip.io/floatip/ipam/v1alpha1"
 	"floatip.io/floatip/nat/node"
 )
@@ -48,7 +46,7 @@ func (c *Cluster) Report(r node.Report) {
 
 // write brings reports to the API server until ctx is done.
 func (c *Cluster) write(ctx context.Context) {
-	written := map[string]string{}
+	written, missing := map[string]string{}, missing{}
 	var again <-chan time.Time
 	for {
 		select {
@@ -61,7 +59,7 @@ func (c *Cluster) write(ctx context.Context) {
 		c.reports.mu.Lock()
 		r := c.reports.latest
 		c.reports.mu.Unlock()
-		if err := c.writeReport(ctx, *r, written); err != nil && ctx.Err() == nil {
+		if err := c.writeReport(ctx, *r, written, missing); err != nil && ctx.Err() == nil {
 			c.log.Info("could not write all of the status, trying again", "reason", err)
 			again = time.After(writeAgain)
 		}
@@ -70,7 +68,7 @@ func (c *Cluster) write(ctx context.Context) {
 
 // writeReport writes what differs from the objects in the store. written remembers which version of an object was
 // written over, so that the same is not tried again before the watch has brought the result.
-func (c *Cluster) writeReport(ctx context.Context, r node.Report, written map[string]string) error {
+func (c *Cluster) writeReport(ctx context.Context, r node.Report, written map[string]string, gone missing) error {
 	var errs []error
 	for _, a := range slices.SortedFunc(keys(r.Statuses), netip.Addr.Compare) {
 		s := r.Statuses[a]
@@ -85,7 +83,7 @@ func (c *Cluster) writeReport(ctx context.Context, r node.Report, written map[st
 			return leftStatus(f, c.node, metav1.Now())
 		}))
 	}
-	return errors.Join(append(errs, c.writeNode(ctx, r))...)
+	return errors.Join(append(errs, c.writeNode(ctx, r, gone))...)
 }
 
 func keys[V any](m map[netip.Addr]V) func(func(netip.Addr) bool) {
@@ -229,73 +227,4 @@ func setCondition(s *v1alpha1.FloatingIPStatus, generation int64, kind string, c
 		Type: kind, Status: status, Reason: cmp.Or(c.Reason, "Unknown"), ObservedGeneration: generation,
 		Message: c.Message[:min(len(c.Message), maxMessage)], LastTransitionTime: now,
 	})
-}
-
-// writeNode tells the scheduler which pools this node carries, and the webhook which addresses are its own.
-func (c *Cluster) writeNode(ctx context.Context, r node.Report) error {
-	o, exists, err := c.nodes.store.GetByKey(c.node)
-	if err != nil || !exists {
-		return err
-	}
-	have := o.(*metav1.PartialObjectMetadata)
-	labels, annotations := labelChanges(have.Labels, r.Pools), nodeChanges(have.Annotations, r)
-	changes := map[string]any{}
-	if len(labels) > 0 { // null would stand for the removal of all of them (RFC 7386)
-		changes["labels"] = labels
-	}
-	if len(annotations) > 0 {
-		changes["annotations"] = annotations
-	}
-	if len(changes) == 0 {
-		return nil
-	}
-	patch, err := json.Marshal(map[string]any{"metadata": changes})
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
-	err = c.core.Patch(types.MergePatchType).Resource("nodes").Name(c.node).Body(patch).Do(ctx).Error()
-	if err != nil {
-		return fmt.Errorf("labels of node %s: %w", c.node, err)
-	}
-	c.log.Info("labelled the node", "labels", labels, "annotations", annotations)
-	return nil
-}
-
-// nodeChanges returns what a merge patch has to set so that the node shows its own provider addresses and its agent.
-// While a NIC is gone what was shown of it stays: the addresses are the node's when the NIC is back.
-func nodeChanges(have map[string]string, r node.Report) map[string]any {
-	changes := map[string]any{}
-	var texts []string
-	for _, a := range r.Own {
-		texts = append(texts, a.String())
-	}
-	if want := strings.Join(texts, ","); want != "" && have[floatip.AnnotationProviderAddresses] != want {
-		changes[floatip.AnnotationProviderAddresses] = want
-	}
-	agent := r.Agent
-	if len(agent.MACs) == 0 {
-		agent.MACs = agentOf(have[floatip.AnnotationAgent]).MACs
-	}
-	if want, err := json.Marshal(agent); err == nil && string(want) != "{}" && have[floatip.AnnotationAgent] != string(want) {
-		changes[floatip.AnnotationAgent] = string(want)
-	}
-	return changes
-}
-
-// labelChanges returns what a merge patch has to set, nil for a label that goes.
-func labelChanges(have map[string]string, pools map[string]bool) map[string]any {
-	changes := map[string]any{}
-	for pool, carried := range pools {
-		if label := floatip.NodeLabelPoolPrefix + pool; carried && have[label] != "true" {
-			changes[label] = "true"
-		}
-	}
-	for label := range have {
-		if pool, ours := strings.CutPrefix(label, floatip.NodeLabelPoolPrefix); ours && !pools[pool] {
-			changes[label] = nil
-		}
-	}
-	return changes
 }

@@ -21,7 +21,8 @@ type NIC struct {
 	MTU    int
 	// Networks are those of its addresses and of its routes without a gateway.
 	Networks []netip.Prefix
-	// Own are its addresses, without link-local ones.
+	// Own are its addresses, where they are the node's: no link-local ones, none that turned out to be another host's
+	// (RFC 4862 section 5.4), and none of a link that stands for something else (see standsIn).
 	Own []netip.Addr
 	// MAC is its Ethernet address, in the form of net.HardwareAddr.String.
 	MAC string
@@ -45,10 +46,10 @@ func (n *Node) NICs() ([]NIC, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
-	names, nics := map[int]string{}, map[int]*NIC{}
+	names, nics, kinds := map[int]string{}, map[int]*NIC{}, map[int]string{}
 	for _, l := range links {
 		a := l.Attrs()
-		names[a.Index] = a.Name
+		names[a.Index], kinds[a.Index] = a.Name, l.Type()
 		if a.Flags&net.FlagLoopback == 0 && !isPort(a.Name) {
 			nics[a.Index] = &NIC{Name: a.Name, Up: a.Flags&net.FlagUp != 0, MTU: a.MTU, MAC: a.HardwareAddr.String()}
 		}
@@ -62,11 +63,20 @@ func (n *Node) NICs() ([]NIC, error) {
 		return nil, err
 	}
 	list := make([]NIC, 0, len(nics))
-	for _, nic := range nics {
+	for index, nic := range nics {
+		if standsIn(kinds[index], nic.Networks) {
+			nic.Own = nil
+		}
 		list = append(list, *nic)
 	}
 	slices.SortFunc(list, func(a, b NIC) int { return strings.Compare(a.Name, b.Name) })
 	return list, nil
+}
+
+// standsIn reports whether the addresses of a link without any network are not the node's: of a veth they are the pods'
+// gateway (CNI's ptp, Cilium's cilium_host), of a dummy those of services (kube-proxy's kube-ipvs0, NodeLocal DNSCache).
+func standsIn(kind string, networks []netip.Prefix) bool {
+	return len(networks) == 0 && (kind == "veth" || kind == "dummy")
 }
 
 func (n *Node) addAddresses(nics map[int]*NIC) error {
@@ -80,7 +90,9 @@ func (n *Node) addAddresses(nics map[int]*NIC) error {
 		if !ok || !p.IsValid() || p.Addr().IsLinkLocalUnicast() {
 			continue
 		}
-		nic.Own = append(nic.Own, p.Addr())
+		if a.Flags&unix.IFA_F_DADFAILED == 0 {
+			nic.Own = append(nic.Own, p.Addr())
+		}
 		if !p.IsSingleIP() {
 			nic.Networks = append(nic.Networks, p.Masked())
 		}

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
 
 	"floatip.io/floatip/nat/node/nodetest"
 )
@@ -109,5 +110,43 @@ func TestNICs(t *testing.T) {
 	}
 	if _, err := Find(nics, Provider{Address: netip.MustParseAddr("198.51.100.1")}); !errors.Is(err, ErrNoNIC) {
 		t.Errorf("have %v, want ErrNoNIC", err)
+	}
+}
+
+// TestOwnAddresses: what is the node's, and what only stands on one of its links.
+func TestOwnAddresses(t *testing.T) {
+	r := newRig(t)
+	for _, name := range []string{"pod0", "uplink0"} {
+		if err := r.node.Link.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: name + "-peer"}); err != nil {
+			t.Fatal(err)
+		}
+		r.node.Up(name)
+	}
+	r.node.Address("pod0", "10.244.1.1/32", "fd24::1/128")
+	r.node.Address("uplink0", "172.30.0.10/24", "172.30.0.99/32") // the second as of keepalived
+	nics, err := r.kernel.NICs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := map[string][]netip.Addr{}
+	for _, nic := range nics {
+		own[nic.Name] = nic.Own
+		slices.SortFunc(nic.Own, netip.Addr.Compare)
+	}
+	if got := own["pod0"]; len(got) > 0 {
+		t.Errorf("a pod's gateway is among the node's own addresses: %v", got)
+	}
+	want := []netip.Addr{netip.MustParseAddr("172.30.0.10"), netip.MustParseAddr("172.30.0.99")}
+	if diff := cmp.Diff(want, own["uplink0"], compareNet); diff != "" {
+		t.Errorf("of an uplink (-want +got):\n%s", diff)
+	}
+	// There is no dummy link on every kernel: kube-proxy's has the addresses of services.
+	for kind, stands := range map[string]bool{"dummy": true, "veth": true, "device": false, "bridge": false, "bond": false, "vlan": false} {
+		if got := standsIn(kind, nil); got != stands {
+			t.Errorf("a %s without a network stands for something else: %t, want %t", kind, got, stands)
+		}
+		if standsIn(kind, prefixes("192.168.100.0/24")) {
+			t.Errorf("the addresses of a %s on a network are not the node's", kind)
+		}
 	}
 }
