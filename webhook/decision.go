@@ -22,7 +22,7 @@ type Action string
 // The actions. Ignored, Kept and OptedOut change nothing but forged annotations.
 const (
 	Ignored   Action = "ignored"   // the object is none of floatip's business
-	OptedOut  Action = "opted-out" // the VM says floatip.io/enabled: "false"
+	OptedOut  Action = "opted-out" // the VM, or the template of its instances, says floatip.io/enabled: "false"
 	Unserved  Action = "unserved"  // nothing was asked for, and no pool serves the namespace by itself
 	Reserved  Action = "reserved"  // an address is promised, in memory
 	Committed Action = "committed" // the promise is in the ledger's file

@@ -40,7 +40,7 @@ var errNoMetadata = errors.New("the object has no metadata")
 
 // decodeMetadata reads the metadata of the object in raw and skips all else.
 func decodeMetadata(raw []byte) (metadata, error) {
-	if only, sure := topLevel(raw, "metadata"); sure && only[0] == '{' {
+	if only, sure := topLevel(raw, "metadata"); sure && len(only) > 0 && only[0] == '{' {
 		var m metadata
 		if decode(only, &m) == nil {
 			return m, nil

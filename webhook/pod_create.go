@@ -35,6 +35,9 @@ func (h *Hooks) createPod(ctx context.Context, req admission.Request) Decision {
 	if err != nil {
 		return refuse(internal(req), fmt.Errorf("VMI %s/%s with UID %s of the pod: %w", req.Namespace, ref.Name, ref.UID, err))
 	}
+	if optsOut(vmi.Annotations) {
+		return plainPod(pod, Decision{Action: OptedOut, Reason: "the VM's template opted out"})
+	}
 	vm, ok := kubevirt.VMOf(vmi.Name, vmi.OwnerReferences)
 	if !ok {
 		return plainPod(pod, Decision{Action: Ignored, Reason: "the VMI has no VM of its name"})

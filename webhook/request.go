@@ -29,6 +29,8 @@ type Request struct {
 	Addresses []netip.Addr
 	// Unknown are keys with floatip's prefix that floatip does not know, in order: misspelt ones, most likely.
 	Unknown []string
+	// Misplaced are keys that stand in the template of the VM's instances, where they have no effect, in order.
+	Misplaced []string
 }
 
 // explicit reports whether the VM asks for something of its own.

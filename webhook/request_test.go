@@ -71,7 +71,7 @@ func TestPointer(t *testing.T) {
 
 // A warning about a misspelt key names every key that there is.
 func TestMisspelt(t *testing.T) {
-	warnings := misspelt(Request{Unknown: []string{"floatip.io/adress"}})
+	warnings := Request.warnings(Request{Unknown: []string{"floatip.io/adress"}})
 	if len(warnings) != 1 || !strings.Contains(warnings[0], "floatip.io/adress is unknown") {
 		t.Fatalf("warnings: %q", warnings)
 	}

@@ -3,8 +3,8 @@ package webhook
 import "bytes"
 
 // topLevel finds the value of a field of the JSON object in raw, without decoding the rest: a VM may be a mebibyte of
-// which floatip reads a few annotations. It returns false where it is not sure: the field is not there or comes twice, a
-// key is escaped, or raw is no object. Then the whole has to be decoded.
+// which floatip reads a few annotations. The value is nil if there is no such field. It returns false where it is not
+// sure: the field comes twice, a key is escaped, or raw is no object. Then the whole has to be decoded.
 //
 // raw is part of a request that was decoded before, so it is known to be JSON, and values are only skipped.
 func topLevel(raw []byte, field string) (value []byte, sure bool) {
@@ -32,7 +32,7 @@ func topLevel(raw []byte, field string) (value []byte, sure bool) {
 			return nil, false
 		}
 	}
-	return value, value != nil && s.at == len(s.raw)
+	return value, s.at == len(s.raw)
 }
 
 // scanner walks over JSON (RFC 8259).

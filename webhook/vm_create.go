@@ -25,7 +25,7 @@ func (h *Hooks) createVM(ctx context.Context, req admission.Request) Decision {
 	if err != nil {
 		return refuse(malformed(req, err), err)
 	}
-	wish, errs := ParseRequest(m.Annotations)
+	wish, errs := parseVM(m, req.Object.Raw)
 	if len(errs) > 0 {
 		return refuse(invalid(req, errs), nil)
 	}
@@ -51,7 +51,7 @@ func (h *Hooks) createVM(ctx context.Context, req admission.Request) Decision {
 }
 
 func (h *Hooks) reserve(ctx context.Context, req admission.Request, m metadata, wish Request, ask ipam.Request) Decision {
-	warnings := misspelt(wish)
+	warnings := wish.warnings()
 	stored, err := h.clearName(ctx, req, m.Name)
 	if err != nil {
 		return refuse(internal(req), err)
@@ -167,7 +167,7 @@ func withoutOwnKeys(m metadata) []jsonpatch.Operation {
 }
 
 func optOutWarnings(wish Request) []string {
-	warnings := misspelt(wish)
+	warnings := wish.warnings()
 	if wish.explicit() {
 		warnings = append(warnings, fmt.Sprintf("floatip: %s is \"false\": %s and %s are ignored",
 			floatip.LabelEnabled, floatip.AnnotationRequest, floatip.AnnotationPool))
@@ -175,11 +175,15 @@ func optOutWarnings(wish Request) []string {
 	return warnings
 }
 
-func misspelt(wish Request) []string {
+// warnings tell of keys that have no effect where they stand.
+func (r Request) warnings() []string {
 	var warnings []string
-	for _, key := range wish.Unknown {
+	for _, key := range r.Unknown {
 		warnings = append(warnings, fmt.Sprintf("floatip: annotation %s is unknown and ignored; there are %s",
 			key, strings.Join(userAnnotations, ", ")))
+	}
+	for _, key := range r.Misplaced {
+		warnings = append(warnings, fmt.Sprintf("floatip: %s has no effect; write it in %s", templatePath.Key(key), annotationsPath))
 	}
 	return warnings
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
@@ -17,7 +18,8 @@ import (
 // floatip's own keys are put back to what the ledger says. The user's keys may be changed as far as the change is true
 // already: a request for the very address that the VM holds. Other changes are refused, since a VM does not change its
 // address by an edit; KubeVirt's accounts, which write whole revisions, get a warning instead. An allow list may change
-// at any time, to one that can be read; the controller of firewalls brings it to the running pod.
+// at any time, to one that can be read; the controller of firewalls brings it to the running pod. Opting out later has an
+// effect where the template says it, on the instances to come.
 func (h *Hooks) updateVM(_ context.Context, req admission.Request) Decision {
 	after, err := decodeMetadata(req.Object.Raw)
 	if err != nil {
@@ -30,14 +32,15 @@ func (h *Hooks) updateVM(_ context.Context, req admission.Request) Decision {
 	if after.DeletionTimestamp != nil {
 		return Decision{Action: Ignored, Reason: "the VM is being deleted"}
 	}
-	wish, errs := ParseRequest(after.Annotations)
-	if errs := changedErrors(errs, before, after); len(errs) > 0 && !h.byKubeVirt(req) {
+	wish, errs := parseVM(after, req.Object.Raw)
+	old, oldErrs := parseVM(before, req.OldObject.Raw)
+	if errs := newErrors(errs, oldErrs); len(errs) > 0 && !h.byKubeVirt(req) {
 		return refuse(invalid(req, errs), nil)
 	}
 	have := holdingOf(h.Ledger.ByOwner(string(before.UID)))
 	d := h.restore(req, before, after, have)
 	if len(have.addresses) == 0 {
-		if !maps.Equal(userKeys(before), userKeys(after)) {
+		if !maps.Equal(userKeys(before), userKeys(after)) || old.OptOut && !wish.OptOut {
 			d.Warnings = append(d.Warnings, "floatip: a VM gets its address when it is created; delete and create it for the change to count")
 		}
 		return d
@@ -51,7 +54,19 @@ func (h *Hooks) updateVM(_ context.Context, req admission.Request) Decision {
 	if dropped := droppedWish(before, after); dropped != "" {
 		d.Warnings = append(d.Warnings, fmt.Sprintf("floatip: %s was removed; the VM keeps %s until it is deleted", dropped, have.address()))
 	}
+	if wish.OptOut && !old.OptOut {
+		d.Warnings = append(d.Warnings, optedOutLater(req.Object.Raw, have))
+	}
 	return d
+}
+
+// optedOutLater says what becomes of the addresses of a VM that opts out after it was created.
+func optedOutLater(raw []byte, have holding) string {
+	if optsOut(templateAnnotations(raw)) {
+		return fmt.Sprintf("floatip: %s is \"false\": the VM runs without %s from its next start on, and keeps it until it is deleted",
+			templatePath.Key(floatip.LabelEnabled), have.address())
+	}
+	return fmt.Sprintf("floatip: %s counts when a VM is created; the VM keeps %s until it is deleted", floatip.LabelEnabled, have.address())
 }
 
 // restore puts floatip's keys back to what the ledger says, or to what was there if the ledger holds nothing.
@@ -75,21 +90,12 @@ func (h *Hooks) restore(req admission.Request, before, after metadata, have hold
 	return d
 }
 
-// changedErrors returns the errors of annotations that the update changes: what was stored while floatip was away must
-// not stand in the way of another change.
-func changedErrors(errs field.ErrorList, before, after metadata) (changed field.ErrorList) {
-	for _, key := range []string{floatip.AnnotationRequest, floatip.AnnotationPool, floatip.AnnotationAllow} {
-		old, had := before.Annotations[key]
-		if now, has := after.Annotations[key]; had == has && old == now {
-			continue
-		}
-		for _, e := range errs {
-			if e.Field == annotationsPath.Key(key).String() {
-				changed = append(changed, e)
-			}
-		}
-	}
-	return changed
+// newErrors returns those of errs that the VM did not have before: what was stored while floatip was away must not stand
+// in the way of another change.
+func newErrors(errs, before field.ErrorList) field.ErrorList {
+	return slices.DeleteFunc(errs, func(e *field.Error) bool {
+		return slices.ContainsFunc(before, func(b *field.Error) bool { return e.Error() == b.Error() })
+	})
 }
 
 // userKeys returns the annotations that ask for an address.

@@ -27,6 +27,9 @@ func (h *Hooks) createVMI(ctx context.Context, req admission.Request) Decision {
 	if err := decode(req.Object.Raw, &vmi); err != nil {
 		return refuse(malformed(req, err), err)
 	}
+	if optsOut(vmi.Metadata.Annotations) {
+		return uncarried(vmi, Decision{Action: OptedOut, Reason: "the VM's template opted out"})
+	}
 	vm, ok := kubevirt.VMOf(vmi.Metadata.Name, vmi.Metadata.OwnerReferences)
 	if !ok {
 		return uncarried(vmi, Decision{Action: Ignored, Reason: "the VMI has no VM of its name"})
@@ -36,31 +39,17 @@ func (h *Hooks) createVMI(ctx context.Context, req admission.Request) Decision {
 	if len(have.addresses) == 0 {
 		return uncarried(vmi, Decision{Action: Ignored, Reason: "the VM has no address"})
 	}
-	delivery, err := DeliveryOf(ctx, h.Cluster, have.pools)
-	if errors.Is(err, errDeliveries) {
-		return h.unnatable(ctx, req, vmi, owner, have, EventUnnatable, err)
-	}
+	delivery, obstacle, err := carriage(ctx, h.Cluster, owner, have, vmi.Spec, h.Options.ClusterNetworks)
 	if err != nil {
 		return refuse(internal(req), err)
+	}
+	if obstacle != nil {
+		return h.unnatable(ctx, req, vmi, owner, have, *obstacle)
 	}
 	if delivery.InPod() {
 		if err := volumeNames(vmi.Spec); err != nil {
 			return refuse(invalid(req, field.ErrorList{err}), nil)
 		}
-		labels, err := h.Cluster.NamespaceLabels(ctx, req.Namespace)
-		if err != nil {
-			return refuse(internal(req), fmt.Errorf("labels of namespace %s: %w", req.Namespace, err))
-		}
-		if err := sidecarForbidden(labels); err != nil {
-			return h.unnatable(ctx, req, vmi, owner, have, EventForbidden, err)
-		}
-	}
-	g, err := guestOf(vmi.Spec)
-	if err == nil {
-		_, err = podNAT(owner, delivery, have.addresses, g, h.Options.ClusterNetworks, nil)
-	}
-	if err != nil {
-		return h.unnatable(ctx, req, vmi, owner, have, EventUnnatable, err)
 	}
 	d := have.decision(Carried, "address of VM "+owner.String())
 	d.Patches = setAnnotations(vmi.Metadata, map[string]string{
@@ -78,12 +67,12 @@ func uncarried(vmi vmiView, d Decision) Decision {
 	return d
 }
 
-// unnatable serves a VM that holds an address which cannot be translated for the cause. The VM starts without it, and its
-// owner is told by an event, unless the VM says that it needs the address.
+// unnatable serves a VM that holds an address which its instance cannot carry. The VM starts without it, and its owner is
+// told by an event, and later by the FloatingIP's condition Carried, unless the VM says that it needs the address.
 func (h *Hooks) unnatable(ctx context.Context, req admission.Request, vmi vmiView, owner floatip.Owner, have holding,
-	event string, cause error,
+	obstacle Obstacle,
 ) Decision {
-	text := fmt.Sprintf("%s cannot be translated to VM %s: %v", have.address(), owner, cause)
+	text := fmt.Sprintf("%s cannot be translated to VM %s: %v", have.address(), owner, obstacle.Cause)
 	required, err := h.requires(ctx, owner)
 	if err != nil {
 		return refuse(internal(req), err)
@@ -93,9 +82,9 @@ func (h *Hooks) unnatable(ctx context.Context, req admission.Request, vmi vmiVie
 		return refuse(invalid(req, field.ErrorList{field.Forbidden(path, text)}), nil)
 	}
 	if !isDryRun(req) {
-		h.Events.Warn(owner, event, text)
+		h.Events.Warn(owner, obstacle.Event, text)
 	}
-	d := have.decision(Unnatable, cause.Error())
+	d := have.decision(Unnatable, obstacle.Cause.Error())
 	d.Warnings = []string{"floatip: " + text}
 	return uncarried(vmi, d)
 }

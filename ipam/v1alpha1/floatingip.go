@@ -28,6 +28,10 @@ const (
 const (
 	// ConditionAllocated: the ledger has the address with the VM that spec names. Set by the webhook.
 	ConditionAllocated = "Allocated"
+	// ConditionCarried: the VM's instance carries the address. When it is False the VM runs without it, as it does with a
+	// network binding that cannot be translated; the reason is one of those below. Without an instance there is no such
+	// condition. Set by the webhook, and no part of ConditionReady.
+	ConditionCarried = "Carried"
 	// ConditionNATReady: the rules stand in the pod. Set by the node agent from what the sidecar reports.
 	ConditionNATReady = "NATReady"
 	// ConditionLegReady: links, routes and rules on the node stand.
@@ -48,6 +52,24 @@ const (
 	ConditionFirewallReady = "FirewallReady"
 	// ConditionDisputed: the ledger and the cluster disagree on who holds the address. Set by the webhook.
 	ConditionDisputed = "Disputed"
+)
+
+// Reasons of ConditionCarried. All but the first go with False, and are undone by a restart of the VM once the cause is
+// gone.
+const (
+	// ReasonCarried: the instance was created with the address.
+	ReasonCarried = "Carried"
+	// ReasonUnsupportedBinding: the instance has no masquerade interface on the pod network, or one that cannot be
+	// translated. The message says which.
+	ReasonUnsupportedBinding = "UnsupportedBinding"
+	// ReasonForbiddenSidecar: the namespace's Pod Security level forbids the sidecar.
+	ReasonForbiddenSidecar = "ForbiddenSidecar"
+	// ReasonNotOptedIn: the namespace is not opted in any more.
+	ReasonNotOptedIn = "NotOptedIn"
+	// ReasonOptedOut: the VM's template says floatip.io/enabled: "false".
+	ReasonOptedOut = "OptedOut"
+	// ReasonStartedWithout: nothing is in the way by now.
+	ReasonStartedWithout = "StartedWithout"
 )
 
 // FloatingIP is one address that is held. Its name is the address (see Name). Only floatip writes it; the data path
@@ -107,7 +129,7 @@ type FloatingIPStatus struct {
 	//
 	// +optional
 	LastMove *Move `json:"lastMove,omitempty"`
-	// Conditions: Allocated, ConflictFree, NATReady, LegReady, Announced, GuestUp, Ready, FirewallReady, Disputed.
+	// Conditions: Allocated, Carried, ConflictFree, NATReady, LegReady, Announced, GuestUp, Ready, FirewallReady, Disputed.
 	//
 	// +optional
 	// +listType=map

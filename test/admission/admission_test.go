@@ -30,6 +30,8 @@ func TestAdmission(t *testing.T) {
 			"PoolSplit":             poolSplit,
 			"NotAsked":              notAsked,
 			"Bodies":                bodies,
+			"Bindings":              bindings,
+			"TemplateOptsOut":       templateOptsOut,
 		} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()

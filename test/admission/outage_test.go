@@ -99,6 +99,11 @@ func webhookDown(t *testing.T, w *world) {
 	}
 	n.awaitPod(open, "vm") // it starts, too
 	n.create("opted-out", map[string]string{floatip.LabelEnabled: "false"})
+	out := n.optedOut("started") // it starts, too, with a template that opts out
+	if err := n.admin.Create(n.ctx, out); err != nil {
+		t.Errorf("a VM whose template opted out: %v", err)
+	}
+	n.awaitPod(n.ns, "started")
 	err := n.admin.Create(n.ctx, n.newVM("refused", nil))
 	wantRefusal(t, "a VM that asks", err, `"vm-create.floatip.io"`, "floatip-webhook.floatip-system.svc")
 	wantRefusal(t, "a change of a pool", n.setPool(n.ns, map[string]any{"drain": true}), `"pool.floatip.io"`)
@@ -125,18 +130,7 @@ func webhookDown(t *testing.T, w *world) {
 	if err := w.kubevirt.Start(n.ctx, n.ns, "held"); err != nil {
 		t.Errorf("start a VM that holds an address: %v", err)
 	}
-	n.wait("KubeVirt to say that the instance has to wait", func(ctx context.Context) error {
-		var list corev1.EventList
-		if err := n.admin.List(ctx, &list, client.InNamespace(n.ns)); err != nil {
-			return err
-		}
-		for _, e := range list.Items {
-			if e.InvolvedObject.Name == "held" && e.Reason == "FailedCreate" && strings.Contains(e.Message, "vmi-create.floatip.io") {
-				return nil
-			}
-		}
-		return errors.New("it does not")
-	})
+	n.awaitKubeVirt("held", "vmi-create.floatip.io")
 
 	if err := w.startWebhook(n.ctx); err != nil {
 		t.Fatal(err)
@@ -150,6 +144,23 @@ func webhookDown(t *testing.T, w *world) {
 		t.Errorf("the pod of the VM that had to wait has no %s: %v", floatip.AnnotationNAT, pod.Annotations)
 	}
 	n.bound(n.create("refused", nil))
+}
+
+// awaitKubeVirt waits until KubeVirt says about a VM, or its instance, that it could not make what it needs, and why.
+func (n *tenant) awaitKubeVirt(vm, text string) {
+	n.t.Helper()
+	n.wait("KubeVirt to say "+text+" about "+vm, func(ctx context.Context) error {
+		var list corev1.EventList
+		if err := n.admin.List(ctx, &list, client.InNamespace(n.ns)); err != nil {
+			return err
+		}
+		for _, e := range list.Items {
+			if e.InvolvedObject.Name == vm && e.Reason == "FailedCreate" && strings.Contains(e.Message, text) {
+				return nil
+			}
+		}
+		return errors.New("it does not")
+	})
 }
 
 // awaitPod waits for the virt-launcher pod of a VM.

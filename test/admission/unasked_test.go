@@ -37,6 +37,15 @@ func (n *tenant) calls(namespace string) (handlers []string) {
 	return handlers
 }
 
+// optedOut is a VM that runs, whose template opted out.
+func (n *tenant) optedOut(name string) *kubevirtv1.VirtualMachine {
+	n.t.Helper()
+	vm := n.newVM(name, nil)
+	vm.Spec.RunStrategy = new(kubevirtv1.RunStrategyAlways)
+	vm.Spec.Template.ObjectMeta.Annotations = map[string]string{floatip.LabelEnabled: "false"}
+	return vm
+}
+
 // notAsked: VMs that ask for nothing, and everything about the others that is not floatip's, never reach floatip.
 func notAsked(t *testing.T, w *world) {
 	n := w.tenant(t, 10)
@@ -84,6 +93,13 @@ func notAsked(t *testing.T, w *world) {
 			return nil
 		}, nil},
 		{"a VM that opted out", func() error { n.create("out", map[string]string{floatip.LabelEnabled: "false"}); return nil }, nil},
+		{"a VM whose template opted out, and that starts", func() error {
+			if err := n.admin.Create(n.ctx, n.optedOut("started")); err != nil {
+				return err
+			}
+			n.awaitPod(n.ns, "started")
+			return nil
+		}, nil},
 		{"a dry run that asks", func() error { return n.admin.Create(n.ctx, n.newVM("dry", nil), client.DryRunAll) }, []string{"vm-create", "vm-commit"}},
 		{"a pod", func() error { return n.admin.Create(n.ctx, pod("plain", nil, nil)) }, nil},
 		{"a pod that looks like a launcher", func() error {

@@ -144,11 +144,11 @@ func (w *world) startCluster(ctx context.Context) (err error) {
 	return err
 }
 
-// configureKubeVirt allows snapshots, which clones and restores are made of.
+// configureKubeVirt allows snapshots, which clones and restores are made of, and passt.
 func (w *world) configureKubeVirt(ctx context.Context) error {
 	kv := &kubevirtv1.KubeVirt{ObjectMeta: metav1.ObjectMeta{Namespace: cluster.KubeVirtNamespace, Name: "kubevirt"}}
 	return w.admin.Patch(ctx, kv, client.RawPatch("application/merge-patch+json",
-		[]byte(`{"spec":{"configuration":{"developerConfiguration":{"featureGates":["Snapshot"]}}}}`)))
+		[]byte(`{"spec":{"configuration":{"developerConfiguration":{"featureGates":["Snapshot","PasstBinding"]}}}}`)))
 }
 
 // install applies floatip's manifests, and starts floatip-webhook as the Deployment says, but as a process: there are no

@@ -18,8 +18,9 @@ import (
 )
 
 // show makes the FloatingIP object of a Bound line. Its spec is the webhook's; of its status only the phase Bound is,
-// and only as long as nobody else wrote one: node, pod, conditions and Ready are the node agent's.
-func (r *VMs) show(ctx context.Context, line ipam.Allocation) error {
+// and only as long as nobody else wrote one, and the conditions Allocated and Carried: node, pod, the other conditions and
+// Ready are the node agent's. There is no carried while the VM has no instance.
+func (r *VMs) show(ctx context.Context, line ipam.Allocation, carried *metav1.Condition) error {
 	want := specOf(line)
 	name := v1alpha1.Name(line.Address)
 	have := &v1alpha1.FloatingIP{}
@@ -42,18 +43,25 @@ func (r *VMs) show(ctx context.Context, line ipam.Allocation) error {
 	if err := r.unflag(ctx, have); err != nil {
 		return err
 	}
-	return r.showAllocated(ctx, have, line)
+	return r.showConditions(ctx, have, line, carried)
 }
 
-// showAllocated writes the condition Allocated, and the first phase. The other conditions are left alone: the list is
-// written for the very version that was read.
-func (r *VMs) showAllocated(ctx context.Context, have *v1alpha1.FloatingIP, line ipam.Allocation) error {
+// showConditions writes the conditions Allocated and Carried, and the first phase. The other conditions are left alone: the
+// list is written for the very version that was read.
+func (r *VMs) showConditions(ctx context.Context, have *v1alpha1.FloatingIP, line ipam.Allocation, carried *metav1.Condition) error {
 	after := have.DeepCopy()
 	changed := meta.SetStatusCondition(&after.Status.Conditions, metav1.Condition{
 		Type: v1alpha1.ConditionAllocated, Status: metav1.ConditionTrue, Reason: line.State.String(),
 		Message:            "the ledger has it with VM " + line.Owner.String() + ", from pool " + line.Pool,
 		ObservedGeneration: have.Generation,
 	})
+	if carried == nil {
+		changed = meta.RemoveStatusCondition(&after.Status.Conditions, v1alpha1.ConditionCarried) || changed
+	} else {
+		want := *carried
+		want.ObservedGeneration = have.Generation
+		changed = meta.SetStatusCondition(&after.Status.Conditions, want) || changed
+	}
 	if after.Status.Phase == "" {
 		after.Status.Phase, changed = v1alpha1.PhaseBound, true
 	}
@@ -62,7 +70,7 @@ func (r *VMs) showAllocated(ctx context.Context, have *v1alpha1.FloatingIP, line
 	}
 	patch := client.MergeFromWithOptions(have, client.MergeFromWithOptimisticLock{})
 	if err := r.Writer.Status().Patch(ctx, after, patch, client.FieldOwner(FieldManager)); err != nil {
-		return fmt.Errorf("write phase and condition %s of FloatingIP %s: %w", v1alpha1.ConditionAllocated, have.Name, err)
+		return fmt.Errorf("write phase and conditions of FloatingIP %s: %w", have.Name, err)
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
@@ -191,11 +192,19 @@ func (r *VMs) settle(ctx context.Context, key types.NamespacedName, now carriers
 	if err := r.putBack(ctx, now, lines); err != nil {
 		return 0, err
 	}
+	carried, err := r.carried(ctx, now, lines)
+	if err != nil {
+		return 0, err
+	}
 	for _, line := range lines {
 		if line.State != ipam.Bound || flagged[line.Address] {
 			continue
 		}
-		if err := r.show(ctx, line); err != nil {
+		err := r.show(ctx, line, carried)
+		if apierrors.IsConflict(err) {
+			return reportAgain, nil // the node agent came before
+		}
+		if err != nil {
 			return 0, err
 		}
 	}
