@@ -44,18 +44,7 @@ table netdev watch {
 			t.Errorf("the pod called %s as %s by the leg", to, seen)
 		}
 	}
-	kernel := openKernel(t, vm.Pod)
-	guarded := func() (n uint64) {
-		counters, err := kernel.Counters()
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, c := range counters {
-			n += c.Guarded.Packets
-		}
-		return n
-	}
-	eventually(t, "the guard drops 6 packets", func() bool { return guarded() >= 6 })
+	eventually(t, "the guard drops 6 packets", func() bool { return guarded(t, vm) >= 6 })
 	out := w.Node.Run(t, "", "nft", "list", "counter", "netdev", "watch", "leaked")
 	if !strings.Contains(out, "packets 0 bytes 0") {
 		t.Errorf("a foreign source left by the leg: %s", out)
@@ -63,6 +52,112 @@ table netdev watch {
 	if _, err := w.Host.Ask("tcp", vm.Floating4, 22, 0, patience); err != nil {
 		t.Errorf("the floating address itself: %v", err)
 	}
+}
+
+// What the guest sends under a foreign address leaves by no link at all, although neither the pod's kernel nor the CNI
+// looks at sources: not under another VM's floating address, which the LAN would believe, not under its own, and not
+// under a neighbour's of its own network. KubeVirt masquerades none of it.
+func TestForeignSourcesStayInThePod(t *testing.T) { eachVariant(t, foreignSourcesStayInThePod) }
+
+func foreignSourcesStayInThePod(t *testing.T, w *world, vm *lab.VM) {
+	for _, link := range []string{"all", "default", "eth0", "k6t-eth0", "fip0"} {
+		vm.Pod.Sysctl(t, "net.ipv4.conf."+link+".rp_filter=0")
+	}
+	w.Node.NFT(t, `
+table netdev watch {
+	chain cni { type filter hook ingress device "cni-vm1" priority 0; meta l4proto udp th dport 80 counter name left; }
+	chain leg { type filter hook ingress device "fip1" priority 0; meta l4proto udp th dport 80 counter name left; }
+	counter left { }
+}`)
+	foreign := map[string][]string{
+		lab.Peer4: {"10.0.2.77", "192.0.2.66", "192.168.100.52", vm.Floating4, vm.Pod4, lab.Router4},
+		lab.Peer6: {"fd10:0:2::77", "2001:db8:bad::66", "2001:db8:100::52", vm.Floating6, vm.Pod6, lab.Router6},
+	}
+	counted := func(want uint64) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("the guard has dropped %d packets", want), func() bool { return guarded(t, vm) >= want })
+	}
+	n := uint64(0)
+	outside := map[string]string{lab.Peer4: lab.Outside4, lab.Peer6: lab.Outside6}
+	for peer, sources := range foreign {
+		for _, source := range sources {
+			family, bits, nodad := onLoopback(source)
+			vm.Guest.IP(t, family+"addr add "+source+bits+nodad)
+			for _, to := range []string{peer, outside[peer]} {
+				if err := vm.Guest.Do(func() error { return sendFrom(source, to) }); err != nil {
+					t.Fatalf("%s: %v", source, err)
+				}
+				n++
+			}
+			vm.Guest.IP(t, family+"addr del "+source+bits)
+		}
+	}
+	counted(n)
+	if out := w.Node.Run(t, "", "nft", "list", "counter", "netdev", "watch", "left"); !strings.Contains(out, "packets 0 bytes 0") {
+		t.Errorf("a packet under a foreign source left the pod: %s", out)
+	}
+	w.check(t, []flow{{"vm1", "peer", "udp", 80, "vm1's pod"}, {"vm1", "outside", "udp", 80, "vm1's"}, {"vm1", "vm1's", "udp", 80, "vm1's"}})
+}
+
+// onLoopback returns the words of an ip command that puts source there.
+func onLoopback(source string) (family, bits, nodad string) {
+	if strings.Contains(source, ":") {
+		return "-6 ", "/128 dev lo", " nodad"
+	}
+	return "", "/32 dev lo", ""
+}
+
+func guarded(t *testing.T, vm *lab.VM) (n uint64) {
+	t.Helper()
+	counters, err := openKernel(t, vm.Pod).Counters()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range counters {
+		n += c.Guarded.Packets
+	}
+	return n
+}
+
+// Whoever calls by the leg as the guest or its gateway gets nothing in, although the pod's kernel does not look at sources
+// there (the agent's settings).
+func TestPretendersAreRefused(t *testing.T) { eachVariant(t, pretendersAreRefused) }
+
+func pretendersAreRefused(t *testing.T, w *world, vm *lab.VM) {
+	vm.Pod.Sysctl(t, "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.fip0.rp_filter=0", "net.ipv4.conf.fip0.accept_local=1")
+	vm.Guest.NFT(t, `
+table inet watch {
+	chain in { type filter hook input priority 0; udp dport 80 counter name came; }
+	counter came { }
+}`)
+	before, tries := refused(t, vm), uint64(0)
+	for source, to := range map[string]string{
+		lab.Guest4: vm.Floating4, lab.Router4: vm.Floating4, "10.0.2.200": vm.Floating4,
+		lab.Guest6: vm.Floating6, lab.Router6: vm.Floating6,
+	} {
+		family, bits, nodad := onLoopback(source)
+		w.Node.IP(t, family+"addr add "+source+bits+nodad)
+		if err := w.Node.Do(func() error { return sendFrom(source, to) }); err != nil {
+			t.Fatalf("%s: %v", source, err)
+		}
+		tries++
+	}
+	eventually(t, "all of them are refused", func() bool { return refused(t, vm) >= before+tries })
+	if out := vm.Guest.Run(t, "", "nft", "list", "counter", "inet", "watch", "came"); !strings.Contains(out, "packets 0 bytes 0") {
+		t.Errorf("the guest heard somebody who pretends to be it or its gateway: %s", out)
+	}
+}
+
+func refused(t *testing.T, vm *lab.VM) (n uint64) {
+	t.Helper()
+	counters, err := openKernel(t, vm.Pod).Counters()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range counters {
+		n += c.Refused.Packets
+	}
+	return n
 }
 
 func sendFrom(source, to string) error {
@@ -107,8 +202,9 @@ func icmpErrorsReachTheCaller(t *testing.T, w *world, vm *lab.VM) {
 	}
 }
 
-// Path MTU discovery works through the translation: towards a narrow link behind the gateway, and towards a guest whose
-// own link is narrower than the leg; the latter error is made by the pod itself.
+// Path MTU discovery works through the translation: towards a narrow link behind the gateway, where the leg itself is the
+// narrow one, and towards a guest whose own link is narrower than the leg. The latter two errors are made by the pod
+// itself, one for the guest and one for the caller.
 func TestPathMTU(t *testing.T) { eachVariant(t, pathMTU) }
 
 func pathMTU(t *testing.T, w *world, vm *lab.VM) {
@@ -116,6 +212,11 @@ func pathMTU(t *testing.T, w *world, vm *lab.VM) {
 	w.Outside.IP(t, "link set eth0 mtu 1400")
 	for _, to := range []string{lab.Outside4, lab.Outside6} {
 		learnsMTU(t, vm.Guest, to, 1400)
+	}
+	vm.Pod.IP(t, "link set fip0 mtu 1370")
+	w.Node.IP(t, "link set fip1 mtu 1370")
+	for _, to := range []string{lab.Outside4, lab.Outside6} {
+		learnsMTU(t, vm.Guest, to, 1370)
 	}
 	vm.Pod.IP(t, "link set tap0 mtu 1340", "link set k6t-eth0 mtu 1340")
 	for _, to := range []string{vm.Floating4, vm.Floating6} {
@@ -135,6 +236,15 @@ func learnsMTU(t *testing.T, from *lab.Namespace, to string, want int) {
 	level, discover, mtu := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_MTU
 	if strings.Contains(to, ":") {
 		level, discover, mtu = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_MTU
+	}
+	// The connection is known everywhere before something on its way turns out to be narrow.
+	conn.SetDeadline(time.Now().Add(patience))
+	_, err = conn.Write([]byte{1})
+	if err == nil {
+		_, err = conn.Read(make([]byte, 128))
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 	raw, err := conn.(*net.UDPConn).SyscallConn()
 	if err != nil {

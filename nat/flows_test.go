@@ -27,10 +27,10 @@ func podNAT(vm *lab.VM) floatip.PodNAT {
 	}
 	p := floatip.PodNAT{
 		Version: floatip.PodNATVersion, Owner: floatip.Owner{Namespace: "shop", Name: "web", UID: "4711"},
-		Interface: floatip.DefaultGuestInterface,
+		Interface: vm.Shape.Bridge(),
 		Bindings: []floatip.Binding{
-			binding(vm.Floating4, lab.Guest4, lab.Router4, "10.0.2.0/24"),
-			binding(vm.Floating6, lab.Guest6, lab.Router6, "fd10:0:2::/120"),
+			binding(vm.Floating4, vm.Shape.Guest4, vm.Shape.Router4, vm.Shape.Network4),
+			binding(vm.Floating6, vm.Shape.Guest6, vm.Shape.Router6, vm.Shape.Network6),
 		},
 		ClusterNetworks: []netip.Prefix{
 			netip.MustParsePrefix(lab.Node4 + "/32"), netip.MustParsePrefix(lab.Node6 + "/128"),
@@ -84,13 +84,16 @@ func newWorld(t *testing.T, vms map[string][]lab.Port) *world {
 		if n++; !ok {
 			continue
 		}
-		vm := c.AddVM(t, n, ports...)
-		vm.Guest.Serve(t, 22, 80, 7777)
-		w.vms[name], w.places[name] = vm, vm.Guest
-		w.names[name+"'s"] = [2]string{vm.Floating4, vm.Floating6}
-		w.names[name+"'s pod"] = [2]string{vm.Pod4, vm.Pod6}
+		w.add(t, name, c.AddVM(t, n, ports...))
 	}
 	return w
+}
+
+func (w *world) add(t *testing.T, name string, vm *lab.VM) {
+	vm.Guest.Serve(t, 22, 53, 80, 5060, 7777)
+	w.vms[name], w.places[name] = vm, vm.Guest
+	w.names[name+"'s"] = [2]string{vm.Floating4, vm.Floating6}
+	w.names[name+"'s pod"] = [2]string{vm.Pod4, vm.Pod6}
 }
 
 func (w *world) address(t *testing.T, name string, family int) string {
@@ -105,12 +108,19 @@ func (w *world) address(t *testing.T, name string, family int) string {
 // check walks a flow table, once in IPv4 and once in IPv6.
 func (w *world) check(t *testing.T, flows []flow) {
 	t.Helper()
-	for family, name := range []string{"IPv4", "IPv6"} {
-		for _, f := range flows {
-			t.Run(fmt.Sprintf("%s/%s to %s %s %d", name, f.from, f.to, f.protocol, f.port), func(t *testing.T) {
-				w.checkFlow(t, f, family)
-			})
-		}
+	for family := range familyNames {
+		w.checkFamily(t, flows, family)
+	}
+}
+
+var familyNames = []string{"IPv4", "IPv6"}
+
+func (w *world) checkFamily(t *testing.T, flows []flow, family int) {
+	t.Helper()
+	for _, f := range flows {
+		t.Run(fmt.Sprintf("%s/%s to %s %s %d", familyNames[family], f.from, f.to, f.protocol, f.port), func(t *testing.T) {
+			w.checkFlow(t, f, family)
+		})
 	}
 }
 

@@ -112,6 +112,10 @@ func l4proto(match expr.Any) part {
 	return part{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg}, match}
 }
 
+func pkttype(match expr.Any) part {
+	return part{&expr.Meta{Key: expr.MetaKeyPKTTYPE, Register: reg}, match}
+}
+
 func network(offset, length uint32, match ...expr.Any) part {
 	load := &expr.Payload{DestRegister: reg, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: length}
 	return append(part{load}, match...)

@@ -19,17 +19,20 @@ const (
 	LegMark = 0x77
 )
 
-// Our chains. A base chain has its hook and priority below; leg, in, out and leaving are jumped to.
+// Our chains. Those that other chains lead to are in, out, guest, foreign, stray and leaving; the others have a hook. With
+// a leg there are arriving, guest, foreign, stray and mark_out; by the CNI's link there are firewall and leaving.
 const (
 	chainPrerouting  = prefix + "prerouting"
 	chainPostrouting = prefix + "postrouting"
-	chainLeg         = prefix + "leg"
-	chainMark        = prefix + "mark"
 	chainMarkOut     = prefix + "mark_out"
+	chainArriving    = prefix + "arriving"
+	chainGuest       = prefix + "guest"
+	chainForeign     = prefix + "foreign"
 	chainFirewall    = prefix + "firewall"
 	chainIn          = prefix + "in"
 	chainOut         = prefix + "out"
 	chainGuard       = prefix + "guard"
+	chainStray       = prefix + "stray"
 	chainLeaving     = prefix + "leaving"
 )
 
@@ -44,10 +47,12 @@ const (
 
 // Priorities. KubeVirt's nat chains stand at -100 (prerouting, output) and 100 (postrouting); the first nat rule that
 // matches decides, so ours run 10 earlier. All nat chains of a hook run inside one hook of the kernel at -100 or 100
-// (net/netfilter/nf_nat_core.c); the guard at 110 therefore sees translated sources.
+// (net/netfilter/nf_nat_core.c); the guard at 110 therefore sees translated sources, and arriving at -99 translated
+// destinations, still without a route.
 const (
 	priorityMangle      nftables.ChainPriority = -150
 	priorityPrerouting  nftables.ChainPriority = -110
+	priorityArriving    nftables.ChainPriority = -99
 	priorityFilter      nftables.ChainPriority = 0
 	priorityPostrouting nftables.ChainPriority = 90
 	priorityGuard       nftables.ChainPriority = 110

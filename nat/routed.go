@@ -3,8 +3,19 @@ package nat
 import (
 	"fmt"
 
+	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 )
+
+// routedChains judge what belongs to the floating address among what the CNI's link carries.
+func (b binding) routedChains() []Chain {
+	return []Chain{
+		base(chainFirewall, nftables.ChainTypeFilter, nftables.ChainHookForward, priorityFilter, b.ofAddress()),
+		// What leaves by the CNI's link under the pod's address is the CNI's business.
+		{Name: chainLeaving, Rules: []Rule{rule(fmt.Sprintf("%s saddr %s counter name %q accept", b.ip, b.Floating, b.counter(counterOut)),
+			b.source(equal(b.Floating.AsSlice())), count(b.counter(counterOut)), verdict(expr.VerdictAccept))}},
+	}
+}
 
 // ofAddress picks what belongs to the floating address out of what the CNI's link carries: calls of it, answers to what
 // the guest opened under it, and what the guest opens to hosts outside. The rest is the CNI's business.

@@ -11,64 +11,87 @@ import (
 
 // chains returns our chains with their rules. The text of each rule is what nft would read.
 func (b binding) chains() []Chain {
-	base := func(name string, kind nftables.ChainType, hook *nftables.ChainHook, priority nftables.ChainPriority,
-		rules ...Rule) Chain {
-		return Chain{
-			Name: name, Type: kind, Hook: *hook, Priority: priority, Policy: nftables.ChainPolicyAccept, Rules: rules,
-		}
-	}
 	shared := []Chain{
-		base(chainPrerouting, nftables.ChainTypeNAT, nftables.ChainHookPrerouting, priorityPrerouting, b.prerouting()...),
-		base(chainPostrouting, nftables.ChainTypeNAT, nftables.ChainHookPostrouting, priorityPostrouting, b.postrouting()...),
+		base(chainPrerouting, nftables.ChainTypeNAT, nftables.ChainHookPrerouting, priorityPrerouting, b.prerouting()),
+		base(chainPostrouting, nftables.ChainTypeNAT, nftables.ChainHookPostrouting, priorityPostrouting, b.postrouting()),
+		base(chainGuard, nftables.ChainTypeFilter, nftables.ChainHookPostrouting, priorityGuard, b.guard()),
 		{Name: chainIn, Rules: b.inbound()},
-		base(chainGuard, nftables.ChainTypeFilter, nftables.ChainHookPostrouting, priorityGuard, b.guard()...),
-		{Name: chainLeaving, Rules: b.leaving()},
+		{Name: chainOut, Rules: b.outbound()},
 	}
 	if b.routed {
-		return append(shared,
-			base(chainFirewall, nftables.ChainTypeFilter, nftables.ChainHookForward, priorityFilter, b.ofAddress()...),
-			Chain{Name: chainOut, Rules: b.outbound()})
+		return append(shared, b.routedChains()...)
 	}
-	return append(shared, []Chain{
-		{Name: chainLeg, Rules: b.leg()},
-		base(chainMark, nftables.ChainTypeFilter, nftables.ChainHookPrerouting, priorityMangle,
-			rule(fmt.Sprintf("iifname %q jump %s", b.bridge, chainLeg), iifname(equal(link(b.bridge))), jump(chainLeg))),
-		// Errors that the pod itself sends, above all "fragmentation needed", belong to the flow they speak of and must
-		// leave by the leg too. A chain of type route looks the route up again when the mark changes.
-		base(chainMarkOut, nftables.ChainTypeRoute, nftables.ChainHookOutput, priorityMangle,
-			rule("jump "+chainLeg, jump(chainLeg))),
-		// One chain for a hook, and one look at the link for all rules that want it: a name costs as much as the rest of
-		// a rule, and a chain as much as three (docs/decisions/datapath.md).
-		base(chainFirewall, nftables.ChainTypeFilter, nftables.ChainHookForward, priorityFilter,
-			rule(fmt.Sprintf("iifname %q goto %s", LegInterface, chainIn), iifname(equal(link(LegInterface))), gotoChain(chainIn)),
-			rule(fmt.Sprintf("oifname %q goto %s", LegInterface, chainOut), oifname(equal(link(LegInterface))), gotoChain(chainOut))),
-		{Name: chainOut, Rules: append([]Rule{b.mss()}, b.outbound()...)},
-	}...)
+	return append(shared, b.legChains()...)
 }
 
-// leg decides which packets leave by the leg. It goes by the connection's addresses, never by a mark of the connection:
+func base(name string, kind nftables.ChainType, hook *nftables.ChainHook, priority nftables.ChainPriority, rules []Rule) Chain {
+	return Chain{
+		Name: name, Type: kind, Hook: *hook, Priority: priority, Policy: nftables.ChainPolicyAccept, Rules: rules,
+	}
+}
+
+// legChains judge each packet in two places and no more, after the translation of its destination and after that of its
+// source: a chain costs as much as three rules, and a look at a link's name as much as the rest of a rule
+// (docs/decisions/datapath.md).
+func (b binding) legChains() []Chain {
+	return []Chain{
+		base(chainArriving, nftables.ChainTypeFilter, nftables.ChainHookPrerouting, priorityArriving, []Rule{
+			rule(fmt.Sprintf("iifname %q goto %s", LegInterface, chainIn), iifname(equal(link(LegInterface))), gotoChain(chainIn)),
+			rule(fmt.Sprintf("iifname %q goto %s", b.bridge, chainGuest), iifname(equal(link(b.bridge))), gotoChain(chainGuest)),
+		}),
+		{Name: chainGuest, Rules: b.guest()},
+		{Name: chainForeign, Rules: b.foreign()},
+		{Name: chainStray, Rules: b.stray()},
+		// Errors that the pod itself sends, above all "fragmentation needed", belong to the flow they speak of and must
+		// leave by the leg too. A chain of type route looks the route up again when the mark changes.
+		base(chainMarkOut, nftables.ChainTypeRoute, nftables.ChainHookOutput, priorityMangle, b.ofLeg()),
+	}
+}
+
+// guest is what comes from the guest's bridge. Under another source than its own address the guest sends nothing: what
+// KubeVirt does not masquerade would leave as it is, by the CNI's link, if the CNI lets it.
+func (b binding) guest() []Rule {
+	rules := append([]Rule{
+		rule(fmt.Sprintf("%s saddr != %s goto %s", b.ip, b.Fixed, chainForeign),
+			b.source(notEqual(b.Fixed.AsSlice())), gotoChain(chainForeign)),
+	}, b.ofLeg()...)
+	// The first packet of a connection that leaves the cluster. Connections to services and those that were opened before
+	// the address came have other addresses in their entries and stay where they are.
+	return append(rules, rule(fmt.Sprintf("ct state new %s daddr != @%s %s", b.ip, setCluster, markText),
+		ctState(expr.CtStateBitNEW), b.destination(notIn(setCluster)), setMark(LegMark)))
+}
+
+// foreign is what comes from the guest's bridge under another address than the guest's fixed one. Hosts that have no
+// address yet, and neighbours that speak of theirs, speak to the pod alone: the kernel forwards neither (RFC 1122 section
+// 3.2.1.3, RFC 4291 section 2.5.6).
+func (b binding) foreign() []Rule {
+	none := netip.IPv4Unspecified()
+	if b.Floating.Is6() {
+		none = netip.IPv6Unspecified()
+	}
+	rules := []Rule{rule(fmt.Sprintf("%s saddr %s accept", b.ip, none), b.source(equal(none.AsSlice())), verdict(expr.VerdictAccept))}
+	if b.Floating.Is6() {
+		rules = append(rules, rule(fmt.Sprintf("ip6 saddr %s accept", linkLocal), b.sourceIn(linkLocal), verdict(expr.VerdictAccept)))
+	}
+	return append(rules, rule(b.guardedText(), b.guarded()))
+}
+
+var markText = fmt.Sprintf("meta mark set 0x%08x", LegMark)
+
+// ofLeg decides which packets leave by the leg. It goes by the connection's addresses, never by a mark of the connection:
 // a conntrack entry that was copied to a migration target without its mark must be judged the same.
-func (b binding) leg() []Rule {
-	marked := fmt.Sprintf("meta mark set 0x%08x", LegMark)
-	floating := b.Floating.AsSlice()
+//
+// Nothing for the guest leaves by the leg: neither its calls of its own floating address, nor errors that the pod sends
+// it about packets to others.
+func (b binding) ofLeg() []Rule {
+	leave := append(setMark(LegMark), verdict(expr.VerdictAccept)...)
+	floating := equal(b.Floating.AsSlice())
 	return []Rule{
-		// Answers to those who called the floating address, other than the guest itself.
-		rule(fmt.Sprintf("ct original %s daddr %s ct original %s saddr != %s ct original %s saddr != %s %s return",
-			b.ip, b.Floating, b.ip, b.Fixed, b.ip, b.Gateway, marked),
-			ctDestination(original, equal(floating)),
-			ctSource(original, notEqual(b.Fixed.AsSlice())), ctSource(original, notEqual(b.Gateway.AsSlice())),
-			setMark(LegMark), verdict(expr.VerdictReturn)),
+		rule(fmt.Sprintf("%s daddr %s accept", b.ip, b.Fixed), b.destination(equal(b.Fixed.AsSlice())), verdict(expr.VerdictAccept)),
+		// Answers to those who called the floating address.
+		rule(fmt.Sprintf("ct original %s daddr %s %s accept", b.ip, b.Floating, markText), ctDestination(original, floating), leave),
 		// Later packets of connections that the guest opened under the floating address.
-		rule(fmt.Sprintf("ct reply %s daddr %s ct original %s daddr != %s %s return",
-			b.ip, b.Floating, b.ip, b.Floating, marked),
-			ctDestination(reply, equal(floating)), ctDestination(original, notEqual(floating)),
-			setMark(LegMark), verdict(expr.VerdictReturn)),
-		// The first packet of a connection that leaves the cluster. Connections to services and those that were opened
-		// before the address came have other addresses in their entries and stay where they are.
-		rule(fmt.Sprintf("iifname %q ct state new %s saddr %s %s daddr != @%s %s daddr != %s %s",
-			b.bridge, b.ip, b.Fixed, b.ip, setCluster, b.ip, b.Floating, marked),
-			iifname(equal(link(b.bridge))), ctState(expr.CtStateBitNEW), b.source(equal(b.Fixed.AsSlice())),
-			b.destination(notIn(setCluster)), b.destination(notEqual(floating)), setMark(LegMark)),
+		rule(fmt.Sprintf("ct reply %s daddr %s %s accept", b.ip, b.Floating, markText), ctDestination(reply, floating), leave),
 	}
 }
 
@@ -83,15 +106,25 @@ func (b binding) prerouting() []Rule {
 	match = append(match, b.destination(equal(b.Floating.AsSlice()))...)
 	drop := rule(fmt.Sprintf("%s daddr %s counter name %q drop", b.ip, b.Floating, b.counter(counterRefused)),
 		b.destination(equal(b.Floating.AsSlice())), count(b.counter(counterRefused)), verdict(expr.VerdictDrop))
-	if len(b.Ports) == 0 {
-		return []Rule{rule(fmt.Sprintf("%s dnat to %s", to, b.Fixed), match, dnat(b.Fixed)), drop}
+	var rules []Rule
+	if !b.routed {
+		rules = append(rules, b.pretenders())
 	}
-	return []Rule{
+	if len(b.Ports) == 0 {
+		return append(rules, rule(fmt.Sprintf("%s dnat to %s", to, b.Fixed), match, dnat(b.Fixed)), drop)
+	}
+	return append(rules,
 		rule(fmt.Sprintf("%s meta l4proto . th dport @%s dnat to %s", to, setPorts, b.Fixed),
 			match, listedPort(), dnat(b.Fixed)),
 		rule(fmt.Sprintf("%s %s dnat to %s", to, b.echoText(), b.Fixed), match, b.echo(), dnat(b.Fixed)),
-		drop,
-	}
+		drop)
+}
+
+// pretenders come by the leg as if they were the guest or its gateway. The pod's kernel would refuse them by itself, but
+// for each packet anew, with two looks for a route (rp_filter): the node agent relieves it of that.
+func (b binding) pretenders() Rule {
+	return rule(fmt.Sprintf("iifname %q %s saddr %s counter name %q drop", LegInterface, b.ip, b.GuestNetwork.Masked(), b.counter(counterRefused)),
+		iifname(equal(link(LegInterface))), b.sourceIn(b.GuestNetwork.Masked()), count(b.counter(counterRefused)), verdict(expr.VerdictDrop))
 }
 
 func (b binding) echoText() string {
@@ -148,17 +181,52 @@ func (b binding) inbound() []Rule {
 			rule(text+" "+in, called, pass),
 		}
 	}
+	if !b.routed {
+		rules = append(rules, b.neighbours()...)
+	}
 	return append(rules, b.refuse())
 }
 
-// outbound lets out by the leg what the firewall admits, and answers.
+// neighbours is what the node's kernel says to the pod's on the leg itself. None of it is ever forwarded.
+func (b binding) neighbours() []Rule {
+	rules := []Rule{rule("meta pkttype != host accept", pkttype(notEqual([]byte{unix.PACKET_HOST})), verdict(expr.VerdictAccept))}
+	if b.Floating.Is6() {
+		rules = append(rules, b.discovery())
+	}
+	return rules
+}
+
+// discovery is neighbour discovery by a link-local address.
+func (b binding) discovery() Rule {
+	return rule(fmt.Sprintf("ip6 saddr %s meta l4proto ipv6-icmp accept", linkLocal),
+		b.sourceIn(linkLocal), l4proto(equal([]byte{unix.IPPROTO_ICMPV6})), verdict(expr.VerdictAccept))
+}
+
+// outbound lets out what the firewall admits, and answers; by the leg, only what has the floating address.
 func (b binding) outbound() []Rule {
+	if b.routed {
+		return b.admittedOut("accept", verdict(expr.VerdictAccept))
+	}
+	out := append(count(b.counter(counterOut)), verdict(expr.VerdictAccept)...)
+	text := fmt.Sprintf("counter name %q accept", b.counter(counterOut))
+	rules := []Rule{
+		rule(fmt.Sprintf("%s saddr != %s goto %s", b.ip, b.Floating, chainStray),
+			b.source(notEqual(b.Floating.AsSlice())), gotoChain(chainStray)),
+		b.mss(),
+	}
+	if b.firewall.Egress.Everything {
+		return append(rules, rule(text, out))
+	}
+	return append(rules, b.admittedOut(text, out)...)
+}
+
+// admittedOut is empty where everything may leave.
+func (b binding) admittedOut(then string, pass part) []Rule {
 	if b.firewall.Egress.Everything {
 		return nil
 	}
-	pass := verdict(expr.VerdictAccept)
-	return append(answers("accept", pass),
-		rule(fmt.Sprintf("%s daddr . meta l4proto . th dport @%s accept", b.ip, setEgress), b.admitted(b.daddr, setEgress), pass),
+	return append(answers(then, pass),
+		rule(fmt.Sprintf("%s daddr . meta l4proto . th dport @%s %s", b.ip, setEgress, then), b.admitted(b.daddr, setEgress), pass),
 		b.refuse())
 }
 
@@ -194,13 +262,16 @@ var linkLocal = netip.MustParsePrefix("fe80::/10")
 // Under no name at all the pod's kernel asks whether its link-local address is free (RFC 4862 section 5.4.2); nobody
 // needs to hear that, and it is no sign of an attack.
 func (b binding) guard() []Rule {
+	leaving := chainOut
+	if b.routed {
+		leaving = chainLeaving
+	}
 	rules := []Rule{
-		rule(fmt.Sprintf("oifname %q goto %s", b.link, chainLeaving),
-			oifname(equal(link(b.link))), gotoChain(chainLeaving)),
+		rule(fmt.Sprintf("oifname %q goto %s", b.link, leaving), oifname(equal(link(b.link))), gotoChain(leaving)),
 		rule(fmt.Sprintf("%s saddr %s oifname != @%s %s", b.ip, b.Floating, setLinks, b.guardedText()),
 			b.source(equal(b.Floating.AsSlice())), oifname(notIn(setLinks)), b.guarded()),
 	}
-	if b.link != LegInterface {
+	if b.routed {
 		return rules // the CNI's link is always there
 	}
 	return append(rules,
@@ -208,16 +279,10 @@ func (b binding) guard() []Rule {
 			marked(LegMark), oifname(notIn(setLinks)), ctState(expr.CtStateBitNEW), segment(), b.guarded()))
 }
 
-func (b binding) leaving() []Rule {
-	rules := []Rule{rule(fmt.Sprintf("%s saddr %s counter name %q accept", b.ip, b.Floating, b.counter(counterOut)),
-		b.source(equal(b.Floating.AsSlice())), count(b.counter(counterOut)), verdict(expr.VerdictAccept))}
-	if b.routed {
-		return rules // what leaves by the CNI's link under the pod's address is the CNI's business
-	}
+// stray is what is to leave by the leg under another name than the floating address.
+func (b binding) stray() (rules []Rule) {
 	if b.Floating.Is6() {
-		rules = append(rules,
-			rule(fmt.Sprintf("ip6 saddr %s meta l4proto ipv6-icmp accept", linkLocal),
-				b.sourceIn(linkLocal), l4proto(equal([]byte{unix.IPPROTO_ICMPV6})), verdict(expr.VerdictAccept)),
+		rules = append(rules, b.discovery(),
 			rule("ip6 saddr :: drop", b.source(equal(netip.IPv6Unspecified().AsSlice())), verdict(expr.VerdictDrop)))
 	}
 	return append(rules, rule(b.guardedText(), b.guarded()))

@@ -248,7 +248,7 @@ func TestRepairs(t *testing.T) {
 	for name, script := range map[string]string{
 		"rules deleted":   "flush chain ip nat floatip_guard",
 		"rules reordered": reordered,
-		"rule inserted":   "insert rule ip nat floatip_firewall accept",
+		"rule inserted":   "insert rule ip nat floatip_arriving accept",
 		"table flushed":   "flush table ip nat",
 		"table deleted":   "delete table ip6 nat",
 		"all deleted":     "flush ruleset",
@@ -363,9 +363,9 @@ func TestRecoversFromARefusal(t *testing.T) {
 	// A chain of ours, of another type and in use, is what Apply cannot replace.
 	ns.NFT(t, `
 add table ip nat
-add chain ip nat floatip_leg
+add chain ip nat floatip_guest
 add chain ip nat theirs
-add rule ip nat theirs jump floatip_leg
+add rule ip nat theirs jump floatip_guest
 add set ip nat floatip_links { type ipv4_addr; }
 add rule ip nat theirs ip saddr @floatip_links accept`)
 	r := start(t, Config{NATFile: k.path(), NetNS: file(t, ns)})

@@ -191,7 +191,7 @@ func TestNoPacketLeavesUnderAWrongAddressWhateverHappens(t *testing.T) {
 			s.describe(binding(s.vm.Floating4), binding(s.vm.Floating6))
 		},
 		"chains of ours are flushed": func(s *setup) {
-			for _, chain := range []string{"ip nat floatip_leg", "ip6 nat floatip_mark", "ip nat floatip_guard", "ip nat floatip_leaving"} {
+			for _, chain := range []string{"ip nat floatip_guest", "ip6 nat floatip_arriving", "ip nat floatip_guard", "ip nat floatip_out"} {
 				s.vm.Pod.NFT(t, "flush chain "+chain)
 				holds(t, kernel(t, s.vm.Pod), description(binding(s.vm.Floating4), binding(s.vm.Floating6)))
 			}

@@ -3,7 +3,6 @@ package bench
 import (
 	"net/netip"
 	"os"
-	"strings"
 	"testing"
 
 	"floatip.io/floatip"
@@ -34,8 +33,7 @@ const (
 // newPaths makes a cloud with floating addresses and one without, and one VM for each path.
 func newPaths(b *testing.B) []path {
 	b.Helper()
-	bare, c := lab.NewCloud(b), lab.NewCloud(b)
-	withoutPools(b, bare)
+	bare, c := lab.NewBareCloud(b), lab.NewCloud(b)
 	plain := bare.AddVM(b, 1)
 	paths := []path{{plainRouting, bare.Host, plain, routePlainly(b, bare, plain)}}
 	for n, p := range []struct {
@@ -59,21 +57,6 @@ func newPaths(b *testing.B) []path {
 	return append(paths,
 		path{floatingIP, c.Host, floating, [2]string{floating.Floating4, floating.Floating6}},
 		path{walled, c.Host, closed, [2]string{closed.Floating4, closed.Floating6}})
-}
-
-// withoutPools removes what lab.NewCloud puts on the node for floating addresses.
-func withoutPools(b *testing.B, c *lab.Cloud) {
-	b.Helper()
-	for _, pref := range []string{"4990", "5000", "5001", "5002", "5002", "5003", "5004"} {
-		for _, family := range []string{"-4", "-6"} {
-			c.Node.Try("", "ip", family, "rule", "del", "pref", pref) // there may be none
-		}
-	}
-	for _, family := range []string{"-4", "-6"} {
-		if left := c.Node.Run(b, "", "ip", family, "rule"); strings.Contains(left, "71") {
-			b.Fatalf("rules are left on a node without floating addresses:\n%s", left)
-		}
-	}
 }
 
 // plug makes the legs of the VMs as the node agent does, by its own code.

@@ -3,6 +3,7 @@ package lab
 import (
 	"fmt"
 	"os"
+	"strings"
 	"testing"
 )
 
@@ -34,12 +35,21 @@ var Pods = []string{"100.0.0.0/16", "fd00:100::/56"}
 // NewCloud makes everything but VMs.
 func NewCloud(t testing.TB) *Cloud {
 	t.Helper()
+	c := NewBareCloud(t)
+	c.pools(t)
+	return c
+}
+
+// NewBareCloud makes a Cloud whose node knows nothing of floating addresses. Taking the rules away again would not do: a
+// kernel that once had a rule of somebody's looks into one table after the other ever after (fib_has_custom_rules).
+func NewBareCloud(t testing.TB) *Cloud {
+	t.Helper()
 	c := &Cloud{
 		Host: New(t, "host"), Outside: New(t, "outside"), Gateway: New(t, "gateway"), Node: New(t, "node"), Peer: New(t, "peer"),
 	}
 	c.lan(t)
 	c.node(t)
-	c.attachPod(t, c.Peer, "peer", Peer4, Peer6)
+	c.attachPod(t, c.Peer, "peer", "eth0", Peer4, Peer6)
 	for _, ns := range []*Namespace{c.Host, c.Outside, c.Gateway, c.Peer} {
 		ns.Settle(t)
 	}
@@ -66,38 +76,41 @@ func (c *Cloud) lan(t testing.TB) {
 		"-6 addr add "+Outside6+"/64 dev eth0 nodad", "-6 route add default via 2001:db8:f::1")
 }
 
-// node makes what the node agent makes once per pool.
 func (c *Cloud) node(t testing.TB) {
 	t.Helper()
 	c.Node.Sysctl(t, "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1",
-		"net.ipv4.conf.all.rp_filter=1", "net.ipv4.conf.default.rp_filter=1",
-		"net.ipv4.neigh.eth1.proxy_delay=0", "net.ipv6.neigh.eth1.proxy_delay=0", "net.ipv6.conf.eth1.proxy_ndp=1")
+		"net.ipv4.conf.all.rp_filter=1", "net.ipv4.conf.default.rp_filter=1")
 	c.Node.IP(t, "addr add "+Node4+"/24 dev eth1", "-6 addr add "+Node6+"/64 dev eth1 nodad")
-	for _, f := range []struct{ option, pool, gateway string }{
-		{"", "192.168.100.0/24", "192.168.100.1"}, {"-6 ", "2001:db8:100::/64", "2001:db8:100::1"},
+	c.cni(t)
+	c.Node.IP(t, "route add default via 192.168.100.1", "-6 route add default via 2001:db8:100::1")
+}
+
+// pools makes what the node agent makes once per pool.
+func (c *Cloud) pools(t testing.TB) {
+	t.Helper()
+	c.Node.Sysctl(t, "net.ipv4.neigh.eth1.proxy_delay=0", "net.ipv6.neigh.eth1.proxy_delay=0", "net.ipv6.conf.eth1.proxy_ndp=1")
+	for _, f := range []struct{ option, pool, gateway, shorter string }{
+		{"", "192.168.100.0/24", "192.168.100.1", "31"}, {"-6 ", "2001:db8:100::/64", "2001:db8:100::1", "127"},
 	} {
-		c.Node.IP(t, f.option+"rule add pref 4990 iif eth1 to "+f.pool+" lookup 7102",
-			f.option+"rule add pref 5000 to "+f.pool+" lookup 7100",
-			f.option+"rule add pref 5004 lookup 7199", f.option+"rule add pref 5002 iif lo goto 5004",
-			f.option+"rule add pref 5002 iif eth1 goto 5004", f.option+"rule add pref 5003 from "+f.pool+" lookup 7101",
+		c.Node.IP(t, f.option+"rule add pref 5004 to "+f.pool+" lookup 7101 suppress_prefixlength "+f.shorter,
+			f.option+"rule add pref 5002 iif lo goto 5004", f.option+"rule add pref 5002 iif eth1 goto 5004",
+			f.option+"rule add pref 5003 from "+f.pool+" lookup 7101",
 			f.option+"route add "+f.pool+" dev eth1 table 7101",
 			f.option+"route add default via "+f.gateway+" dev eth1 table 7101")
 	}
-	c.cni(t)
-	c.Node.IP(t, "route add throw 100.0.0.0/16 table 7101", "-6 route add throw fd00:100::/56 table 7101",
-		"route add default via 192.168.100.1", "-6 route add default via 2001:db8:100::1")
+	c.Node.IP(t, "route add throw 100.0.0.0/16 table 7101", "-6 route add throw fd00:100::/56 table 7101")
 }
 
 // attachPod connects a pod as a routing CNI with spoofing protection does.
-func (c *Cloud) attachPod(t testing.TB, pod *Namespace, name, pod4, pod6 string) {
+func (c *Cloud) attachPod(t testing.TB, pod *Namespace, name, link, pod4, pod6 string) {
 	t.Helper()
 	device := "cni-" + name
-	Connect(t, c.Node, device, pod, "eth0")
+	Connect(t, c.Node, device, pod, link)
 	c.Node.Sysctl(t, "net.ipv4.conf."+device+".proxy_arp=1", "net.ipv4.neigh."+device+".proxy_delay=0")
 	c.Node.IP(t, "route add "+pod4+" dev "+device, "-6 addr add fe80::1/64 dev "+device+" nodad",
 		"-6 route add "+pod6+" dev "+device)
-	pod.IP(t, "addr add "+pod4+"/32 dev eth0", "route add 169.254.1.1 dev eth0", "route add default via 169.254.1.1",
-		"-6 addr add "+pod6+"/128 dev eth0 nodad", "-6 route add default via fe80::1 dev eth0")
+	pod.IP(t, "addr add "+pod4+"/32 dev "+link, "route add 169.254.1.1 dev "+link, "route add default via 169.254.1.1",
+		"-6 addr add "+pod6+"/128 dev "+link+" nodad", "-6 route add default via fe80::1 dev "+link)
 	c.Node.NFT(t, fmt.Sprintf(`
 add element inet cni pods { %[1]s }
 add element inet cni own4 { %[1]s . %[2]s }
@@ -144,34 +157,63 @@ type VM struct {
 	Floating4          string
 	Floating6          string
 	Ports              []Port
+	Shape              Shape
 	cloud              *Cloud
 	name, nodeEnd, mac string
 }
+
+// Shape is what a VirtualMachineInstance may choose of its pod's network.
+type Shape struct {
+	Link            string // the pod's, by the CNI; the guest's bridge is named after it
+	Guest4, Router4 string
+	Guest6, Router6 string
+	// Network4 and Network6 are what guest and router are in.
+	Network4, Network6 string
+}
+
+// Ordinary is the shape of a VM whose owner has not chosen any.
+var Ordinary = Shape{
+	Link: "eth0", Guest4: Guest4, Router4: Router4, Network4: "10.0.2.0/24",
+	Guest6: Guest6, Router6: Router6, Network6: "fd10:0:2::/120",
+}
+
+// Bridge is the name that KubeVirt gives to the guest's bridge (pkg/network/link/names.go).
+func (s Shape) Bridge() string { return "k6t-" + s.Link }
 
 // AddVM makes pod and guest number n, 1 to 9, without any nft rule and without a leg. The guest gets its traffic through
 // the pod's bridge k6t-eth0.
 func (c *Cloud) AddVM(t testing.TB, n int, ports ...Port) *VM {
 	t.Helper()
+	return c.AddVMOf(t, n, Ordinary, ports...)
+}
+
+// AddVMOf is AddVM for a VM of another shape.
+func (c *Cloud) AddVMOf(t testing.TB, n int, s Shape, ports ...Port) *VM {
+	t.Helper()
 	vm := &VM{
-		cloud: c, name: fmt.Sprintf("vm%d", n), Ports: ports,
+		cloud: c, name: fmt.Sprintf("vm%d", n), Ports: ports, Shape: s,
 		Pod4: fmt.Sprintf("100.0.1.%d", n), Pod6: fmt.Sprintf("fd00:100::1:%d", n),
 		Floating4: fmt.Sprintf("192.168.100.5%d", n), Floating6: fmt.Sprintf("2001:db8:100::5%d", n),
 		nodeEnd: fmt.Sprintf("fip%d", n), mac: fmt.Sprintf("02:f1:00:00:01:0%d", n),
 	}
 	vm.Pod, vm.Guest = New(t, "pod-"+vm.name), New(t, "guest-"+vm.name)
-	c.attachPod(t, vm.Pod, vm.name, vm.Pod4, vm.Pod6)
+	c.attachPod(t, vm.Pod, vm.name, s.Link, vm.Pod4, vm.Pod6)
 	vm.Pod.Sysctl(t, "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1",
 		"net.ipv4.conf.all.rp_filter=1", "net.ipv4.conf.default.rp_filter=1")
-	vm.Pod.IP(t, "link add k6t-eth0 address 02:00:00:00:00:00 type bridge stp_state 0", "link set k6t-eth0 up",
-		"addr add "+Router4+"/24 dev k6t-eth0", "-6 addr add "+Router6+"/120 dev k6t-eth0 nodad")
+	bridge := s.Bridge()
+	vm.Pod.IP(t, "link add "+bridge+" address 02:00:00:00:00:00 type bridge stp_state 0", "link set "+bridge+" up",
+		"addr add "+s.Router4+bits(s.Network4)+" dev "+bridge, "-6 addr add "+s.Router6+bits(s.Network6)+" dev "+bridge+" nodad")
 	Connect(t, vm.Pod, "tap0", vm.Guest, "eth0")
-	vm.Pod.IP(t, "link set tap0 master k6t-eth0")
-	vm.Guest.IP(t, "addr add "+Guest4+"/24 dev eth0", "route add default via "+Router4,
-		"-6 addr add "+Guest6+"/120 dev eth0 nodad", "-6 route add default via "+Router6)
+	vm.Pod.IP(t, "link set tap0 master "+bridge)
+	vm.Guest.IP(t, "addr add "+s.Guest4+bits(s.Network4)+" dev eth0", "route add default via "+s.Router4,
+		"-6 addr add "+s.Guest6+bits(s.Network6)+" dev eth0 nodad", "-6 route add default via "+s.Router6)
 	vm.Pod.Settle(t)
 	vm.Guest.Settle(t)
 	return vm
 }
+
+// bits returns the length of a network's prefix, with its slash.
+func bits(network string) string { return network[strings.IndexByte(network, '/'):] }
 
 // KubeVirt runs KubeVirt's nft commands in the pod, both families.
 func (vm *VM) KubeVirt(t testing.TB) {
@@ -183,8 +225,9 @@ func (vm *VM) KubeVirt(t testing.TB) {
 
 // KubeVirtCommands are the arguments of KubeVirt's nft commands for this VM, IPv4 first.
 func (vm *VM) KubeVirtCommands() []string {
-	v4 := Masquerade{Family: "ip", PodInterface: "eth0", Bridge: "k6t-eth0", Guest: Guest4, Gateway: Router4, Ports: vm.Ports}
-	v6 := Masquerade{Family: "ip6", PodInterface: "eth0", Bridge: "k6t-eth0", Guest: Guest6, Gateway: Router6, Ports: vm.Ports}
+	s := vm.Shape
+	v4 := Masquerade{Family: "ip", PodInterface: s.Link, Bridge: s.Bridge(), Guest: s.Guest4, Gateway: s.Router4, Ports: vm.Ports}
+	v6 := Masquerade{Family: "ip6", PodInterface: s.Link, Bridge: s.Bridge(), Guest: s.Guest6, Gateway: s.Router6, Ports: vm.Ports}
 	return append(v4.Commands(), v6.Commands()...)
 }
 
@@ -196,7 +239,7 @@ func (vm *VM) PlugLeg(t testing.TB) {
 		vm.nodeEnd, vm.mac, pod.Path()), fmt.Sprintf("link set %s up", vm.nodeEnd))
 	for _, f := range []struct{ option, floating, bits string }{{"", vm.Floating4, "/32"}, {"-6 ", vm.Floating6, "/128"}} {
 		node.IP(t, f.option+fmt.Sprintf("neigh replace %s lladdr %s dev %s nud permanent", f.floating, vm.mac, vm.nodeEnd),
-			f.option+"route replace "+f.floating+f.bits+" dev "+vm.nodeEnd+" table 7100",
+			f.option+"route replace "+f.floating+f.bits+" dev "+vm.nodeEnd+" table 7101",
 			f.option+"neigh add proxy "+f.floating+" dev eth1")
 	}
 	vm.podSide(t)
