@@ -127,7 +127,7 @@ func TestReboot(t *testing.T) {
 	b.stop()
 	for _, command := range []string{
 		"ip link del " + leg.PortName(old.entry.UID), "ip rule flush", "ip rule add pref 32766 lookup main", "nft flush ruleset",
-		"ip route flush table 7100", "ip route flush table 7101", "ip neigh flush dev red0",
+		"ip route flush table 7101", "ip neigh flush dev red0",
 	} {
 		b.node.Run(command)
 	}

@@ -155,7 +155,7 @@ func TestAgain(t *testing.T) {
 			t.Errorf("kernel after a restart (-before +after):\n%s", diff)
 		}
 		if s.delivery != floatip.DeliveryLeg {
-			s.node.Run("ip route flush table 7101", "ip -6 route flush table 7100", "nft delete table ip floatip",
+			s.node.Run("ip route flush table 7101", "ip -6 route flush table 7101", "nft delete table ip floatip",
 				"nft flush chain ip6 floatip mark_in")
 			s.node.Sysctl("ipv4/conf/red0/src_valid_mark=0")
 			s.agent.Recheck()

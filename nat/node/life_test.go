@@ -227,7 +227,7 @@ func TestSettingsAreRepaired(t *testing.T) {
 	want := look()
 	b.node.Sysctl("ipv4/conf/red0/forwarding=0", "ipv4/neigh/red0/proxy_delay=80", "ipv4/conf/"+port+"/forwarding=0")
 	v.Sysctl("ipv4/conf/fip0/rp_filter=1")
-	b.node.Run("ip rule del pref 5002", "ip rule del pref 5003", "ip route flush table 7100", "nft delete table netdev floatip",
+	b.node.Run("ip rule del pref 5002", "ip rule del pref 5003", "ip route flush table 7101", "nft delete table netdev floatip",
 		"ip neigh flush nud permanent dev "+port)
 	v.Run("ip rule del pref 77", "ip route flush table 77", "ip neigh flush nud permanent dev fip0")
 	b.agent.Recheck()

@@ -107,11 +107,18 @@ func (a application) stopAnswering() error {
 func (a application) removeAddressRoutes() error {
 	var errs []error
 	for _, k := range diff(a.want.routes, a.have.routes).Remove {
-		if k.Table == tableActive || k.Table == tableStaged {
+		if a.hasLeft(k) {
 			errs = append(errs, a.route(k, false))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// hasLeft reports whether k is the route of an address that has none any more. One that has it in another table from now
+// on keeps both for a moment, and no packet finds neither.
+func (a application) hasLeft(k routeKey) bool {
+	_, stays := a.want.addresses()[k.To.Addr()]
+	return k.ofAddress(a.have.routes[k]) && !stays
 }
 
 // add makes all that is new. The proxies come last: nobody is told of an address that has no way.
@@ -127,12 +134,12 @@ func (a application) add() error {
 	for _, n := range diff(a.want.neighbours, a.have.neighbours).Put {
 		errs = append(errs, a.setNeighbour(n))
 	}
-	routes := backFirst(diff(a.want.routes, a.have.routes).Put)
+	routes := a.backFirst(diff(a.want.routes, a.have.routes).Put)
 	errs = append(errs, a.awaitPorts(routes))
 	for _, k := range routes {
 		errs = append(errs, a.route(k, true))
 	}
-	for _, r := range diff(a.want.rules, a.have.rules).Put {
+	for _, r := range backLast(diff(a.want.rules, a.have.rules).Put) {
 		errs = append(errs, a.rule(r, true))
 	}
 	for _, p := range diff(a.want.proxies, a.have.proxies).Put {
@@ -155,25 +162,32 @@ func (a application) awaitPorts(routes []routeKey) error {
 }
 
 // backFirst puts the throw routes, then the rest of the ways back, before the routes of addresses.
-func backFirst(keys []routeKey) []routeKey {
+func (a application) backFirst(keys []routeKey) []routeKey {
+	order := func(k routeKey) int {
+		if k.ofAddress(a.want.routes[k]) {
+			return 1
+		}
+		return 0
+	}
 	slices.SortStableFunc(keys, func(x, y routeKey) int { return order(x) - order(y) })
 	return keys
 }
 
-func order(k routeKey) int {
-	if k.Table == tableActive || k.Table == tableStaged {
-		return 1
-	}
-	return 0
+// backLast puts the rules of ways back behind those that lead everybody else past them, and these behind the one that
+// they lead to: a rule without its destination is none.
+func backLast(rules []rule) []rule {
+	order := func(r rule) int { return slices.Index([]int{ruleActive, ruleOthers, ruleBack}, r.Priority) }
+	slices.SortStableFunc(rules, func(x, y rule) int { return order(x) - order(y) })
+	return rules
 }
 
 func (a application) remove() error {
 	var errs []error
-	for _, r := range diff(a.want.rules, a.have.rules).Remove {
+	for _, r := range slices.Backward(backLast(diff(a.want.rules, a.have.rules).Remove)) {
 		errs = append(errs, a.rule(r, false))
 	}
 	for _, k := range diff(a.want.routes, a.have.routes).Remove {
-		if k.Table != tableActive && k.Table != tableStaged {
+		if !a.hasLeft(k) {
 			errs = append(errs, a.route(k, false))
 		}
 	}
@@ -186,7 +200,8 @@ func (a application) remove() error {
 	for _, name := range diff(a.want.ports, a.have.ports).Remove {
 		errs = append(errs, a.removeLink(name))
 	}
-	return errors.Join(append(errs, a.removeGuards(diff(a.want.guards, a.have.guards).Remove))...)
+	errs = append(errs, a.removeGuards(diff(a.want.guards, a.have.guards).Remove), a.removeOlder())
+	return errors.Join(errs...)
 }
 
 func (a application) addSysctls() error {

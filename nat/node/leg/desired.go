@@ -32,10 +32,11 @@ func desired(c Config, sur surroundings) (state, error) {
 	}
 	for _, n := range networks {
 		s.addNetwork(n, back[n.Prefix], c.ClusterNetworks, sur)
+		s.addAcross(rule{From: n.Prefix}, n, back)
 	}
 	for _, h := range c.Hops {
 		n, _ := c.networkOf(h.Address)
-		s.addMark(n, back[n.Prefix])
+		s.addMark(n, back)
 		s.addHop(h, n, back[n.Prefix])
 	}
 	if len(c.Legs) > 0 {
@@ -43,7 +44,7 @@ func desired(c Config, sur surroundings) (state, error) {
 	}
 	for _, l := range c.Legs {
 		if sur.present[PortName(l.Pod)] {
-			s.addLeg(l, c, sur)
+			s.addLeg(l, c, back, sur)
 		}
 	}
 	return s, nil
@@ -53,13 +54,11 @@ func desired(c Config, sur surroundings) (state, error) {
 // addresses.
 func (s *state) addNetwork(n Network, back int, cluster []netip.Prefix, sur surroundings) {
 	v6 := n.Prefix.Addr().Is6()
-	s.rules[rule{Priority: ruleStaged, V6: v6, In: n.Interface, To: n.Prefix, Table: tableStaged}] = struct{}{}
-	s.rules[rule{Priority: ruleActive, V6: v6, To: n.Prefix, Table: tableActive}] = struct{}{}
 	for _, in := range []string{"lo", n.Interface} { // "lo" is what the node itself sends
-		s.rules[rule{Priority: ruleOthers, V6: v6, In: in, Goto: ruleEnd, Table: tableEmpty}] = struct{}{}
+		s.rules[rule{Priority: ruleOthers, V6: v6, In: in, Goto: ruleActive, Table: tableNone}] = struct{}{}
 	}
 	s.rules[rule{Priority: ruleBack, V6: v6, From: n.Prefix, Table: back}] = struct{}{}
-	s.rules[rule{Priority: ruleEnd, V6: v6, Table: tableEmpty}] = struct{}{}
+	s.rules[rule{Priority: ruleActive, V6: v6, To: n.Prefix, Table: back, Hosts: true}] = struct{}{}
 	for _, c := range cluster {
 		if c.Addr().Is6() == v6 {
 			s.routes[routeKey{back, c}] = route{Kind: unix.RTN_THROW}
@@ -71,6 +70,26 @@ func (s *state) addNetwork(n Network, back int, cluster []netip.Prefix, sur surr
 	}
 	s.routes[routeKey{back, n.Prefix}] = route{Kind: unix.RTN_UNICAST, Dev: n.Interface}
 	s.addNICSysctls(n.Interface, v6, sur)
+}
+
+// addAcross leads the packets that of picks, those of n, to addresses that this node has of the other networks. To the
+// rest of those they go by the way back of n.
+func (s *state) addAcross(of rule, n Network, back map[netip.Prefix]int) {
+	of.Priority, of.V6, of.Hosts = ruleAcross, n.Prefix.Addr().Is6(), true
+	for other, table := range back {
+		if other != n.Prefix && other.Addr().Is6() == of.V6 {
+			of.To, of.Table = other, table
+			s.rules[of] = struct{}{}
+		}
+	}
+}
+
+// addStaged lets the LAN, and nobody else, see the addresses that are about to move here. The rule is there only then: it
+// costs every packet a look into a table.
+func (s *state) addStaged(n Network) {
+	s.rules[rule{
+		Priority: ruleStaged, V6: n.Prefix.Addr().Is6(), In: n.Interface, To: n.Prefix, Table: tableStaged,
+	}] = struct{}{}
 }
 
 func anyAddress(v6 bool) netip.Addr {
@@ -110,7 +129,7 @@ func (s *state) addNICSysctls(nic string, v6 bool, sur surroundings) {
 }
 
 // addLeg makes what one pod needs. Every kind of entry is found by a hash or a trie in the kernel.
-func (s *state) addLeg(l Leg, c Config, sur surroundings) {
+func (s *state) addLeg(l Leg, c Config, back map[netip.Prefix]int, sur surroundings) {
 	name, ether := PortName(l.Pod), podMAC(l.Pod)
 	mtu := 0
 	var sources []netip.Addr
@@ -128,7 +147,12 @@ func (s *state) addLeg(l Leg, c Config, sur surroundings) {
 		if l.Left {
 			continue
 		}
-		s.routes[routeKey{tableOf(l), netip.PrefixFrom(a, a.BitLen())}] = route{Kind: unix.RTN_UNICAST, Dev: name}
+		table := back[n.Prefix]
+		if l.Staged {
+			table = tableStaged
+			s.addStaged(n)
+		}
+		s.routes[routeKey{table, netip.PrefixFrom(a, a.BitLen())}] = route{Kind: unix.RTN_UNICAST, Dev: name}
 		if !l.Staged && !slices.Contains(l.Silent, a) {
 			s.proxies[proxy{n.Interface, a}] = struct{}{}
 		}
@@ -136,11 +160,4 @@ func (s *state) addLeg(l Leg, c Config, sur surroundings) {
 	s.ports[name] = plugged(mtu)
 	s.sources[name] = sources
 	s.guards[name] = ruleText(guardRules(sources))
-}
-
-func tableOf(l Leg) int {
-	if l.Staged {
-		return tableStaged
-	}
-	return tableActive
 }

@@ -1,9 +1,9 @@
 // Package leg says what the kernel of a node, and that of a pod's namespace, shall hold so that packets of floating
 // addresses travel past the CNI, and makes it so.
 //
-//	LAN ── NIC ─┬─ rule 4990 iif NIC to POOL → table 7102  staged ─┐
-//	            └─ rule 5000       to POOL   → table 7100  active ─┴─ fip<hash> ═ veth ═ fip0 [pod]
-//	            ┌─ rule 5003     from POOL   → table 7101  throw for the cluster, POOL, default by the gateway
+//	LAN ── NIC ─┬─ rule 4990 iif NIC to POOL → table 7102  staged, if any ──────────┐
+//	            └─ rule 5004 to POOL         → table 7101  active addresses alone ──┴─ fip<hash> ═ veth ═ fip0 [pod]
+//	            ┌─ rule 5003 from POOL       → table 7101  active, throw for the cluster, POOL, default by the gateway
 //	LAN ── NIC ─┘  rule 5002 iif lo, iif NIC: goto 5004, past that
 //
 // The number of rules depends on the number of provider networks alone; addresses are entries of a trie (routes) and of

@@ -7,7 +7,10 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"floatip.io/floatip/nat/node/netns"
 )
 
 func (a application) setNeighbour(n neighbour) error {
@@ -99,7 +102,47 @@ func (a application) rule(r rule, present bool) error {
 	if !present {
 		return a.removed(a.node.netlink.RuleDel(r.netlink()), "%s", r)
 	}
+	if r.Hosts {
+		if err := a.node.addHostsRule(r); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("%s: %w", r, err)
+		}
+		a.report.changed("%s", r)
+		return nil
+	}
 	return addRule(a.node.netlink, r, a.report)
+}
+
+// addHostsRule is for what the library leaves out of rules for tables above 255, up to v1.3.1.
+func (n *Node) addHostsRule(r rule) error {
+	h := nl.NewRtMsg()
+	h.Family, h.Table, h.Protocol, h.Scope, h.Type = uint8(r.netlink().Family), unix.RT_TABLE_UNSPEC, 0, 0, nl.FR_ACT_TO_TBL
+	attributes := []*nl.RtAttr{
+		nl.NewRtAttr(nl.FRA_PRIORITY, nl.Uint32Attr(uint32(r.Priority))),
+		nl.NewRtAttr(nl.FRA_TABLE, nl.Uint32Attr(uint32(r.Table))),
+		nl.NewRtAttr(nl.FRA_SUPPRESS_PREFIXLEN, nl.Uint32Attr(uint32(r.shorter()))),
+		nl.NewRtAttr(nl.FRA_PROTOCOL, nl.Uint8Attr(protocol)),
+	}
+	if r.From.IsValid() {
+		h.Src_len = uint8(r.From.Bits())
+		attributes = append(attributes, nl.NewRtAttr(nl.FRA_SRC, r.From.Addr().AsSlice()))
+	}
+	if r.To.IsValid() {
+		h.Dst_len = uint8(r.To.Bits())
+		attributes = append(attributes, nl.NewRtAttr(nl.FRA_DST, r.To.Addr().AsSlice()))
+	}
+	if r.Mask != 0 {
+		attributes = append(attributes, nl.NewRtAttr(nl.FRA_FWMARK, nl.Uint32Attr(r.Mark)),
+			nl.NewRtAttr(nl.FRA_FWMASK, nl.Uint32Attr(r.Mask)))
+	}
+	return netns.Do(n.ns, func() error {
+		req := nl.NewNetlinkRequest(unix.RTM_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
+		req.AddData(h)
+		for _, attribute := range attributes {
+			req.AddData(attribute)
+		}
+		_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+		return err
+	})
 }
 
 func addRule(h *netlink.Handle, r rule, report *Report) error {
@@ -131,6 +174,7 @@ func (r rule) netlink() *netlink.Rule {
 	if r.Goto != 0 {
 		nr.Goto = r.Goto
 	}
+
 	return nr
 }
 

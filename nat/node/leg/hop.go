@@ -63,9 +63,10 @@ func AssignMarks(networks, inUse []Network) []Network {
 // addHop makes what one address needs: its route, and a proxy entry, which the kernel heeds only for an address with a
 // route. The pod's own address leaves the way back to the main table: marked packets to the pod look there first.
 func (s *state) addHop(h Hop, n Network, back int) {
-	table := tableActive
+	table := back
 	if h.Staged {
 		table = tableStaged
+		s.addStaged(n)
 	}
 	s.routes[routeKey{table, netip.PrefixFrom(h.Address, h.Address.BitLen())}] = route{
 		Kind: unix.RTN_UNICAST, Dev: h.Link, Via: h.Pod,
@@ -78,9 +79,10 @@ func (s *state) addHop(h Hop, n Network, back int) {
 
 // addMark leads marked packets of the network by its way back. The NIC's reverse-path filter has to look at the mark
 // (src_valid_mark): what arrives there for a pod was addressed to its floating address, and goes back by this NIC.
-func (s *state) addMark(n Network, back int) {
+func (s *state) addMark(n Network, back map[netip.Prefix]int) {
 	v6 := n.Prefix.Addr().Is6()
-	s.rules[rule{Priority: ruleMarked, V6: v6, Mark: n.Mark, Mask: MarkMask, Table: back}] = struct{}{}
+	s.rules[rule{Priority: ruleMarked, V6: v6, Mark: n.Mark, Mask: MarkMask, Table: back[n.Prefix]}] = struct{}{}
+	s.addAcross(rule{Mark: n.Mark, Mask: MarkMask}, n, back)
 	if !v6 {
 		s.sysctls["ipv4/conf/"+n.Interface+"/src_valid_mark"] = "1"
 	}

@@ -26,14 +26,14 @@ const (
 	protocol = 119
 )
 
-// Routing tables of the node. The numbers 7100 to 7199 are ours.
+// Routing tables of the node. The numbers 7100 to 7199 are ours. Earlier versions kept active addresses in 7100.
 const (
-	tableActive = 7100 // addresses this node answers for
+	tableFirst  = 7100
 	tableStaged = 7102 // addresses that are about to move here: only the provider NIC looks into it
-	tableBack   = 7101 // the way back of the first provider network; later ones get tableMore..tableLast
+	tableBack   = 7101 // of the first provider network; later ones get tableMore..tableLast
 	tableMore   = 7110
 	tableLast   = 7198
-	tableEmpty  = 7199 // never holds a route: a rule that looks into it is a place to go to
+	tableNone   = 7199 // stands in rules that only go to another one, as a sign that they are ours
 )
 
 // Preferences of the node's rules. They come before those of kube-router (from 32765), Cilium (from 9) has no rule on
@@ -41,13 +41,18 @@ const (
 //
 // The way back goes by the source alone, since a rule can name only one interface and there is one for each leg. What
 // the node itself sends, and what came in by a provider NIC, may have sources of the network too and passes it by.
+//
+// Each packet has its route looked up twice on the node, where and whence, and a look into a table costs as much as
+// fifteen rules that do not match (docs/decisions/datapath.md). So a network has one table for all that is behind it,
+// its floating addresses on this node and the ways to everybody else, and each packet of a floating address is decided
+// by the first look. Who may only see the addresses in it looks with a shortest prefix length.
 const (
-	ruleStaged = 4990
-	ruleActive = 5000
+	ruleStaged = 4990 // only while something is staged
+	ruleAcross = 5000 // from one provider network to addresses of another one
 	ruleMarked = 5001
 	ruleOthers = 5002
 	ruleBack   = 5003
-	ruleEnd    = 5004
+	ruleActive = 5004
 )
 
 // Addresses on the leg itself. Nothing outside of the leg ever sees them.

@@ -183,11 +183,12 @@ func (n *Node) Holding() (Holding, error) {
 		if via := have.routes[k].Via; via.IsValid() {
 			port = HopName(via)
 		}
-		switch k.Table {
-		case tableActive:
-			h.Active[k.To.Addr()] = port
-		case tableStaged:
+		switch {
+		case !k.ofAddress(have.routes[k]):
+		case k.Table == tableStaged:
 			h.Staged[k.To.Addr()] = port
+		default:
+			h.Active[k.To.Addr()] = port
 		}
 	}
 	h.Networks = have.networks()

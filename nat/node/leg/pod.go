@@ -80,7 +80,10 @@ func desiredPod(p Pod) podState {
 //   - bridge-nf-call-*: with it, frames that the guest sends to itself through its floating address (hairpin) pass the
 //     IP hooks twice and are dropped; it also costs time on every packet.
 //   - tcp_loose: a connection that arrives by live migration is picked up in the middle. With 0 it breaks.
-//   - rp_filter 2: packets arrive by the leg from addresses whose route is eth0.
+//   - rp_filter 0: packets arrive by the leg from addresses whose route is eth0. With accept_local the kernel does not
+//     look for a route to the source at all (fib_validate_source in net/ipv4/fib_frontend.c), which took two looks for
+//     each packet; who pretends to be the guest or its gateway is refused by the sidecar's rules with his first packet.
+//     "all" would hold for the leg too, so the other links take its value over.
 //   - accept_ra, IPv6 addresses of its own: the leg has no router and no use for them.
 func (s *podState) addPodSysctls(v6, noLeg bool) {
 	s.sysctls["netfilter/nf_conntrack_tcp_loose"] = "1"
@@ -94,7 +97,9 @@ func (s *podState) addPodSysctls(v6, noLeg bool) {
 	case v6:
 		s.sysctls["ipv6/conf/"+nat.LegInterface+"/accept_ra"] = "0"
 	default:
-		s.sysctls["ipv4/conf/"+nat.LegInterface+"/rp_filter"] = "2"
+		s.sysctls[rpFilterOfAll] = "0"
+		s.sysctls["ipv4/conf/"+nat.LegInterface+"/rp_filter"] = "0"
+		s.sysctls["ipv4/conf/"+nat.LegInterface+"/accept_local"] = "1"
 	}
 }
 
@@ -216,7 +221,11 @@ type podApplication struct {
 func (a podApplication) add() error {
 	var errs []error
 	for _, path := range diff(a.want.sysctls, a.have.sysctls).Put {
-		if err := a.settings.write(path, a.want.sysctls[path]); err != nil {
+		write := a.settings.write
+		if path == rpFilterOfAll {
+			write = a.settings.handDown
+		}
+		if err := write(path, a.want.sysctls[path]); err != nil {
 			errs = append(errs, fmt.Errorf("set %s in the pod: %w", path, err))
 			continue
 		}

@@ -28,7 +28,7 @@ var families = []int{unix.AF_INET, unix.AF_INET6}
 func (n *Node) read() (state, error) {
 	s := state{
 		ports: map[string]port{}, guards: map[string]string{}, rules: map[rule]struct{}{}, routes: map[routeKey]route{},
-		neighbours: map[neighbour]mac{}, proxies: map[proxy]struct{}{}, sysctls: map[string]string{},
+		neighbours: map[neighbour]mac{}, proxies: map[proxy]struct{}{}, sysctls: map[string]string{}, older: older{},
 	}
 	links, err := again(n.netlink.LinkList)
 	if err != nil {
@@ -45,6 +45,7 @@ func (n *Node) read() (state, error) {
 		func() error { return n.readNeighbours(&s, names) },
 		func() error { return n.readProxies(&s, names) },
 		func() error { return n.readGuards(s.guards) },
+		func() error { return n.readOlder(s.older, links) },
 	}
 	for _, step := range steps {
 		if err := step(); err != nil {
@@ -63,7 +64,7 @@ func readPorts(s *state, links []netlink.Link) {
 }
 
 // OurTable reports whether the routing table is one of this package: 7100 to 7199 belong to nobody else.
-func OurTable(table int) bool { return table >= tableActive && table <= tableEmpty }
+func OurTable(table int) bool { return table >= tableFirst && table <= tableNone }
 
 func ourTable(r netlink.Route) bool { return OurTable(r.Table) }
 
@@ -81,6 +82,7 @@ func readRules(h *netlink.Handle, s *state, ours func(netlink.Rule) bool) error 
 					Priority: r.Priority, V6: family == unix.AF_INET6, In: r.IifName, From: prefixOf(r.Src),
 					To: prefixOf(r.Dst), Mark: r.Mark, Goto: max(r.Goto, 0), Table: r.Table,
 				}
+				found.Hosts = r.SuppressPrefixlen == found.shorter()
 				if r.Mask != nil && *r.Mask != math.MaxUint32 {
 					found.Mask = *r.Mask
 				}

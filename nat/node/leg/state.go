@@ -6,6 +6,8 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+
+	"golang.org/x/sys/unix"
 )
 
 // state is what the kernel of the node holds, or shall hold, of ours. Everything in it is comparable, so that the
@@ -19,6 +21,7 @@ type state struct {
 	neighbours map[neighbour]mac // permanent entries on the ports
 	proxies    map[proxy]struct{}
 	sysctls    map[string]string // path below /proc/sys/net to value
+	older      older             // never wanted
 }
 
 // port is the node's end of a leg with all settings that matter.
@@ -40,6 +43,7 @@ type rule struct {
 	Mask     uint32 // 0 is all bits
 	Goto     int    // the priority of another rule; 0 looks into Table
 	Table    int
+	Hosts    bool // of Table only routes of single addresses count
 }
 
 func (r rule) String() string {
@@ -62,7 +66,18 @@ func (r rule) String() string {
 	if r.Goto != 0 {
 		return fmt.Sprintf("%s goto %d", s, r.Goto)
 	}
+	if r.Hosts {
+		return fmt.Sprintf("%s lookup %d suppress_prefixlength %d", s, r.Table, r.shorter())
+	}
 	return fmt.Sprintf("%s lookup %d", s, r.Table)
+}
+
+// shorter is the longest prefix length, in bits, that is not that of a single address.
+func (r rule) shorter() int {
+	if r.V6 {
+		return 127
+	}
+	return 31
 }
 
 type routeKey struct {
@@ -74,6 +89,11 @@ type route struct {
 	Kind int // RTN_UNICAST, RTN_THROW, RTN_BLACKHOLE
 	Dev  string
 	Via  netip.Addr // onlink, if valid
+}
+
+// ofAddress reports whether r is the way to a floating address: by a leg or by a pod's own address.
+func (k routeKey) ofAddress(r route) bool {
+	return k.To.IsSingleIP() && r.Kind == unix.RTN_UNICAST && (isPort(r.Dev) || r.Via.IsValid())
 }
 
 type neighbour struct {
@@ -111,19 +131,19 @@ func diff[K comparable, V comparable](want, have map[K]V) change[K] {
 // addresses returns the floating addresses that have a route of ours, active or staged.
 func (s state) addresses() map[netip.Addr]struct{} {
 	found := map[netip.Addr]struct{}{}
-	for k := range s.routes {
-		if k.Table == tableActive || k.Table == tableStaged {
+	for k, r := range s.routes {
+		if k.ofAddress(r) {
 			found[k.To.Addr()] = struct{}{}
 		}
 	}
 	return found
 }
 
-// backTables returns which table holds the way back of which network.
+// backTables returns which table belongs to which network.
 func (s state) backTables() map[netip.Prefix]int {
 	tables := map[netip.Prefix]int{}
 	for r := range s.rules {
-		if r.Priority == ruleBack && r.From.IsValid() {
+		if r.From.IsValid() && !r.Hosts { // earlier versions had it at another preference
 			tables[r.From] = r.Table
 		}
 	}
@@ -144,21 +164,19 @@ func (s state) networks() []Network {
 			marked[slot{r.V6, r.Table}] = r.Mark
 		}
 	}
-	for r := range s.rules {
-		if r.Priority != ruleStaged {
-			continue
-		}
-		everything := netip.PrefixFrom(anyAddress(r.V6), 0)
-		gateway := s.routes[routeKey{back[r.To], everything}].Via
+	for prefix, table := range back {
+		v6 := prefix.Addr().Is6()
+		everything := netip.PrefixFrom(anyAddress(v6), 0)
 		found = append(found, Network{
-			Prefix: r.To, Gateway: gateway, Interface: r.In, Mark: marked[slot{r.V6, back[r.To]}],
+			Prefix: prefix, Gateway: s.routes[routeKey{table, everything}].Via,
+			Interface: s.routes[routeKey{table, prefix}].Dev, Mark: marked[slot{v6, table}],
 		})
 	}
 	slices.SortFunc(found, func(a, b Network) int { return cmp.Compare(a.Prefix.String(), b.Prefix.String()) })
 	return found
 }
 
-// assignBack gives each network a table for its way back. Networks keep what they have, since a table in use cannot be
+// assignBack gives each network a table. Networks keep what they have, since a table in use cannot be
 // exchanged without losing packets in between. Tables are per family: IPv4 and IPv6 may use one number.
 func assignBack(networks []Network, have map[netip.Prefix]int) (map[netip.Prefix]int, error) {
 	type slot struct {

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"floatip.io/floatip/nat"
 	"floatip.io/floatip/nat/node/netns"
 )
 
@@ -75,6 +76,55 @@ func (s sysctls) read(paths []string) (map[string]string, error) {
 		return nil
 	})
 	return values, err
+}
+
+// rpFilterOfAll holds for each link whose own value is not larger (Documentation/networking/ip-sysctl.rst).
+const rpFilterOfAll = "ipv4/conf/all/rp_filter"
+
+// handDown sets rpFilterOfAll to value, which must be smaller than what it is, and gives what it was to all links but the
+// leg, those to come included. For none of them anything changes.
+func (s sysctls) handDown(path, value string) error {
+	before, err := s.read([]string{path})
+	if err != nil {
+		return err
+	}
+	var links []os.DirEntry
+	err = netns.Do(s.ns, func() (err error) {
+		links, err = os.ReadDir(filepath.Join(s.dir, "ipv4/conf"))
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	// A link without a value of its own follows the default (devinet_copy_dflt_conf in net/ipv4/devinet.c), so the leg is
+	// given one. Links that come from now on start with the default, so that goes next.
+	if err := s.write("ipv4/conf/"+nat.LegInterface+"/rp_filter", value); err != nil {
+		return err
+	}
+	names := []string{"default"}
+	for _, link := range links {
+		if name := link.Name(); name != "all" && name != "default" && name != nat.LegInterface {
+			names = append(names, name)
+		}
+	}
+	for _, name := range names {
+		if err := s.raise("ipv4/conf/"+name+"/rp_filter", before[path]); err != nil {
+			return err
+		}
+	}
+	return s.write(path, value)
+}
+
+// raise makes a setting at least least. A link that is gone needs none.
+func (s sysctls) raise(path, least string) error {
+	have, err := s.read([]string{path})
+	if value, known := have[path]; err != nil || !known || value >= least { // 0, 1 or 2
+		return err
+	}
+	if err := s.write(path, least); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 func (s sysctls) write(path, value string) error {
