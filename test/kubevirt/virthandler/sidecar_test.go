@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io/fs"
 	"os"
@@ -45,7 +46,7 @@ type portItem struct {
 
 const (
 	pod4 = "100.0.1.2/24"
-	pod6 = "fd00:100::2/64"
+	pod6 = "fd00:100::1:2/64"
 )
 
 var (
@@ -146,6 +147,38 @@ func TestSidecarStartsAtAnyMoment(t *testing.T) {
 	}
 }
 
+// update writes what TestRecordedCommands compares with.
+var update = flag.Bool("update", false, "record KubeVirt's nft commands instead of comparing them")
+
+// recorded is where the tests of floatip's rules have KubeVirt's nft commands from: those of package nat drive flows
+// beside each of these tables, and cannot use KubeVirt's packages (see go.mod).
+const recorded = mainModule + "/nat/testdata/kubevirt"
+
+// What is recorded of KubeVirt is what it does.
+func TestRecordedCommands(t *testing.T) {
+	needRoot(t)
+	tools(t)
+	env := newEnvironment(t)
+	for name, v := range variants {
+		t.Run(name, func(t *testing.T) {
+			_, commands := v.run(t, env, never, nil)
+			path := filepath.Join(recorded, "v1.8.4-"+strings.ToLower(strings.NewReplacer(",", "", " ", "-").Replace(name))+".txt")
+			if *update {
+				if err := os.WriteFile(path, []byte(commands), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(strings.Split(string(want), "\n"), strings.Split(commands, "\n")); diff != "" {
+				t.Errorf("KubeVirt's commands (-recorded +run):\n%s", diff)
+			}
+		})
+	}
+}
+
 // environment is what the runs share.
 type environment struct {
 	sidecar   string // floatip-sidecar
@@ -214,6 +247,13 @@ func (r ruleset) without(prefix string) ruleset {
 // there is when that does not come.
 func (v variant) rules(t *testing.T, env environment, moment int, want ruleset) ruleset {
 	t.Helper()
+	rules, _ := v.run(t, env, moment, want)
+	return rules
+}
+
+// run is rules, and returns KubeVirt's nft commands too.
+func (v variant) run(t *testing.T, env environment, moment int, want ruleset) (ruleset, string) {
+	t.Helper()
 	link := v.link
 	if link == "" {
 		link = "eth0"
@@ -238,7 +278,8 @@ func (v variant) rules(t *testing.T, env environment, moment int, want ruleset) 
 	if err := await(t, setup); err != nil {
 		t.Fatalf("KubeVirt's set-up with the sidecar started before command %d: %v", moment, err)
 	}
-	if got := gate.count(t); got != v.commands {
+	commands := gate.commands(t)
+	if got := strings.Count(commands, "\n"); got != v.commands {
 		t.Fatalf("KubeVirt ran nft %d times, want %d", got, v.commands)
 	}
 	if moment > v.commands {
@@ -248,7 +289,7 @@ func (v variant) rules(t *testing.T, env environment, moment int, want ruleset) 
 	for {
 		now := readRules(t, env.nft, p.pod)
 		if want == nil || cmp.Equal(now, want) || time.Now().After(deadline) {
-			return now
+			return now, commands
 		}
 		time.Sleep(50 * time.Millisecond) // between two looks at the kernel
 	}
@@ -310,7 +351,7 @@ func ignoreKilled(err error) error {
 type gate struct{ dir string }
 
 const gateScript = `#!/bin/sh
-echo >>%[1]s/calls
+echo "$@" >>%[1]s/calls
 if [ "$(wc -l <%[1]s/calls)" = %[2]d ]; then
 	: >%[1]s/reached
 	tries=0
@@ -356,13 +397,14 @@ func (g gate) open(t *testing.T) {
 	}
 }
 
-func (g gate) count(t *testing.T) int {
+// commands are the arguments of each call, one call a line.
+func (g gate) commands(t *testing.T) string {
 	t.Helper()
 	calls, err := os.ReadFile(filepath.Join(g.dir, "calls"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return strings.Count(string(calls), "\n")
+	return string(calls)
 }
 
 // readRules asks nft for the ruleset of a namespace.

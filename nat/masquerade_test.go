@@ -1,0 +1,121 @@
+package nat
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"floatip.io/floatip"
+	"floatip.io/floatip/test/lab"
+)
+
+// masquerade is a way in which KubeVirt v1.8.4 makes its tables. Its commands, for the lab's VM number 2, were recorded
+// from KubeVirt's own package; TestRecordedCommands in test/kubevirt/virthandler makes them again and compares.
+type masquerade struct {
+	ports    []lab.Port
+	families []int // 0 for IPv4, 1 for IPv6; none for both
+	change   func(*lab.Shape)
+}
+
+func tcp(n int) lab.Port { return lab.Port{Protocol: "tcp", Number: n} }
+func udp(n int) lab.Port { return lab.Port{Protocol: "udp", Number: n} }
+
+var masquerades = map[string]masquerade{
+	"no-ports":               {families: []int{0}},
+	"ports":                  {families: []int{0}, ports: []lab.Port{tcp(22), tcp(80), udp(53)}},
+	"legacy-migration-ports": {families: []int{0}},
+	"istio":                  {families: []int{0}},
+	"udp-ports":              {families: []int{0}, ports: []lab.Port{udp(53), udp(5060)}},
+	"ports-dual-stack":       {ports: []lab.Port{tcp(22), tcp(80), udp(53)}},
+	// With a proxy of a service mesh KubeVirt lists ports for its own sake, and floatip is given none.
+	"istio-ports-dual-stack": {},
+	"custom-ipv6-network": {change: func(s *lab.Shape) {
+		s.Guest6, s.Router6, s.Network6 = "fd20:1:2::2", "fd20:1:2::1", "fd20:1:2::/120"
+	}},
+	"dual-stack": {},
+	"ipv6":       {families: []int{1}},
+	"custom-network": {families: []int{0}, change: func(s *lab.Shape) {
+		s.Guest4, s.Router4, s.Network4 = "10.11.12.2", "10.11.12.1", "10.11.12.0/24"
+	}},
+	"pod-link-not-eth0": {families: []int{0}, change: func(s *lab.Shape) { s.Link = "ovn-udn1" }},
+}
+
+// Every flow of the table beside every variant of KubeVirt's table, from everywhere to the floating address and from the
+// guest to everywhere.
+func TestFlowsBesideEveryMasquerade(t *testing.T) {
+	for name, m := range masquerades {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, map[string][]lab.Port{"vm1": nil})
+			shape := lab.Ordinary
+			if m.change != nil {
+				m.change(&shape)
+			}
+			vm, other := w.AddVMOf(t, 2, shape, m.ports...), w.vms["vm1"]
+			w.add(t, "vm2", vm)
+			other.KubeVirt(t)
+			runNFT(t, vm.Pod, releaseCommands(t, "v1.8.4-"+name))
+			p := podNAT(vm)
+			p.Bindings = slices.DeleteFunc(p.Bindings, func(b floatip.Binding) bool {
+				return !m.has(b.Floating.Is6())
+			})
+			for vm, p := range map[*lab.VM]floatip.PodNAT{vm: p, other: podNAT(other)} {
+				vm.PlugLeg(t)
+				if err := openKernel(t, vm.Pod).Apply(Desired(p)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for family := range familyNames {
+				if m.has(family == 1) {
+					w.checkFamily(t, m.flows(!strings.HasPrefix(name, "istio")), family)
+				}
+			}
+		})
+	}
+}
+
+func (m masquerade) has(v6 bool) bool {
+	return len(m.families) == 0 || slices.Contains(m.families, map[bool]int{false: 0, true: 1}[v6])
+}
+
+// flows are those of the VM number 2. What comes to the pod's own address belongs to the mesh where there is one.
+func (m masquerade) flows(podAddress bool) (flows []flow) {
+	for _, protocol := range []string{"tcp", "udp", "icmp"} {
+		port, listed := m.listed(protocol)
+		seen := func(as string) string {
+			if !listed {
+				return ""
+			}
+			return as
+		}
+		flows = append(flows,
+			flow{"host", "vm2's", protocol, port, seen("host")},
+			flow{"outside", "vm2's", protocol, port, seen("outside")},
+			flow{"node", "vm2's", protocol, port, seen("node")},
+			flow{"peer", "vm2's", protocol, port, seen("peer")},
+			flow{"vm1", "vm2's", protocol, port, seen("vm1's")},
+			flow{"vm2", "vm2's", protocol, port, seen("vm2's")},
+			flow{"vm2", "vm1's", protocol, 80, "vm2's"},
+			flow{"vm2", "host", protocol, 80, "vm2's"},
+			flow{"vm2", "outside", protocol, 80, "vm2's"},
+			flow{"vm2", "peer", protocol, 80, "vm2's pod"},
+			flow{"vm2", "node", protocol, 80, "vm2's pod"},
+		)
+		if len(m.ports) > 0 && protocol != "icmp" {
+			flows = append(flows, flow{"host", "vm2's", protocol, 7777, ""}, flow{"vm2", "vm2's", protocol, 7777, ""})
+		}
+		if podAddress && (listed && protocol != "icmp" || len(m.ports) == 0) {
+			flows = append(flows, flow{"peer", "vm2's pod", protocol, port, "peer"})
+		}
+	}
+	return flows
+}
+
+// listed returns a port of the VM's list, or of its servers where there is no list. Ping is always listed.
+func (m masquerade) listed(protocol string) (int, bool) {
+	for _, p := range m.ports {
+		if p.Protocol == protocol {
+			return p.Number, true
+		}
+	}
+	return 22, len(m.ports) == 0 || protocol == "icmp"
+}
