@@ -139,19 +139,23 @@ func guardChains(conn *nftables.Conn) ([]*nftables.Chain, error) {
 	return slices.DeleteFunc(chains, func(c *nftables.Chain) bool { return c.Table.Name != guardTable }), nil
 }
 
-// setGuards writes the guards of these ports in one transaction.
+// guardsAtOnce is how many ports' guards one transaction writes. A batch has to fit into the socket's send buffer and the
+// kernel's acknowledgements of its messages into the receive buffer (208 KiB each by default, socket(7)): 300 guards did
+// not fit into the former, 64 not into the latter. Guards of two ports have nothing to do with each other.
+const guardsAtOnce = 16
+
+// setGuards writes the guards of these ports.
 func (a application) setGuards(ports []string) error {
-	if len(ports) == 0 {
-		return nil
+	for some := range slices.Chunk(ports, guardsAtOnce) {
+		sources := map[string][]netip.Addr{}
+		for _, name := range some {
+			sources[name] = a.want.sources[name]
+		}
+		if err := a.node.writeGuards(sources); err != nil {
+			return err
+		}
+		a.report.changed("guard of %v", some)
 	}
-	sources := map[string][]netip.Addr{}
-	for _, name := range ports {
-		sources[name] = a.want.sources[name]
-	}
-	if err := a.node.writeGuards(sources); err != nil {
-		return err
-	}
-	a.report.changed("guard of %v", ports)
 	return nil
 }
 
@@ -181,9 +185,18 @@ func (n *Node) writeGuards(sources map[string][]netip.Addr) error {
 
 // removeGuards deletes the chains of legs that are gone, and the table with the last one.
 func (a application) removeGuards(ports []string) error {
-	if len(ports) == 0 {
-		return nil
+	if slices.Contains(ports, theTable) {
+		return a.removeSomeGuards([]string{theTable})
 	}
+	for some := range slices.Chunk(ports, guardsAtOnce) {
+		if err := a.removeSomeGuards(some); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a application) removeSomeGuards(ports []string) error {
 	conn, err := a.node.nft()
 	if err != nil {
 		return err

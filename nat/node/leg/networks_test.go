@@ -2,6 +2,7 @@ package leg
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"os/exec"
 	"strings"
@@ -178,5 +179,50 @@ func TestGuardComesFirst(t *testing.T) {
 	}
 	if have, want := guards[PortName("a")], ruleText(guardRules([]netip.Addr{floating})); have != want {
 		t.Errorf("guard of a leg in use: %q, want %q", have, want)
+	}
+}
+
+// TestManyGuards: somebody flushed the guards of more legs than one message to the kernel can hold, and later all of them
+// leave at once.
+func TestManyGuards(t *testing.T) {
+	const count = 600
+	n := nodetest.NewNamespace(t)
+	kernel, err := Open(n.File, DefaultSysctls)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(kernel.Close)
+	a := application{node: kernel, want: state{sources: map[string][]netip.Addr{}}, report: &Report{}}
+	var ports []string
+	for i, address := 0, floating; i < count; i, address = i+1, address.Next() {
+		ports = append(ports, PortName(fmt.Sprint(i)))
+		a.want.sources[ports[i]] = []netip.Addr{address}
+		if i%2 == 1 { // two ends of one pair are two ports
+			n.Cable(ports[i-1], n, ports[i])
+		}
+	}
+	guards := func() map[string]string {
+		t.Helper()
+		have := map[string]string{}
+		if err := kernel.readGuards(have); err != nil {
+			t.Fatal(err)
+		}
+		delete(have, theTable)
+		return have
+	}
+	if err := a.setGuards(ports); err != nil {
+		t.Fatal(err)
+	}
+	have := guards()
+	for _, name := range ports {
+		if want := ruleText(guardRules(a.want.sources[name])); have[name] != want {
+			t.Fatalf("%s has the guard %q, want %q", name, have[name], want)
+		}
+	}
+	if err := a.removeGuards(ports); err != nil {
+		t.Fatal(err)
+	}
+	if left := guards(); len(left) > 0 {
+		t.Errorf("%d guards are left", len(left))
 	}
 }
