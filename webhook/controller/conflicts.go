@@ -186,7 +186,9 @@ func (r *Conflicts) moveOn(ctx context.Context, ip *v1alpha1.FloatingIP, line ip
 	r.moved(ip.Spec.VM.UID, time.Now())
 	logr.FromContextOrDiscard(ctx).Info("gave the next address", "address", next.Address, "instead", line.Address,
 		"vm", line.Owner, "reason", message)
-	r.tell(ip, line, conflictReplaced, fmt.Sprintf("%s; the VM gets %s of pool %s instead", message, next.Address, next.Pool))
+	// The hints are the instance's, written when it was made: a guest that reboots finds the same ones.
+	r.tell(ip, line, conflictReplaced, fmt.Sprintf("%s; the VM gets %s of pool %s instead; hints inside the guest name the "+
+		"old address until the VM is stopped and started", message, next.Address, next.Pool))
 	// The object of the new address, the VM's annotations and the pod's description follow the ledger.
 	return reconcile.Result{}, r.Started.Look(ctx, line.Owner)
 }

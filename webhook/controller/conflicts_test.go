@@ -84,7 +84,8 @@ func TestNextAddress(t *testing.T) {
 	c.report("192.168.100.50", "n1", floatip.ReasonAddressTaken)
 	c.round("192.168.100.50")
 	c.holds("192.168.100.51")
-	want := "Warning FloatingIPConflict " + foreign + "; the VM gets 192.168.100.51 of pool provider instead"
+	want := "Warning FloatingIPConflict " + foreign + "; the VM gets 192.168.100.51 of pool provider instead; hints inside the guest name the " +
+		"old address until the VM is stopped and started"
 	if diff := cmp.Diff([]string{want, want}, c.events()); diff != "" {
 		t.Errorf("events on VM and FloatingIP (-want +got):\n%s", diff)
 	}
