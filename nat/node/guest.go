@@ -56,10 +56,11 @@ func (g *guests) answers(ctx context.Context, s *session, bridge string, fixed n
 	return false
 }
 
-// guestAnswers reports whether the guest has taken the fixed address behind a floating one.
+// guestAnswers reports whether the guest has taken the fixed address behind a floating one. Nobody is asked before the
+// pod was reached: the first look that can see anything is then the one that counts at once.
 func (s *session) guestAnswers(nat floatip.PodNAT, floating netip.Addr) bool {
 	fixed, bound := fixedOf(nat, floating)
-	return bound && s.guests.answers(s.ctx, s, nat.Interface, fixed)
+	return bound && s.reached() && s.guests.answers(s.ctx, s, nat.Interface, fixed)
 }
 
 func (g *guests) await(ctx context.Context, s *session, bridge string, fixed netip.Addr) {

@@ -252,6 +252,7 @@ func (a *Agent) report(v View, d Decision, p plan, applied error) Report {
 			nic := pp.nics[address]
 			r.Statuses[address] = Status{
 				Pod: pp.grant.Pod.Name, Here: pp.mode == Active, Move: pp.session.journey.last(),
+				Resuming: pp.already[address] && !pp.onNode() && errors.Is(pp.err, errNotReached),
 				NATReady: pp.natCondition(address, failed),
 				LegReady: pp.wayCondition(failed),
 				Announced: announcedCondition(pp.answered[address] && failed == nil,

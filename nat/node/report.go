@@ -25,6 +25,9 @@ type Status struct {
 	Pod string
 	// Here: the guest runs on this node, so that the FloatingIP object shall name it.
 	Here bool
+	// Resuming: an earlier agent has made the address work, and this one has not heard the pod's sidecar yet. What was
+	// written of the address holds until then.
+	Resuming bool
 	// Move is how the guest came here, nil where it was started here or nobody remembers.
 	Move                                   *Move
 	NATReady, LegReady, Announced, GuestUp Condition

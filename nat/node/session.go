@@ -188,6 +188,13 @@ func (s *session) inNamespace(f func(ns *os.File) error) error {
 	return f(s.netns)
 }
 
+// reached reports whether the pod's namespace is known.
+func (s *session) reached() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.netns != nil
+}
+
 // isChecked reports whether the pod's half of the leg was right a short time ago. Nobody tells the agent what changes
 // in a pod, so looking at all pods whenever one of them moves would only cost time.
 func (s *session) isChecked(leg string, now time.Time) bool {

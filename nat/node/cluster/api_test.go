@@ -67,6 +67,7 @@ func machineCRD() *apiextensionsv1.CustomResourceDefinition {
 // world is a real API server with an agent's side of it.
 type world struct {
 	t       *testing.T
+	env     *envtest.Environment
 	api     client.Client
 	config  *rest.Config
 	cluster *Cluster
@@ -80,6 +81,7 @@ func newWorld(t *testing.T) *world {
 		CRDs: []*apiextensionsv1.CustomResourceDefinition{machineCRD()},
 	}
 	env.ControlPlane.GetAPIServer().Configure().Set("endpoint-reconciler-type", "none")
+	env.ControlPlane.GetAPIServer().CertDir = t.TempDir() // of its own choice it would have a new one after a restart
 	config, err := env.Start()
 	if err != nil {
 		t.Fatalf("start the API server: %v", err)
@@ -94,7 +96,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	scheme.AddKnownTypes(corev1.SchemeGroupVersion, &corev1.Namespace{})
-	w := &world{t: t, config: config, woken: make(chan struct{}, 1)}
+	w := &world{t: t, env: env, config: config, woken: make(chan struct{}, 1)}
 	if w.api, err = client.New(config, client.Options{Scheme: scheme}); err != nil {
 		t.Fatal(err)
 	}

@@ -33,6 +33,7 @@ type Cluster struct {
 	wake func()
 	log  *slog.Logger
 
+	outage                  *outage
 	core, kubevirt, floatip rest.Interface
 	metadata                metadata.Interface
 
@@ -54,7 +55,7 @@ func New(config *rest.Config, nodeName string, wake func(), log *slog.Logger) (*
 	if err != nil {
 		return nil, err
 	}
-	c := &Cluster{node: nodeName, wake: wake, log: log, reports: newMailbox()}
+	c := &Cluster{node: nodeName, wake: wake, log: log, reports: newMailbox(), outage: &outage{log: log}}
 	for _, client := range []struct {
 		target  *rest.Interface
 		path    string
@@ -107,7 +108,7 @@ func (c *Cluster) watchAll() {
 func (c *Cluster) watch(client rest.Interface, resource string, object runtime.Object,
 	narrow func(*metav1.ListOptions)) informer {
 	store, controller := cache.NewInformerWithOptions(cache.InformerOptions{
-		ListerWatcher: cache.NewFilteredListWatchFromClient(client, resource, metav1.NamespaceAll, narrow),
+		ListerWatcher: c.patient(cache.NewFilteredListWatchFromClient(client, resource, metav1.NamespaceAll, narrow)),
 		ObjectType:    object,
 		Transform:     strip,
 		Handler: cache.ResourceEventHandlerFuncs{
@@ -125,6 +126,10 @@ func (c *Cluster) watch(client rest.Interface, resource string, object runtime.O
 	return informer{store, controller}
 }
 
+func (c *Cluster) patient(lw cache.ListerWatcher) patient {
+	return patient{cache.ToListerWatcherWithContext(lw), c.outage}
+}
+
 // watchNodes watches the metadata of all nodes: each agent writes there by which Ethernet addresses the others know it. A
 // node that announces an address is no foreign host, also after the VM was started anew elsewhere while its old node was
 // cut off from the API server; so the agents must know all nodes beforehand, not only those of a migration. Nodes change
@@ -132,14 +137,14 @@ func (c *Cluster) watch(client rest.Interface, resource string, object runtime.O
 func (c *Cluster) watchNodes() informer {
 	nodes := c.metadata.Resource(corev1.SchemeGroupVersion.WithResource("nodes"))
 	store, controller := cache.NewInformerWithOptions(cache.InformerOptions{
-		ListerWatcher: &cache.ListWatch{
+		ListerWatcher: c.patient(&cache.ListWatch{
 			ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 				return nodes.List(ctx, o)
 			},
 			WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 				return nodes.Watch(ctx, o)
 			},
-		},
+		}),
 		ObjectType: &metav1.PartialObjectMetadata{},
 		Transform:  strip,
 		Handler: cache.ResourceEventHandlerFuncs{

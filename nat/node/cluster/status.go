@@ -72,7 +72,7 @@ func (c *Cluster) writeReport(ctx context.Context, r node.Report, written map[st
 	var errs []error
 	for _, a := range slices.SortedFunc(keys(r.Statuses), netip.Addr.Compare) {
 		s := r.Statuses[a]
-		if s.Here {
+		if s.Here && !s.Resuming {
 			errs = append(errs, c.writeStatus(ctx, a, written, func(f *v1alpha1.FloatingIP) v1alpha1.FloatingIPStatus {
 				return statusOf(f, c.node, s, metav1.Now())
 			}))
