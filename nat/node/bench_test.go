@@ -1,13 +1,21 @@
 package node
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
+	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
 	"floatip.io/floatip"
 	"floatip.io/floatip/nat/node/announce"
+	"floatip.io/floatip/nat/node/leg"
 	"floatip.io/floatip/nat/node/nodetest"
 )
 
@@ -43,6 +51,99 @@ func BenchmarkManyAtOnce(bb *testing.B) {
 	}
 }
 
+// BenchmarkRound is what one round costs the agent on a node where everything stands, as one follows each change of an
+// object: the processor's time, its own and the kernel's on its behalf. Growth is that time against the one of the
+// smallest node with more than one address, per address; 1 is linear.
+func BenchmarkRound(bb *testing.B) {
+	perAddress := 0.0
+	for _, count := range []int{1, 1000, 5000} {
+		bb.Run(fmt.Sprint(count), func(bb *testing.B) {
+			b := newBench(bb)
+			b.wide()
+			b.addStanding(count)
+			a := b.quiet()
+			if _, err := a.round(bb.Context(), b.view); err != nil {
+				bb.Fatal(err)
+			}
+			if h := b.holding(); len(h.Active) != count || len(h.Answered["red0"]) != count {
+				bb.Fatalf("%d addresses have a way, the kernel answers for %d; want %d", len(h.Active), len(h.Answered["red0"]), count)
+			}
+			before := processorTime(bb)
+			for bb.Loop() {
+				if _, err := a.round(bb.Context(), b.view); err != nil {
+					bb.Fatal(err)
+				}
+			}
+			spent := (processorTime(bb) - before).Seconds() * 1000 / float64(bb.N)
+			bb.ReportMetric(spent, "cpu-ms/round")
+			if perAddress == 0 && count > 1 {
+				perAddress = spent / float64(count)
+			}
+			if count > 1 {
+				bb.ReportMetric(spent/float64(count)/perAddress, "growth")
+			}
+		})
+	}
+}
+
+// processorTime is what the process has used, in its own code and in the kernel's (getrusage(2)).
+func processorTime(t testing.TB) time.Duration {
+	t.Helper()
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// wide makes the pool as large as these benchmarks need it.
+func (b *bench) wide() {
+	p := b.view.Pools["lan"]
+	p.Networks, p.Interface, p.Unasked = []netip.Prefix{netip.MustParsePrefix("192.168.0.0/16")}, "red0", true
+	b.view.Pools["lan"] = p
+}
+
+// addStanding adds pods whose legs are plugged. There is nothing behind.
+func (b *bench) addStanding(count int) {
+	b.t.Helper()
+	behind := nodetest.NewNamespace(b.t)
+	a := netip.MustParseAddr("192.168.128.0")
+	for n := range count {
+		a = a.Next()
+		name := leg.PortName(b.addObjects(n, a))
+		err := b.node.Link.LinkAdd(&netlink.Veth{
+			LinkAttrs: netlink.LinkAttrs{Name: name, TxQLen: -1, Flags: net.FlagUp}, PeerName: fmt.Sprintf("x%d", n),
+			PeerNamespace: netlink.NsFd(int(behind.File.Fd())),
+		})
+		if err != nil {
+			b.t.Fatal(err)
+		}
+	}
+}
+
+// quiet is an agent whose loop does not run. It takes each pod for one that it has reached and found right.
+func (b *bench) quiet() *Agent {
+	b.t.Helper()
+	log := slog.New(slog.DiscardHandler)
+	a, err := NewAgent(Options{
+		Name: b.name, KubeletDir: b.kubelet, NetNS: b.node.File, Sysctls: leg.DefaultSysctls, Timing: quick, Log: log,
+	}, b.cluster, b.cluster)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() {
+		a.responders.stop()
+		a.kernel.Close()
+	})
+	for address, held := range b.view.Addresses {
+		uid := strings.TrimPrefix(held.Owner.UID, "vm-")
+		s := newSession(context.Background(), "", log, a.Wake)
+		s.state, s.err = installed(address), nil
+		a.sessions[uid] = s
+	}
+	return a
+}
+
 // addBare adds pods that have a sidecar and no guest.
 func (b *bench) addBare(count int) (addresses []netip.Addr) {
 	b.t.Helper()
@@ -51,20 +152,26 @@ func (b *bench) addBare(count int) (addresses []netip.Addr) {
 		if a = a.Next(); a.String() == nodetest.LANHost || a.As4()[3] == 255 {
 			a = netip.MustParseAddr("192.168.101.1") // the pool of this benchmark is wider
 		}
-		uid, name := uidOf(1000+n), fmt.Sprintf("vm%d", n)
 		pod := &nodetest.Pod{Namespace: nodetest.NewNamespace(b.t)}
-		b.serveSidecar(pod, uid, a)
-		owner := floatip.Owner{Namespace: "prod", Name: name, UID: "vm-" + uid}
-		text, err := nodetest.Describe(owner, a).Encode()
-		if err != nil {
-			b.t.Fatal(err)
-		}
-		b.view.Pods = append(b.view.Pods, Pod{
-			UID: uid, Namespace: "prod", Name: name, Machine: Reference{Name: name, UID: "vmi-" + uid}, NAT: text,
-		})
-		b.view.Addresses[a] = Held{Pool: "lan", Owner: owner}
-		b.view.Machines["vmi-"+uid] = Machine{Namespace: "prod", Name: name, UID: "vmi-" + uid, VM: owner.UID, Node: b.name}
+		b.serveSidecar(pod, b.addObjects(n, a), a)
 		addresses = append(addresses, a)
 	}
 	return addresses
+}
+
+// addObjects adds the objects of a VM and its pod, and returns the pod's UID.
+func (b *bench) addObjects(n int, a netip.Addr) string {
+	b.t.Helper()
+	uid, name := uidOf(1000+n), fmt.Sprintf("vm%d", n)
+	owner := floatip.Owner{Namespace: "prod", Name: name, UID: "vm-" + uid}
+	text, err := nodetest.Describe(owner, a).Encode()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.view.Pods = append(b.view.Pods, Pod{
+		UID: uid, Namespace: "prod", Name: name, Machine: Reference{Name: name, UID: "vmi-" + uid}, NAT: text,
+	})
+	b.view.Addresses[a] = Held{Pool: "lan", Owner: owner}
+	b.view.Machines["vmi-"+uid] = Machine{Namespace: "prod", Name: name, UID: "vmi-" + uid, VM: owner.UID, Node: b.name}
+	return uid
 }

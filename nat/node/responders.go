@@ -87,17 +87,23 @@ func (r *responders) keep(byNIC map[string]audible, seen uint64) {
 	byNIC = r.apply(byNIC, seen)
 	for nic, one := range r.byNIC {
 		answered, tested := one.Addresses()
+		both := setOf(byNIC[nic].tested)
 		for _, a := range answered {
-			if slices.Contains(byNIC[nic].tested, a) {
+			if both[a] {
 				tested = append(tested, a)
 			}
 		}
-		one.Set(only(answered, byNIC[nic].answered), tested)
+		wanted := setOf(byNIC[nic].answered)
+		one.Set(slices.DeleteFunc(answered, func(a netip.Addr) bool { return !wanted[a] }), tested)
 	}
 }
 
-func only(list, wanted []netip.Addr) []netip.Addr {
-	return slices.DeleteFunc(list, func(a netip.Addr) bool { return !slices.Contains(wanted, a) })
+func setOf(list []netip.Addr) map[netip.Addr]bool {
+	set := make(map[netip.Addr]bool, len(list))
+	for _, a := range list {
+		set[a] = true
+	}
+	return set
 }
 
 // set answers for and tests exactly what byNIC says. A NIC with nothing is made ready for addresses to come, so that an

@@ -65,7 +65,10 @@ type RefusedStatus struct {
 
 // lines makes the lines of a round's outcome.
 func lines(p plan, r Report, t []traffic) []AddressStatus {
-	all := []AddressStatus{}
+	all, counted := []AddressStatus{}, map[netip.Addr]handover.Counter{}
+	for _, one := range t {
+		counted[one.counter.Floating] = one.counter
+	}
 	for _, pp := range p.pods {
 		for _, a := range pp.grant.Addresses {
 			s := r.Statuses[a]
@@ -78,11 +81,7 @@ func lines(p plan, r Report, t []traffic) []AddressStatus {
 			case floatip.ReasonAddressTaken, floatip.ReasonAddressContested:
 				line.Conflict = s.ConflictFree.Message
 			}
-			for _, counted := range t {
-				if counted.counter.Floating == a {
-					line.In, line.Out = counted.counter.In, counted.counter.Out
-				}
-			}
+			line.In, line.Out = counted[a].In, counted[a].Out
 			all = append(all, line)
 		}
 	}

@@ -35,9 +35,11 @@ type half struct {
 
 	mu      sync.Mutex // guards what follows
 	holds   map[netip.Addr]*hold
-	changed bool // holds has other keys than the socket listens for
-	wire    wire // nil while there is none
-	nic     nic  // of wire
+	changed bool      // holds has other keys than the socket listens for
+	stale   bool      // next is not known
+	next    time.Time // when one of holds has something to do
+	wire    wire      // nil while there is none
+	nic     nic       // of wire
 
 	answers, announced, reopened, probes, claims, defences atomic.Uint64
 }
@@ -61,7 +63,7 @@ func (h *half) set(wishes map[netip.Addr]bool) {
 		next[a].wish(answer, now)
 	}
 	h.changed = h.changed || len(next) != len(h.holds)
-	h.holds = next
+	h.holds, h.stale = next, true
 	h.wake()
 }
 
@@ -88,6 +90,7 @@ func (h *half) add(a netip.Addr) {
 	now := time.Now()
 	if held := h.holds[a]; held != nil {
 		held.wish(true, now)
+		h.stale = true
 	} else {
 		h.put(a, newHold(true, h.responder.Timing, now))
 	}
@@ -107,7 +110,7 @@ func (h *half) put(a netip.Addr, held *hold) {
 	if h.holds == nil {
 		h.holds = map[netip.Addr]*hold{}
 	}
-	h.holds[a], h.changed = held, true
+	h.holds[a], h.changed, h.stale = held, true, true
 }
 
 // wake has the loop look at the holds, with h.mu held. A socket that cannot be woken is broken, which its reader will
@@ -176,7 +179,7 @@ func (h *half) serve(ctx context.Context, f finder) error {
 func (h *half) install(w wire, n nic) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.wire, h.nic, h.changed = w, n, true
+	h.wire, h.nic, h.changed, h.stale = w, n, true, true
 	if w == nil {
 		return
 	}
@@ -215,28 +218,42 @@ func (h *half) act(w wire, latest time.Time) error {
 		}
 		h.changed = false
 	}
-	next := latest
-	for a, held := range h.holds {
-		for {
-			now, due := time.Now(), held.due(h.nic.running)
-			if due.IsZero() {
-				break
-			}
-			if due.After(now) {
-				next = earlier(next, due)
-				break
-			}
-			do, changed := held.step(now)
-			first, err := h.send(w, do, a, held, now)
-			if err != nil {
+	// On a LAN others speak all the time. Most of it says nothing about our addresses, and is no reason to look at all.
+	if h.stale || !h.next.After(time.Now()) {
+		h.next, h.stale = farAway(), false
+		for a, held := range h.holds {
+			if err := h.attend(w, a, held, all); err != nil {
 				return err
-			}
-			if changed || first {
-				all[a] = held.standing(h.nic.running)
 			}
 		}
 	}
-	return w.setDeadline(next)
+	return w.setDeadline(earlier(h.next, latest))
+}
+
+// farAway is later than anything that a hold waits for.
+func farAway() time.Time { return time.Now().Add(24 * time.Hour) }
+
+// attend does what is due for one address, and brings h.next forward to what is due next, with h.mu held.
+func (h *half) attend(w wire, a netip.Addr, held *hold, all news) error {
+	for {
+		now, due := time.Now(), held.due(h.nic.running)
+		if due.IsZero() {
+			return nil
+		}
+		if due.After(now) {
+			h.next = earlier(h.next, due)
+			return nil
+		}
+		do, changed := held.step(now)
+		first, err := h.send(w, do, a, held, now)
+		if err != nil {
+			h.stale = true
+			return err
+		}
+		if changed || first {
+			all[a] = held.standing(h.nic.running)
+		}
+	}
 }
 
 // send does what a hold wants, with h.mu held.
@@ -294,6 +311,7 @@ func (h *half) react(w wire, what heard) error {
 
 func (h *half) hear(w wire, a netip.Addr, held *hold, what heard, all news, now time.Time) error {
 	do, changed := held.hear(what.from, what.probe, now)
+	h.stale = true
 	if changed {
 		all[a] = held.standing(h.nic.running)
 	}

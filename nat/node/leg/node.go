@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -155,25 +154,21 @@ type Holding struct {
 	Active, Staged map[netip.Addr]string
 	// Networks are the provider networks that have rules. Their MTU is not known.
 	Networks []Network
+
+	answered map[netip.Addr]bool // all of Answered
 }
 
 // Answers reports whether the kernel answers for a.
-func (h Holding) Answers(a netip.Addr) bool {
-	for _, list := range h.Answered {
-		if slices.Contains(list, a) {
-			return true
-		}
-	}
-	return false
-}
+func (h Holding) Answers(a netip.Addr) bool { return h.answered[a] }
 
 // Holding reads what the node holds.
 func (n *Node) Holding() (Holding, error) {
 	have, err := n.read()
-	h := Holding{Answered: map[string][]netip.Addr{}, Ports: map[string]bool{}}
+	h := Holding{Answered: map[string][]netip.Addr{}, Ports: map[string]bool{}, answered: map[netip.Addr]bool{}}
 	h.Active, h.Staged = map[netip.Addr]string{}, map[netip.Addr]string{}
 	for p := range have.proxies {
 		h.Answered[p.Dev] = append(h.Answered[p.Dev], p.Address)
+		h.answered[p.Address] = true
 	}
 	for name := range have.ports {
 		h.Ports[name] = true
