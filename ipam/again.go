@@ -14,20 +14,20 @@ import (
 //
 // Of two tries that are on their way at the same time the API server stores one, since they have one name. It shows the
 // claim, and Bind gives it what the claim stands for.
-func (l *Ledger) again(r Request) (Offer, bool) {
-	if r.Name == "" || r.validate() != nil {
-		return Offer{}, false
-	}
-	pools, err := l.eligible(r)
-	if err != nil {
+func (l *Ledger) again(r Request, pools []*home) (Offer, bool) {
+	if r.Name == "" {
 		return Offer{}, false
 	}
 	if f := l.offers.byName[vmName{r.Namespace, r.Name}]; f != nil && l.suits(r, pools, f.lines(l.opts.Reservation)) {
 		return f.offer(), true
 	}
+	lines := l.book.ofName(r.Namespace, r.Name)
+	if len(lines) == 0 {
+		return Offer{}, false
+	}
 	pending, seen := map[floatip.Claim][]Allocation{}, map[floatip.Claim]bool{}
 	var claims []floatip.Claim // in the order of the addresses
-	for _, line := range l.book.ofName(r.Namespace, r.Name) {
+	for _, line := range lines {
 		if line.State == Bound {
 			seen[line.Claim] = true // with one of its two addresses is enough
 		}
@@ -54,16 +54,21 @@ func (l *Ledger) again(r Request) (Offer, bool) {
 
 // suits reports whether lines are what r asks for: one of each family that it wants, from its pools.
 func (l *Ledger) suits(r Request, pools []*home, lines []Allocation) bool {
-	families := r.families(pools)
-	if len(lines) != len(families) {
+	wanted := 0
+	for _, family := range bothFamilies {
+		if r.wants(family, pools) {
+			wanted++
+		}
+	}
+	if len(lines) != wanted {
 		return false
 	}
 	for _, line := range lines {
 		h := l.book.homeOf(line.Address)
 		family := FamilyOf(line.Address)
-		wanted := r.wanted(family)
-		if h == nil || h.pool.Drain || !slices.Contains(pools, h) || !slices.Contains(families, family) ||
-			wanted.IsValid() && wanted != line.Address {
+		exact := r.wanted(family)
+		if h == nil || h.pool.Drain || !slices.Contains(pools, h) || !r.wants(family, pools) ||
+			exact.IsValid() && exact != line.Address {
 			return false
 		}
 	}

@@ -10,7 +10,11 @@ import (
 // batch collects what one transaction changes, and how to take it back.
 type batch struct {
 	ledger *Ledger
-	now    time.Time
+	now    time.Time // of the operation at hand, and in the end of the transaction
+
+	operations int           // how many callers wait for it
+	answered   chan struct{} // closed when it is durable or has failed
+	err        error         // why it failed
 
 	steps    []step
 	ended    []*offer
@@ -20,11 +24,47 @@ type batch struct {
 	cursors  []poolCursor              // of the pools in advances, when all operations were applied
 }
 
+// newBatch returns a batch with room for as many operations as are expected.
+func newBatch(l *Ledger, room int) *batch {
+	return &batch{
+		ledger: l, answered: make(chan struct{}), steps: make([]step, 0, room), ended: make([]*offer, 0, room),
+		advances: make([]advance, 0, room),
+	}
+}
+
+// close ends the collecting.
+func (b *batch) close() {
+	if b == nil || b.empty() {
+		return
+	}
+	b.forget()
+	b.end()
+}
+
+// fail takes back all of it. No batch that was begun later may be left.
+func (b *batch) fail(err error) {
+	if b == nil {
+		return
+	}
+	b.rollback(mark{})
+	b.err = err
+}
+
+// forgetStep is how many released allocations one transaction forgets, along with what it is for.
+const forgetStep = 16
+
+// forget drops released allocations that need not be remembered any longer.
+func (b *batch) forget() {
+	for _, a := range b.ledger.book.forgettable(b.now, b.ledger.opts.Remember, forgetStep) {
+		b.drop(a)
+	}
+}
+
 // step is what becomes of one address, and why.
 type step struct {
-	before Allocation // State 0: there was none
-	after  Allocation // State 0: there is none any more, only the address
-	action Action     // 0: a released allocation is forgotten, which is no event
+	before *Allocation // nil: there was none
+	after  Allocation  // State 0: there is none any more, only the address
+	action Action      // 0: a released allocation is forgotten, which is no event
 	cause  Cause
 }
 
@@ -47,10 +87,10 @@ func (b *batch) empty() bool { return len(b.steps) == 0 && len(b.disputed) == 0 
 func (b *batch) rollback(m mark) {
 	book := b.ledger.book
 	for i := len(b.steps) - 1; i >= m.steps; i-- {
-		if s := &b.steps[i]; s.before.State == 0 {
+		if s := &b.steps[i]; s.before == nil {
 			book.remove(s.after.Address)
 		} else {
-			book.put(&s.before)
+			book.put(s.before)
 		}
 	}
 	for _, a := range slices.Backward(b.advances[m.advances:]) {
@@ -65,6 +105,9 @@ func (b *batch) rollback(m mark) {
 	for _, undo := range slices.Backward(b.undo[m.undo:]) {
 		undo()
 	}
+	for i := range b.steps[m.steps:] {
+		b.hidePromised(b.steps[m.steps+i].after.Address)
+	}
 	b.steps, b.ended, b.advances, b.undo = b.steps[:m.steps], b.ended[:m.ended], b.advances[:m.advances], b.undo[:m.undo]
 }
 
@@ -73,13 +116,24 @@ func (b *batch) put(after Allocation, action Action, cause Cause) {
 	b.steps = append(b.steps, step{after: after, action: action, cause: cause})
 	last := &b.steps[len(b.steps)-1]
 	last.before = b.ledger.book.put(&last.after)
+	if after.State == Released {
+		b.hidePromised(after.Address)
+	}
+}
+
+// hidePromised keeps a from being given to another one than whom it is promised to. It was promised while it was released
+// or forgotten in a transaction that failed.
+func (b *batch) hidePromised(a netip.Addr) {
+	if b.ledger.offers.byAddress[a] != nil {
+		b.ledger.book.hide(a)
+	}
 }
 
 // drop forgets the released allocation of a.
 func (b *batch) drop(a netip.Addr) {
 	before, _ := b.ledger.book.get(a)
 	b.ledger.book.remove(a)
-	b.steps = append(b.steps, step{before: before, after: Allocation{Address: a}})
+	b.steps = append(b.steps, step{before: &before, after: Allocation{Address: a}})
 }
 
 // endOffer ends a reservation for somebody else's sake.

@@ -9,7 +9,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -171,39 +173,44 @@ func rawFlushes(b *testing.B, file *os.File, lasting time.Duration) figures {
 	return summarize(latencies, time.Since(start))
 }
 
-// ledgerCommits measures Commit alone; each address is given back between the measurements, by another writer's flush.
+// ledgerCommits measures the writers, each of which reserves and commits one address after the other; the latencies are
+// those of Commit alone.
 func ledgerCommits(b *testing.B, l *Ledger, writers int, lasting time.Duration) figures {
 	ctx := context.Background()
-	var mu sync.Mutex
-	var latencies []time.Duration
+	all := make([][]time.Duration, writers)
 	var wg sync.WaitGroup
 	start := time.Now()
-	for range writers {
+	for i := range writers {
 		wg.Go(func() {
-			var own []time.Duration
-			for time.Since(start) < lasting {
-				claim, uid := floatip.NewClaim(), uuid()
-				owner := floatip.Owner{Namespace: "bench", Name: "vm-" + uid[:8], UID: uid}
+			own := make([]time.Duration, 0, 4096)
+			for begin := start; begin.Sub(start) < lasting; {
+				claim, owner := floatip.NewClaim(), freshMachine()
 				offer, err := l.Reserve(ctx, Request{Claim: claim, Namespace: owner.Namespace, Name: owner.Name})
 				if err != nil {
 					b.Error(err)
 					return
 				}
-				begin := time.Now()
+				begin = time.Now()
 				if _, err := l.Commit(ctx, claim, owner, offer.Addresses, Cause{User: "bench", RequestUID: owner.UID}); err != nil {
 					b.Error(err)
 					return
 				}
 				own = append(own, time.Since(begin))
 			}
-			mu.Lock()
-			defer mu.Unlock()
-			latencies = append(latencies, own...)
+			all[i] = own
 		})
 	}
 	wg.Wait()
-	return summarize(latencies, time.Since(start))
+	return summarize(slices.Concat(all...), time.Since(start))
 }
+
+// freshMachine returns a virtual machine whose name and UID no call before returned. It takes some 0.2 µs of what is
+// measured.
+func freshMachine() floatip.Owner {
+	return floatip.Owner{Namespace: "bench", Name: "vm-" + strconv.FormatUint(machines.Add(1)+1<<32, 16), UID: uuid()}
+}
+
+var machines atomic.Uint64 // how many freshMachine has returned
 
 // uuid returns a UID as the API server makes them, random (RFC 9562, version 4).
 func uuid() string {

@@ -14,7 +14,8 @@ import (
 // its record, but in no list.
 type book struct {
 	records *records
-	homes   []*home
+	homes   []*home   // by name
+	ranked  []*home   // by priority, the highest first, then by name
 	plots   [2][]plot // by family
 	pending list
 	strays  list // released, and in no pool any more
@@ -95,8 +96,9 @@ func (b *book) arrange() {
 	b.relist()
 }
 
-// put makes line the allocation of its address and returns what was before, if anything was. The line's texts are kept.
-func (b *book) put(line *Allocation) (before Allocation) {
+// put makes line the allocation of its address and returns what was before, nil if there was nothing. The line's texts are
+// kept.
+func (b *book) put(line *Allocation) (before *Allocation) {
 	n, family := numOf(line.Address), FamilyOf(line.Address)
 	id := b.records.find(n, family)
 	if id == 0 {
@@ -104,13 +106,13 @@ func (b *book) put(line *Allocation) (before Allocation) {
 			h.free[slot(family)].take(n)
 		}
 		b.enter(b.records.add(line))
-		return before
+		return nil
 	}
-	before = b.records.allocation(id)
+	was := b.records.allocation(id)
 	b.leave(id)
 	b.records.change(id, line)
 	b.enter(id)
-	return before
+	return &was
 }
 
 // remove makes a an address that nobody had.

@@ -67,8 +67,6 @@ func (l *Ledger) Check(ctx context.Context, against Against) (Report, error) {
 	var problems []Problem
 	var tx *bbolt.Tx
 	err := l.writer.between(ctx, func() (err error) {
-		l.mu.Lock()
-		defer l.mu.Unlock()
 		lines = l.book.filter(func(*record) bool { return true })
 		problems = l.book.audit(l.offers.addresses())
 		tx, err = l.store.db.Begin(false)

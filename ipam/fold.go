@@ -11,7 +11,7 @@ import (
 	"floatip.io/floatip"
 )
 
-// change is what became of an address between two states of the buckets.
+// change is what became of an address between two states of the buckets; before is nil if there was nothing.
 type change struct{ before, after *Allocation }
 
 // fold lets the buckets follow the entries, which are the oldest that they do not follow yet.
@@ -58,7 +58,7 @@ func (r *scratch) netChanges(entries []entry) []change {
 			r.net[n-1].after = &s.after
 			continue
 		}
-		r.net = append(r.net, change{&s.before, &s.after})
+		r.net = append(r.net, change{s.before, &s.after})
 	}
 	return r.net
 }
@@ -72,7 +72,7 @@ func (s *store) foldChanges(tx *bbolt.Tx, entries []entry) error {
 		a, start := c.after.Address, len(r.bytes)
 		r.bytes = appendAddress(r.bytes, a)
 		key, value := r.bytes[start:], len(r.bytes)
-		was, is := c.before.State != 0, c.after.State != 0
+		was, is := c.before != nil, c.after.State != 0
 		if was && (!is || c.before.Claim != c.after.Claim) {
 			r.owners = append(r.owners, ownerChange{c.before.Claim, a, nil})
 		}

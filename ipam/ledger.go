@@ -54,7 +54,7 @@ type Ledger struct {
 	store  *store
 	writer *writer
 
-	mu       sync.Mutex // guards what follows; nobody does I/O or calls out while holding it
+	mu       sync.Mutex // guards what follows; nobody but Check does I/O or calls out while holding it
 	book     *book
 	offers   offers
 	disputes map[netip.Addr][]Claimant
@@ -110,7 +110,9 @@ func (l *Ledger) redo(e *entry) {
 	for i := range e.steps {
 		s := &e.steps[i]
 		if s.after.State == 0 {
-			s.before, _ = l.book.get(s.after.Address)
+			if before, had := l.book.get(s.after.Address); had {
+				s.before = &before
+			}
 			l.book.remove(s.after.Address)
 		} else {
 			s.before = l.book.put(&s.after)

@@ -27,9 +27,12 @@ func (m *model) available(a netip.Addr, namespace, name string) bool {
 	return own || age >= p.Quarantine
 }
 
-// limited says whether namespace has as much of p as it may.
-func (m *model) limited(p *Pool, namespace string) bool {
+// limited says whether namespace has as much of p as it may; chosen are pools that it is about to get one address of.
+func (m *model) limited(p *Pool, namespace string, chosen ...string) bool {
 	n := 0
+	if slices.Contains(chosen, p.Name) {
+		n++
+	}
 	for _, line := range m.lines {
 		if line.held() && line.Pool == p.Name && line.Owner.Namespace == namespace {
 			n++
@@ -45,12 +48,12 @@ func (m *model) limited(p *Pool, namespace string) bool {
 	return p.PerNamespaceLimit > 0 && n >= p.PerNamespaceLimit
 }
 
-// candidates returns what r may get of the family, over all pools that it may use.
-func (m *model) candidates(r Request, family Family) []netip.Addr {
+// candidates returns what r may get of the family, over all pools that it may use, besides an address of chosen.
+func (m *model) candidates(r Request, family Family, chosen ...string) []netip.Addr {
 	var all []netip.Addr
 	for i := range m.pools {
 		p := &m.pools[i]
-		if p.Drain || m.limited(p, r.Namespace) || len(r.Pools) > 0 && !slices.Contains(r.Pools, p.Name) {
+		if p.Drain || m.limited(p, r.Namespace, chosen...) || len(r.Pools) > 0 && !slices.Contains(r.Pools, p.Name) {
 			continue
 		}
 		for _, span := range p.Addresses {
@@ -79,7 +82,7 @@ func (m *model) judge(r Request, offer Offer, err error) {
 		m.t.Errorf("%+v: got %v, but %s is Pending for that name", r, offer, claim)
 	}
 	for i, a := range offer.Addresses {
-		candidates := m.candidates(r, FamilyOf(a))
+		candidates := m.candidates(r, FamilyOf(a), offer.Pools[:i]...)
 		if !slices.Contains(candidates, a) {
 			m.t.Errorf("%+v: got %s, may have %v", r, a, candidates)
 		}
@@ -183,9 +186,14 @@ func (m *model) judgeRefusal(r Request, err error) {
 	if len(families) == 0 {
 		families = []Family{IPv4, IPv6}
 	}
-	for _, family := range families {
+	for i, family := range families {
 		if len(m.candidates(r, family)) == 0 {
 			return // a good reason
+		}
+		for _, p := range m.pools {
+			if i > 0 && len(m.candidates(r, family, p.Name)) == 0 {
+				return // the address of the other family may come from p
+			}
 		}
 	}
 	m.t.Errorf("%+v: addresses are free, but: %v", r, err)

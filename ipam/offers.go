@@ -18,6 +18,18 @@ type offer struct {
 	expires         time.Time
 
 	older, younger *offer // neighbours in offers
+	room           struct {
+		addresses [2]netip.Addr
+		pools     [2]string
+	}
+}
+
+// newOffer returns the reservation that promises answer.
+func newOffer(r Request, answer Offer) *offer {
+	f := &offer{claim: r.Claim, namespace: r.Namespace, name: r.Name, expires: answer.Expires}
+	f.addresses = append(f.room.addresses[:0], answer.Addresses...)
+	f.pools = append(f.room.pools[:0], answer.Pools...)
+	return f
 }
 
 // offers holds the reservations by claim and by address. They all live equally long, so the list in which they were made

@@ -42,7 +42,7 @@ func (b *batch) replace(address netip.Addr, uid string, r Request, cause Cause) 
 		return Allocation{}, ErrDisputed
 	}
 	family := FamilyOf(address)
-	pools, err := l.eligible(r)
+	pools, err := l.eligible(nil, r)
 	if err != nil {
 		return Allocation{}, err
 	}
@@ -50,7 +50,7 @@ func (b *batch) replace(address netip.Addr, uid string, r Request, cause Cause) 
 	gone := old
 	gone.State, gone.Since, gone.Missing = Released, b.now, false
 	b.put(gone, Freed, cause)
-	usable, err := l.usable(r, pools, family)
+	usable, err := l.usable(nil, r, pools, family, nil)
 	if err != nil {
 		return Allocation{}, err
 	}

@@ -1,7 +1,6 @@
 package ipam
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,24 +37,31 @@ func (l *Ledger) Reserve(ctx context.Context, r Request) (Offer, error) {
 	if answer, ok, err := l.repeated(r); ok || err != nil {
 		return answer, err
 	}
-	if answer, ok := l.again(r); ok {
+	if err := r.validate(); err != nil {
+		return Offer{}, err
+	}
+	var room [8]*home
+	pools, err := l.eligible(room[:0], r)
+	if err != nil {
+		return Offer{}, err
+	}
+	if answer, ok := l.again(r, pools); ok {
 		return answer, nil
 	}
-	answer, err := l.choose(r, now)
+	answer, err := l.choose(r, pools, now)
 	if err != nil || r.DryRun {
 		return answer, err
 	}
-	f := &offer{
-		claim: r.Claim, namespace: r.Namespace, name: r.Name,
-		addresses: slices.Clone(answer.Addresses), pools: slices.Clone(answer.Pools),
-		expires: now.Add(l.opts.Reservation),
-	}
+	answer.Expires = now.Add(l.opts.Reservation)
+	l.promise(newOffer(r, answer))
+	return answer, nil
+}
+
+func (l *Ledger) promise(f *offer) {
 	l.offers.add(f)
 	for _, a := range f.addresses {
 		l.book.hide(a)
 	}
-	answer.Expires = f.expires
-	return answer, nil
 }
 
 // Withdraw ends the reservation of claim early, as when the webhook refuses the object for another reason. Unknown
@@ -104,17 +110,13 @@ func (l *Ledger) repeated(r Request) (Offer, bool, error) {
 }
 
 // choose decides; it changes nothing.
-func (l *Ledger) choose(r Request, now time.Time) (Offer, error) {
-	if err := r.validate(); err != nil {
-		return Offer{}, err
-	}
-	pools, err := l.eligible(r)
-	if err != nil {
-		return Offer{}, err
-	}
+func (l *Ledger) choose(r Request, pools []*home, now time.Time) (Offer, error) {
 	answer := Offer{Claim: r.Claim}
-	for _, family := range r.families(pools) {
-		a, pool, err := l.chooseOne(r, pools, family, now)
+	for _, family := range bothFamilies {
+		if !r.wants(family, pools) {
+			continue
+		}
+		a, pool, err := l.chooseOne(r, pools, family, answer.Pools, now)
 		if err != nil {
 			return Offer{}, err
 		}
@@ -131,15 +133,16 @@ func (r Request) validate() error {
 	if r.Namespace == "" {
 		return fmt.Errorf("%w: the namespace is missing", ErrInvalid)
 	}
-	seen := map[Family]netip.Addr{}
+	var seen [2]netip.Addr
 	for _, a := range r.Addresses {
 		if !a.IsValid() || a.Is4In6() || a.Zone() != "" {
 			return fmt.Errorf("%w: address %s does not come from ParseAddress", ErrInvalid, a)
 		}
-		if other, twice := seen[FamilyOf(a)]; twice {
-			return fmt.Errorf("%w: %s and %s are both %s, at most one of each family can be held", ErrInvalid, other, a, FamilyOf(a))
+		other := &seen[slot(FamilyOf(a))]
+		if other.IsValid() {
+			return fmt.Errorf("%w: %s and %s are both %s, at most one of each family can be held", ErrInvalid, *other, a, FamilyOf(a))
 		}
-		seen[FamilyOf(a)] = a
+		*other = a
 	}
 	if len(r.Pools) > 2 {
 		return fmt.Errorf("%w: %d pools, at most one for each family can be named", ErrInvalid, len(r.Pools))
@@ -157,18 +160,14 @@ func (r Request) wanted(family Family) netip.Addr {
 	return netip.Addr{}
 }
 
-func (r Request) families(pools []*home) []Family {
-	var families []Family
-	for _, family := range []Family{IPv4, IPv6} {
-		wanted := slices.Contains(r.Families, family) || r.wanted(family).IsValid()
-		if len(r.Families) == 0 && len(r.Addresses) == 0 {
-			wanted = slices.ContainsFunc(pools, func(h *home) bool { return h.has(family) })
-		}
-		if wanted {
-			families = append(families, family)
-		}
+var bothFamilies = [...]Family{IPv4, IPv6}
+
+// wants reports whether r asks for an address of the family, be it because one of pools has some.
+func (r Request) wants(family Family, pools []*home) bool {
+	if len(r.Families) == 0 && len(r.Addresses) == 0 {
+		return slices.ContainsFunc(pools, func(h *home) bool { return h.has(family) })
 	}
-	return families
+	return slices.Contains(r.Families, family) || r.wanted(family).IsValid()
 }
 
 func (h *home) has(family Family) bool {
@@ -179,26 +178,23 @@ func (h *home) admits(r Request) bool {
 	return h.pool.Selects == nil || h.pool.Selects(r.NamespaceLabels)
 }
 
-// eligible returns the pools that r may use, in the order in which they are tried.
-func (l *Ledger) eligible(r Request) ([]*home, error) {
+// eligible returns the pools that r may use, in the order in which they are tried. to is room for them, of length 0.
+func (l *Ledger) eligible(to []*home, r Request) ([]*home, error) {
 	if len(r.Pools) > 0 {
-		return l.named(r)
+		return l.named(to, r)
 	}
-	var pools []*home
-	for _, h := range l.book.homes {
+	for _, h := range l.book.ranked {
 		if h.admits(r) && (h.pool.AutoAssign || len(r.Addresses) > 0) {
-			pools = append(pools, h)
+			to = append(to, h)
 		}
 	}
-	slices.SortStableFunc(pools, func(a, b *home) int { return cmp.Compare(b.pool.Priority, a.pool.Priority) })
-	if len(pools) == 0 && len(r.Addresses) == 0 {
+	if len(to) == 0 && len(r.Addresses) == 0 {
 		return nil, fmt.Errorf("reserve for namespace %s: %w: no pool with autoAssign admits it; name a pool or ask the administrator", r.Namespace, ErrNoPool)
 	}
-	return pools, nil
+	return to, nil
 }
 
-func (l *Ledger) named(r Request) ([]*home, error) {
-	var pools []*home
+func (l *Ledger) named(to []*home, r Request) ([]*home, error) {
 	for _, name := range r.Pools {
 		h := l.book.home(name)
 		if h == nil {
@@ -207,17 +203,21 @@ func (l *Ledger) named(r Request) ([]*home, error) {
 		if !h.admits(r) {
 			return nil, fmt.Errorf("pool %s: %w: its namespaceSelector does not match %s", name, ErrNotAllowed, r.Namespace)
 		}
-		pools = append(pools, h)
+		to = append(to, h)
 	}
-	return pools, nil
+	return to, nil
 }
 
-func (l *Ledger) chooseOne(r Request, pools []*home, family Family, now time.Time) (netip.Addr, *home, error) {
+// chooseOne decides about one family; chosen are the pools that the other one's address comes from.
+func (l *Ledger) chooseOne(
+	r Request, pools []*home, family Family, chosen []string, now time.Time,
+) (netip.Addr, *home, error) {
 	if a := r.wanted(family); a.IsValid() {
-		h, err := l.exact(r, pools, a, now)
+		h, err := l.exact(r, pools, a, chosen, now)
 		return a, h, err
 	}
-	usable, err := l.usable(r, pools, family)
+	var room [8]*home
+	usable, err := l.usable(room[:0], r, pools, family, chosen)
 	if err != nil {
 		return netip.Addr{}, nil, err
 	}
@@ -233,7 +233,7 @@ func (l *Ledger) chooseOne(r Request, pools []*home, family Family, now time.Tim
 }
 
 // exact checks that r may have the address a.
-func (l *Ledger) exact(r Request, pools []*home, a netip.Addr, now time.Time) (*home, error) {
+func (l *Ledger) exact(r Request, pools []*home, a netip.Addr, chosen []string, now time.Time) (*home, error) {
 	h := l.book.homeOf(a)
 	if h == nil {
 		return nil, l.outside(a)
@@ -247,7 +247,7 @@ func (l *Ledger) exact(r Request, pools []*home, a netip.Addr, now time.Time) (*
 	if err := l.taken(a, r.Namespace, r.Name, now); err != nil {
 		return nil, err
 	}
-	if err := l.open(h, r.Namespace); err != nil {
+	if err := l.open(h, r.Namespace, chosen); err != nil {
 		return nil, about(a, err)
 	}
 	return h, nil
@@ -296,13 +296,16 @@ func (l *Ledger) returns(line Allocation, namespace, name string, now time.Time)
 		now.Before(line.Since.Add(l.opts.Hold))
 }
 
-// open returns an error unless h gives another address to namespace.
-func (l *Ledger) open(h *home, namespace string) error {
+// open returns an error unless h gives another address to namespace, which is about to get one of each of the pools chosen.
+func (l *Ledger) open(h *home, namespace string, chosen []string) error {
 	if h.pool.Drain {
 		return fmt.Errorf("pool %s: %w", h.pool.Name, ErrDraining)
 	}
 	if h.pool.PerNamespaceLimit > 0 {
 		held := l.book.countOf(h.pool.Name, namespace) + l.offers.count(h.pool.Name, namespace)
+		if slices.Contains(chosen, h.pool.Name) {
+			held++
+		}
 		if held >= h.pool.PerNamespaceLimit {
 			return &LimitError{h.pool.Name, namespace, h.pool.PerNamespaceLimit, held}
 		}
@@ -310,23 +313,23 @@ func (l *Ledger) open(h *home, namespace string) error {
 	return nil
 }
 
-// usable returns the pools of the family that give to the namespace, or why there are none.
-func (l *Ledger) usable(r Request, pools []*home, family Family) ([]*home, error) {
-	var usable []*home
+// usable returns the pools of the family that give to the namespace, or why there are none. to is room for them, of
+// length 0.
+func (l *Ledger) usable(to []*home, r Request, pools []*home, family Family, chosen []string) ([]*home, error) {
 	var errs []error
 	for _, h := range pools {
 		if !h.has(family) {
 			continue
 		}
-		if err := l.open(h, r.Namespace); err != nil {
+		if err := l.open(h, r.Namespace, chosen); err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		usable = append(usable, h)
+		to = append(to, h)
 	}
 	switch {
-	case len(usable) > 0:
-		return usable, nil
+	case len(to) > 0:
+		return to, nil
 	case len(errs) > 0:
 		return nil, errors.Join(errs...)
 	case len(r.Pools) > 0:

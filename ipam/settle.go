@@ -27,7 +27,8 @@ func (b *book) settle(shares []share, cursors map[string]cursor, promised []neti
 		homes = append(homes, old)
 	}
 	changed := len(fresh) > 0 || len(homes) != len(b.homes)
-	b.homes = homes
+	b.homes, b.ranked = homes, slices.Clone(homes)
+	slices.SortStableFunc(b.ranked, func(x, y *home) int { return cmp.Compare(y.pool.Priority, x.pool.Priority) })
 	if changed {
 		b.survey()
 		b.populate(fresh, promised)

@@ -90,7 +90,7 @@ func (b *batch) take(a netip.Addr, f *offer, claim floatip.Claim, owner floatip.
 		if err := l.taken(a, owner.Namespace, owner.Name, b.now); err != nil {
 			return Allocation{}, err
 		}
-		if err := l.open(h, owner.Namespace); err != nil {
+		if err := l.open(h, owner.Namespace, nil); err != nil {
 			return Allocation{}, about(a, err)
 		}
 	}

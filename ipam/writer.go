@@ -3,36 +3,28 @@ package ipam
 import (
 	"context"
 	"runtime"
-	"sync"
+	"sync/atomic"
 	"time"
 )
 
-// writer is the one goroutine that changes the file. It takes every operation that is queued, applies them one by one
-// to the index, writes all of their changes in one transaction and then answers all of them: many writers share one
-// flush, and a lone one waits for nobody. If the transaction fails, the index is put back and all get the error.
+// writer makes batches durable in one goroutine. A caller applies its operation to the index itself, as part of the open
+// batch; the goroutine takes that batch, writes all of its changes in one transaction and then answers all who are in it.
+// Meanwhile the next batch is applied: many writers share one flush, none waits for another's while it has work to do, and
+// a lone one waits for nobody. If a transaction fails, the index is put back and all in it get the error, and before them
+// those in the open batch, which may have built on it.
 type writer struct {
 	ledger  *Ledger
 	pauses  chan *pause
-	wake    chan struct{} // something is queued
+	wake    chan struct{} // the open batch has an operation
 	quit    chan struct{}
 	ended   chan struct{}
-	company int // how many operations the last transaction had
+	company int          // how many operations may come at once: those that were answered last, and what waits since
+	waiting atomic.Int32 // operations in the open batch
 
-	mu      sync.Mutex // guards what follows
-	queue   *queue
+	// Guarded by ledger.mu.
+	open    *batch // nil or without operations: nobody waits
+	size    int    // how many operations the last batch had
 	stopped bool
-}
-
-// queue is the operations that share the next transaction. They are answered together.
-type queue struct {
-	operations []*operation
-	answered   chan struct{}
-}
-
-// operation is one verb. apply runs with the ledger locked and either returns an error or tells the batch what changes.
-type operation struct {
-	apply func(b *batch) error
-	err   error
 }
 
 // pause is something to be done between two transactions.
@@ -44,58 +36,67 @@ type pause struct {
 
 func startWriter(l *Ledger) *writer {
 	w := &writer{
-		ledger: l, queue: newQueue(), pauses: make(chan *pause),
+		ledger: l, pauses: make(chan *pause),
 		wake: make(chan struct{}, 1), quit: make(chan struct{}), ended: make(chan struct{}),
 	}
 	go w.run()
 	return w
 }
 
-func newQueue() *queue { return &queue{answered: make(chan struct{})} }
-
-// stop answers what is queued and ends the goroutine.
+// stop answers who waits and ends the goroutine.
 func (w *writer) stop() {
-	w.mu.Lock()
+	w.ledger.mu.Lock()
 	w.stopped = true
-	w.mu.Unlock()
+	w.ledger.mu.Unlock()
 	close(w.quit)
 	<-w.ended
 }
 
-// do runs apply in the next transaction and returns when it is durable. If ctx ends first the outcome is unknown to the
-// caller; every verb may be repeated.
+// do runs apply, with the ledger locked, and returns when what it did is durable. An apply that fails leaves no trace. If
+// ctx ends first the outcome is unknown to the caller; every verb may be repeated.
 func (w *writer) do(ctx context.Context, apply func(b *batch) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	op := &operation{apply: apply}
-	answered, ok := w.join(op)
-	if !ok {
-		return ErrClosed
+	b, err := w.join(apply)
+	if err != nil {
+		return err
 	}
 	select {
-	case <-answered:
-		return op.err
+	case <-b.answered:
+		return b.err
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
-// join queues op; false if the writer was stopped.
-func (w *writer) join(op *operation) (answered <-chan struct{}, ok bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
+// join applies an operation to the open batch, also one that only confirms what is there: that may not be durable yet.
+func (w *writer) join(apply func(b *batch) error) (*batch, error) {
+	l := w.ledger
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if w.stopped {
-		return nil, false
+		return nil, ErrClosed
 	}
-	if w.queue.operations = append(w.queue.operations, op); len(w.queue.operations) == 1 {
-		w.wake <- struct{}{} // has room: the writer emptied it before it took what was queued
+	if w.open == nil {
+		w.open = newBatch(l, w.size)
 	}
-	return w.queue.answered, true
+	b := w.open
+	b.now = l.tick()
+	m := b.mark()
+	if err := apply(b); err != nil {
+		b.rollback(m)
+		return nil, err
+	}
+	if b.operations++; b.operations == 1 {
+		w.wake <- struct{}{} // has room: take emptied it
+	}
+	w.waiting.Store(int32(b.operations))
+	return b, nil
 }
 
-// between runs f when no transaction is under way: memory and file say the same. Once begun it is waited for, so that the
-// caller can give back what f took.
+// between runs f with the ledger locked and no transaction under way: memory and file say the same. Once begun it is
+// waited for, so that the caller can give back what f took.
 func (w *writer) between(ctx context.Context, f func() error) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -116,28 +117,34 @@ func (w *writer) run() {
 		select {
 		case <-w.wake:
 			w.gather()
-			w.commit(w.take())
+			w.next()
 		case p := <-w.pauses:
-			p.err = p.do()
+			p.err = w.settled(p.do)
 			close(p.done)
 		case <-w.quit:
-			w.commit(w.take())
+			w.next()
 			return
 		}
 	}
 }
 
-// gather waits for the callers that the last transaction answered: they may queue their next operation together, instead
-// of the first of them travelling alone and the others after it. It yields as long as it is not patience since the last
-// one came; a lone caller has nobody to wait for.
+const (
+	// patience is how long gather waits for one more operation.
+	patience = 50 * time.Microsecond
+	// enough operations have next to nothing to gain from more of them. Their callers prepare the next batch while this
+	// one is written, instead of all waiting for the disk at the same time.
+	enough = 128
+)
+
+// gather waits for the callers that the last transaction answered: they may come again together, instead of the first of
+// them travelling alone and the others after it. It yields as long as it is not patience since the last one came; a lone
+// caller has nobody to wait for.
 func (w *writer) gather() {
 	runtime.Gosched()
 	company, latest := 0, time.Now()
 	for {
-		w.mu.Lock()
-		now := len(w.queue.operations)
-		w.mu.Unlock()
-		if now >= w.company {
+		now := int(w.waiting.Load())
+		if now >= min(w.company, enough) {
 			return
 		}
 		if now > company {
@@ -149,71 +156,65 @@ func (w *writer) gather() {
 	}
 }
 
-const patience = 50 * time.Microsecond
-
-// take returns what is queued.
-func (w *writer) take() *queue {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	q := w.queue
-	w.queue = newQueue()
-	return q
-}
-
-func (w *writer) answer(q *queue) {
-	w.mu.Lock()
-	w.company = len(q.operations) + len(w.queue.operations)
-	w.mu.Unlock()
-	close(q.answered)
-}
-
-// commit makes the operations durable and answers them. An operation that only confirmed what others of the batch did
-// fails with them.
-func (w *writer) commit(q *queue) {
-	defer w.answer(q)
-	b := w.apply(q.operations)
-	if b.empty() {
-		return
+// take returns the open batch, nil if nobody waits, with the ledger locked.
+func (w *writer) take() *batch {
+	b := w.open
+	w.open = nil
+	w.waiting.Store(0)
+	select {
+	case <-w.wake:
+	default:
 	}
-	err := w.ledger.store.write(b, w.ledger.opts)
-	if err == nil {
-		return
+	if b == nil || b.operations == 0 {
+		return nil
 	}
-	w.ledger.mu.Lock()
-	b.rollback(mark{})
-	w.ledger.mu.Unlock()
-	for _, op := range q.operations {
-		if op.err == nil {
-			op.err = err
-		}
-	}
-}
-
-// apply lets every operation change the index; one that fails leaves no trace.
-func (w *writer) apply(ops []*operation) *batch {
-	l := w.ledger
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	b := &batch{ledger: l, now: l.tick(), steps: make([]step, 0, len(ops))}
-	for _, op := range ops {
-		m := b.mark()
-		if op.err = op.apply(b); op.err != nil {
-			b.rollback(m)
-		}
-	}
-	if !b.empty() {
-		b.forget()
-		b.end()
-	}
+	w.size = b.operations
 	return b
 }
 
-// forgetStep is how many released allocations one transaction forgets, along with what it is for.
-const forgetStep = 16
-
-// forget drops released allocations that need not be remembered any longer.
-func (b *batch) forget() {
-	for _, a := range b.ledger.book.forgettable(b.now, b.ledger.opts.Remember, forgetStep) {
-		b.drop(a)
+// next makes the open batch durable.
+func (w *writer) next() {
+	l := w.ledger
+	l.mu.Lock()
+	b := w.take()
+	b.close()
+	l.mu.Unlock()
+	if err := w.write(b); err != nil {
+		l.mu.Lock()
+		later := w.take() // it was applied after b, perhaps because of b
+		later.fail(err)
+		b.fail(err)
+		l.mu.Unlock()
+		w.answer(later)
 	}
+	w.answer(b)
+}
+
+// settled makes the open batch durable while nobody can begin another one, then runs f.
+func (w *writer) settled(f func() error) error {
+	l := w.ledger
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	b := w.take()
+	b.close()
+	if err := w.write(b); err != nil {
+		b.fail(err)
+	}
+	defer w.answer(b)
+	return f()
+}
+
+func (w *writer) write(b *batch) error {
+	if b == nil || b.empty() {
+		return nil
+	}
+	return w.ledger.store.write(b, w.ledger.opts)
+}
+
+func (w *writer) answer(b *batch) {
+	if b == nil {
+		return
+	}
+	w.company = b.operations + int(w.waiting.Load())
+	close(b.answered)
 }
