@@ -28,6 +28,8 @@ func TestAdmission(t *testing.T) {
 			"Events":                events,
 			"PoolShrunk":            poolShrunk,
 			"PoolSplit":             poolSplit,
+			"Columns":               columns,
+			"NodesKeepTheirs":       nodesKeepTheirs,
 			"NotAsked":              notAsked,
 			"Bodies":                bodies,
 			"Bindings":              bindings,
