@@ -56,6 +56,7 @@ func BenchmarkGarbage(b *testing.B) {
 	if _, err := w.ledger.Bind(b.Context(), owner.claim, w.ledger.ByOwner("uid-a")[0].Owner, ipam.Cause{}); err != nil {
 		b.Fatal(err)
 	}
+	w.vms["vms/a/uid-a"] = map[string]string{}
 	w.addVMI(masquerade)
 	handlers := w.hooks.Handlers()
 	for _, bench := range []struct {

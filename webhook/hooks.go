@@ -97,6 +97,8 @@ type Hooks struct {
 	Metrics *Metrics
 	// Now defaults to time.Now.
 	Now func() time.Time
+
+	sidecar *rendered
 }
 
 // Server is what Register needs of controller-runtime's webhook server.
@@ -116,6 +118,7 @@ func (h *Hooks) Handlers() map[string]admission.Handler {
 	if h.Now == nil {
 		h.Now = time.Now
 	}
+	h.sidecar = render(h.Options.SidecarImage)
 	return map[string]admission.Handler{
 		PathVMCreate:   handler("vm-create", h.Metrics, h.telling(h.createVM)),
 		PathVMCommit:   handler("vm-commit", h.Metrics, h.telling(h.commitVM)),

@@ -115,7 +115,7 @@ func (h *Hooks) inject(ctx context.Context, req admission.Request, l launch) Dec
 			return refuse(conflict(req, "spec.volumes", err), err)
 		}
 	}
-	d.Patches = append(d.Patches, injectSidecar(pod, h.Options.SidecarImage)...)
+	d.Patches = append(d.Patches, h.sidecar.inject(pod)...)
 	d.Patches = append(d.Patches, l.selectNodes()...)
 	return d
 }

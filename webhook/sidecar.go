@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"encoding/json"
 	"fmt"
 	"slices"
 
@@ -162,30 +163,58 @@ func (p podView) injected() bool {
 	return slices.ContainsFunc(p.Spec.InitContainers, func(c containerView) bool { return c.Name == floatip.SidecarContainer })
 }
 
-// injectSidecar returns the operations that put the sidecar first among the init containers, before the image pulls of
-// KubeVirt's own, with its volumes. Init containers end in reverse order, so it also outlives the guest's shutdown.
-func injectSidecar(pod podView, image string) []jsonpatch.Operation {
-	ops := prepend(pod.Spec.InitContainers, sidecarContainer(image, sidecarResources(pod.guaranteed())))
-	volumes := pod.Spec.Volumes
+// rendered is what is injected, as JSON: it is the same for all pods but for the class Guaranteed.
+type rendered struct {
+	guaranteed, other json.RawMessage // containers
+	volumes           []renderedVolume
+}
+
+type renderedVolume struct {
+	name string
+	json json.RawMessage
+}
+
+func render(image string) *rendered {
+	r := &rendered{
+		guaranteed: mustEncode(sidecarContainer(image, sidecarResources(true))),
+		other:      mustEncode(sidecarContainer(image, sidecarResources(false))),
+	}
 	for _, v := range sidecarVolumes() {
-		ops = append(ops, appendVolume(volumes, v))
-		volumes = append(volumes, named{v.Name})
+		r.volumes = append(r.volumes, renderedVolume{v.Name, mustEncode(v)})
+	}
+	return r
+}
+
+func mustEncode(object any) json.RawMessage {
+	raw, err := json.Marshal(object)
+	if err != nil {
+		panic(fmt.Sprintf("webhook: encode %T: %v", object, err)) // objects of Kubernetes made of literals
+	}
+	return raw
+}
+
+// inject returns the operations that put the sidecar first among the init containers, before the image pulls of KubeVirt's
+// own, with its volumes. Init containers end in reverse order, so it also outlives the guest's shutdown.
+func (r *rendered) inject(pod podView) []jsonpatch.Operation {
+	container := r.other
+	if pod.guaranteed() {
+		container = r.guaranteed
+	}
+	ops := make([]jsonpatch.Operation, 0, 1+len(r.volumes))
+	ops = append(ops, insert("/spec/initContainers", "0", len(pod.Spec.InitContainers) == 0, container))
+	for i, v := range r.volumes {
+		ops = append(ops, insert("/spec/volumes", "-", i == 0 && len(pod.Spec.Volumes) == 0, v.json))
 	}
 	return ops
 }
 
-func prepend(have []containerView, c corev1.Container) []jsonpatch.Operation {
-	if len(have) == 0 {
-		return []jsonpatch.Operation{jsonpatch.NewOperation("add", "/spec/initContainers", []corev1.Container{c})}
+// insert adds an element to the list at path, or makes the list with it: "add" needs an existing parent (RFC 6902 section
+// 4.1).
+func insert(path, at string, first bool, element json.RawMessage) jsonpatch.Operation {
+	if first {
+		return jsonpatch.Operation{Operation: "add", Path: path, Value: json.RawMessage("[" + string(element) + "]")}
 	}
-	return []jsonpatch.Operation{jsonpatch.NewOperation("add", "/spec/initContainers/0", c)}
-}
-
-func appendVolume(have []named, v corev1.Volume) jsonpatch.Operation {
-	if len(have) == 0 {
-		return jsonpatch.NewOperation("add", "/spec/volumes", []corev1.Volume{v})
-	}
-	return jsonpatch.NewOperation("add", "/spec/volumes/-", v)
+	return jsonpatch.Operation{Operation: "add", Path: path + "/" + at, Value: element}
 }
 
 // selectNodes returns the operations that bind the pod to nodes which carry the provider networks of pools. A node

@@ -50,11 +50,21 @@ func Translate(in Input) (floatip.Firewall, []Problem) {
 	selecting := slices.Clone(in.Policies)
 	selecting = slices.DeleteFunc(selecting, func(p *networkingv1.NetworkPolicy) bool { return !Selects(p, in.Labels) })
 
+	if len(selecting) == 0 && in.open() {
+		everything := floatip.Admitted{Everything: true}
+		return floatip.Firewall{Ingress: everything, Egress: everything}, nil
+	}
 	egress := reader{direction: networkingv1.PolicyTypeEgress}
 	out := egress.admitted(selecting)
 	ingress := reader{direction: networkingv1.PolicyTypeIngress, named: in.NamedPorts}
 	inwards := ingress.admitted(selecting, in.allowed(), listed(in.Ports))
 	return floatip.Firewall{Ingress: inwards, Egress: out}, sorted(slices.Concat(ingress.problems, egress.problems))
+}
+
+// open reports whether nothing but policies could restrict the pod. Most pods are open, and are found to be without the
+// work that sets of addresses and ports make.
+func (in Input) open() bool {
+	return in.Allow == nil && in.Defaults.IPv4.allows() && in.Defaults.IPv6.allows() && len(in.Ports) == 0
 }
 
 // admitted returns what the policies and every one of the others admit.
