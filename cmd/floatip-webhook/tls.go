@@ -5,13 +5,19 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"net"
 	"os"
+	"path/filepath"
+	"strconv"
 	"time"
 
 	"github.com/go-logr/logr"
+	"golang.org/x/sync/errgroup"
+	"sigs.k8s.io/controller-runtime/pkg/certwatcher"
 	ctrlwebhook "sigs.k8s.io/controller-runtime/pkg/webhook"
 
 	"floatip.io/floatip/certs"
+	"floatip.io/floatip/webhook/serving"
 )
 
 // getCertificate is the callback of tls.Config.
@@ -20,19 +26,40 @@ type getCertificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 // ownCertificates reports whether floatip makes its certificates itself.
 func (c *config) ownCertificates() bool { return c.tlsDir == "" }
 
-// webhookServer serves with floatip's own certificate, or with the one in the folder, which the server reads again when it
-// changes (controller-runtime pkg/certwatcher).
+// webhookServer serves with floatip's own certificate, or with the one in the folder, which is read again when it changes
+// (controller-runtime pkg/certwatcher).
 func webhookServer(c config, own getCertificate) (ctrlwebhook.Server, error) {
+	var watcher *certwatcher.CertWatcher
 	if !c.ownCertificates() {
-		own = nil
+		var err error
+		watcher, err = certwatcher.New(filepath.Join(c.tlsDir, "tls.crt"), filepath.Join(c.tlsDir, "tls.key"))
+		if err != nil {
+			return nil, fmt.Errorf("--tls-dir: %w", err)
+		}
+		own = watcher.GetCertificate
 	}
-	options, err := tlsOptions(own, c.clientCA)
+	config, err := tlsConfig(own, c.clientCA)
 	if err != nil {
 		return nil, err
 	}
-	return ctrlwebhook.NewServer(ctrlwebhook.Options{
-		Host: c.webhookHost, Port: c.webhookPort, TLSOpts: options, CertDir: c.tlsDir,
-	}), nil
+	server := serving.New(net.JoinHostPort(c.webhookHost, strconv.Itoa(c.webhookPort)), config)
+	if watcher == nil {
+		return server, nil
+	}
+	return watchingServer{server, watcher}, nil
+}
+
+// watchingServer also watches the files of its certificate.
+type watchingServer struct {
+	*serving.Server
+	watcher *certwatcher.CertWatcher
+}
+
+func (s watchingServer) Start(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return s.watcher.Start(ctx) })
+	group.Go(func() error { return s.Server.Start(ctx) })
+	return group.Wait()
 }
 
 // syncEarly makes the certificate before the server listens, so that its first clients meet the gate's "try again" and
@@ -45,15 +72,12 @@ func syncEarly(ctx context.Context, source *certs.Source, log logr.Logger) {
 	}
 }
 
-// tlsOptions admit TLS 1.3 only, with the certificate that source has at the time of the connection; a nil source leaves
-// the choice to the server.
-func tlsOptions(source getCertificate, clientCA string) ([]func(*tls.Config), error) {
-	options := []func(*tls.Config){func(t *tls.Config) {
-		t.MinVersion = tls.VersionTLS13
-		t.GetCertificate = source
-	}}
+// tlsConfig serves the certificate that source has at the time of the connection, and admits only clients with a
+// certificate of the authority in the file clientCA, if there is one.
+func tlsConfig(source getCertificate, clientCA string) (*tls.Config, error) {
+	config := &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: source}
 	if clientCA == "" {
-		return options, nil
+		return config, nil
 	}
 	pem, err := os.ReadFile(clientCA)
 	if err != nil {
@@ -63,7 +87,6 @@ func tlsOptions(source getCertificate, clientCA string) ([]func(*tls.Config), er
 	if !pool.AppendCertsFromPEM(pem) {
 		return nil, fmt.Errorf("--client-ca-file %s: no certificate in it", clientCA)
 	}
-	return append(options, func(t *tls.Config) {
-		t.ClientCAs, t.ClientAuth = pool, tls.RequireAndVerifyClientCert
-	}), nil
+	config.ClientCAs, config.ClientAuth = pool, tls.RequireAndVerifyClientCert
+	return config, nil
 }

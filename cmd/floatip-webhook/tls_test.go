@@ -38,13 +38,9 @@ func certificate(t *testing.T) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
 }
 
-// handshake connects client to a server with the options, and returns what either side says against it.
-func handshake(t *testing.T, options []func(*tls.Config), client *tls.Config) error {
+// handshake connects client to a server, and returns what either side says against it.
+func handshake(t *testing.T, server, client *tls.Config) error {
 	t.Helper()
-	server := &tls.Config{}
-	for _, option := range options {
-		option(server)
-	}
 	here, there := net.Pipe()
 	defer here.Close()
 	served := make(chan error, 1)
@@ -62,7 +58,7 @@ func handshake(t *testing.T, options []func(*tls.Config), client *tls.Config) er
 	return errors.Join(err, <-served)
 }
 
-func TestTLSOptions(t *testing.T) {
+func TestTLSConfig(t *testing.T) {
 	serving, known, stranger := certificate(t), certificate(t), certificate(t)
 	roots := x509.NewCertPool()
 	roots.AddCert(serving.Leaf)
@@ -84,18 +80,18 @@ func TestTLSOptions(t *testing.T) {
 		{"no client certificate", clientCA, &tls.Config{}, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			options, err := tlsOptions(source, tc.clientCA)
+			server, err := tlsConfig(source, tc.clientCA)
 			if err != nil {
 				t.Fatal(err)
 			}
 			tc.client.RootCAs, tc.client.ServerName = roots, "webhook"
-			if err := handshake(t, options, tc.client); (err == nil) != tc.admitted {
+			if err := handshake(t, server, tc.client); (err == nil) != tc.admitted {
 				t.Errorf("admitted: %v, want %v", err, tc.admitted)
 			}
 		})
 	}
 	for name, file := range map[string]string{"no file": "/nonexistent", "no certificate": os.DevNull} {
-		if _, err := tlsOptions(source, file); err == nil {
+		if _, err := tlsConfig(source, file); err == nil {
 			t.Errorf("--client-ca-file with %s is accepted", name)
 		}
 	}

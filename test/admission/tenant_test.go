@@ -58,7 +58,7 @@ spec:
 // tenant is a namespace with a pool that serves it alone. Tests of different tenants do not meet.
 type tenant struct {
 	*world
-	t   *testing.T
+	t   testing.TB
 	ctx context.Context
 	ns  string
 	net netip.Prefix // of the pool, which has its addresses .1 to .size
@@ -67,7 +67,7 @@ type tenant struct {
 var tenants atomic.Int32
 
 // tenant makes a namespace that opted in, and its pool of size addresses, which is called like the namespace.
-func (w *world) tenant(t *testing.T, size int, change ...func(*v1alpha1.FloatingIPPool)) *tenant {
+func (w *world) tenant(t testing.TB, size int, change ...func(*v1alpha1.FloatingIPPool)) *tenant {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), within)
 	t.Cleanup(cancel)

@@ -67,7 +67,7 @@ type world struct {
 }
 
 // start starts a world that ends with the test.
-func start(t *testing.T) *world {
+func start(t testing.TB) *world {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		const reason = "the control plane needs a network namespace of its own: run as root"
@@ -104,7 +104,7 @@ func start(t *testing.T) *world {
 }
 
 // end keeps the logs of a failed test, and removes everything else.
-func (w *world) end(t *testing.T) {
+func (w *world) end(t testing.TB) {
 	if t.Failed() {
 		kept, err := os.MkdirTemp("", "floatip-logs-")
 		if err == nil {
