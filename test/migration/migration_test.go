@@ -26,9 +26,8 @@ import (
 // within bounds each wait. A guest boots in some ten seconds on a busy machine, and migrates in a few.
 const within = 2 * time.Minute
 
-// few is how many migrations a test run makes; FLOATIP_MIGRATIONS says another number, and adds the download. The emulated
-// guest has answered nobody any more after the second or third one in some of the runs, by its pod's kernel neither.
-const few = 1
+// few is how many migrations a test run makes: there, back, and there again. FLOATIP_MIGRATIONS says another number.
+const few = 3
 
 // TestMigrations lets a real guest migrate between two nodes, to and fro, as KubeVirt's controllers have it done, while
 // connections of every kind go through its floating address.
@@ -150,11 +149,7 @@ func begin(ctx context.Context, t *testing.T, s *story.Story) traffic {
 	add(inbound(ctx, provider.Namespace, story.Floating))
 	add(inbound(ctx, outside.Namespace, story.Floating))
 	add(outbound(ctx, g, outside.Namespace, outside.Address))
-	// The download stood still in some of the runs after two or three migrations: the pod tracked and passed its packets,
-	// and the emulated guest acknowledged none. TestHandOver of the node agent has it with guests that are not emulated.
-	if os.Getenv("FLOATIP_MIGRATIONS") != "" {
-		add(download(ctx, g, outside.Namespace, outside.Address))
-	}
+	add(download(ctx, g, outside.Namespace, outside.Address))
 	if all.datagrams, err = startDatagrams(ctx, provider.Namespace, story.Floating); err != nil {
 		t.Fatal(err)
 	}
@@ -225,9 +220,9 @@ func migrate(ctx context.Context, t *testing.T, s *story.Story, all traffic, n i
 	if move.StallMilliseconds != nil {
 		stall = fmt.Sprintf("%d ms", *move.StallMilliseconds)
 	}
-	t.Logf("migration %d, %s to %s in %s: qemu says that the guest stood still for %s, floatip for %s (%s, %d connections); "+
+	t.Logf("migration %d, %s to %s in %s: by qemu the guest stood still for %d ms, by floatip for %s (%s, %d connections); "+
 		"longest silences%s; UDP packets lost: %d", n, move.From, move.To, time.Since(begun).Round(time.Millisecond),
-		pause(ctx, t, s, from), stall, move.Trigger, move.Connections, silences, all.datagrams.lost()-lost)
+		pause(ctx, t, s, from, move.To).Milliseconds(), stall, move.Trigger, move.Connections, silences, all.datagrams.lost()-lost)
 }
 
 func machine(ctx context.Context, t *testing.T, s *story.Story) *kubevirtv1.VirtualMachineInstance {
@@ -270,29 +265,43 @@ func arrived(ctx context.Context, t *testing.T, s *story.Story, from *kubevirtv1
 	}
 }
 
-// pauseLine is what the log of the source's machine says (test/kubevirt/virthandler/launcher, PauseLine).
-var pauseLine = regexp.MustCompile(`the guest stood still for (\d+ ms)`)
+// What the logs of the two machines say (test/kubevirt/virthandler/launcher, StillLine and RunsLine).
+var (
+	stillLine = regexp.MustCompile(`the guest stands still since (\S+)`)
+	runsLine  = regexp.MustCompile(`the guest runs since (\S+)`)
+)
 
-// pause returns how long qemu says that the guest stood still. The source's node keeps the log of the machine that ended.
-func pause(ctx context.Context, t *testing.T, s *story.Story, from *kubevirtv1.VirtualMachineInstance) (said string) {
+// pause returns how long the guest itself stood still: from qemu's STOP on its old node to RESUME on its new one.
+func pause(ctx context.Context, t *testing.T, s *story.Story, from *kubevirtv1.VirtualMachineInstance, to string) time.Duration {
 	t.Helper()
-	path := s.Rig.EndedLog(from.Status.NodeName, from.Name, string(from.UID))
+	left := s.Rig.EndedLog(from.Status.NodeName, from.Name, string(from.UID))
+	var still, runs time.Time
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	err := process.Wait(ctx, nil, "the log of the machine that has left", func(context.Context) error {
-		raw, err := os.ReadFile(path)
-		if err != nil {
-			return err
+	err := process.Wait(ctx, nil, "the logs of the two machines", func(context.Context) (err error) {
+		if still, err = told(left, stillLine); err == nil {
+			runs, err = told(s.Rig.MachineLog(to, string(from.UID)), runsLine)
 		}
-		found := pauseLine.FindSubmatch(raw)
-		if found == nil {
-			return fmt.Errorf("%s does not tell the pause", path)
-		}
-		said = string(found[1])
-		return os.Remove(path) // the next one is that of the next migration
+		return err
 	})
+	if err == nil {
+		err = os.Remove(left) // the next one is that of the next migration
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	return said
+	return runs.Sub(still)
+}
+
+// told returns the time in the line of a log.
+func told(path string, line *regexp.Regexp) (time.Time, error) {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return time.Time{}, err
+	}
+	found := line.FindSubmatch(raw)
+	if found == nil {
+		return time.Time{}, fmt.Errorf("%s does not say: %s", path, line)
+	}
+	return time.Parse(time.RFC3339Nano, string(found[1]))
 }

@@ -20,6 +20,11 @@ func (r *Rig) GuestSocket(node, instance string) string {
 	return filepath.Join(machinesDir(r.Dir, node), instance, guestSocket)
 }
 
+// MachineLog returns the log of the machine of an instance that is on a node.
+func (r *Rig) MachineLog(node, instance string) string {
+	return filepath.Join(machinesDir(r.Dir, node), instance, "launcher.log")
+}
+
 // EndedLog returns the log of the machine of an instance that has ended on a node, or left it.
 func (r *Rig) EndedLog(node, name, instance string) string {
 	return filepath.Join(machinesDir(r.Dir, node), "ended", name+"-"+instance+"-launcher.log")

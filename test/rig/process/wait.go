@@ -54,10 +54,14 @@ func wait(ctx context.Context, gone <-chan struct{}, progress Progress, what str
 	poll := time.NewTicker(pollEvery)
 	defer poll.Stop()
 	reminded := begun
+	var last error
 	for {
-		last := attempt(ctx, cond)
-		if last == nil {
+		err := attempt(ctx, cond)
+		if err == nil {
 			return nil
+		}
+		if last == nil || ctx.Err() == nil { // one that was cut off at the end says less than the one before
+			last = err
 		}
 		if time.Since(reminded) > remindEvery {
 			progress.Sayf("still waiting for %s (%s): %v", what, since(begun), last)

@@ -28,7 +28,7 @@ func TestQEMUArgs(t *testing.T) {
 	interfaces := []api.Interface{{MAC: &api.MAC{MAC: "02:00:00:00:00:05"}, Target: &api.InterfaceTarget{Device: "tap0"}}}
 	spec := Spec{VMI: vmi, Kernel: "/guest/vmlinuz", Initrd: "/guest/initrd", Incoming: true}
 	got := strings.Join(qemuArgs("/run/vm", spec, interfaces, "fd10:0:2::2/120,fd10:0:2::1"), " ")
-	want := "-name guest=demo_vm1 -machine q35 -accel tcg -cpu max -smp 2 -m 256M -nographic -nodefaults -no-user-config " +
+	want := "-name guest=demo_vm1 -machine q35 -accel tcg -cpu max -smp 2 -m 262152K -nographic -nodefaults -no-user-config " +
 		"-kernel /guest/vmlinuz -initrd /guest/initrd " +
 		"-append console=ttyS0 quiet panic=-1 floatip.ip6=fd10:0:2::2/120,fd10:0:2::1 " +
 		"-qmp unix:/run/vm/qmp.sock,server=on,wait=off " +

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log"
+	"time"
 
 	"k8s.io/apimachinery/pkg/api/resource"
 
@@ -51,11 +52,6 @@ func (s *server) migrate(arg migrateOrder) error {
 	if bandwidth == 0 {
 		bandwidth = defaultBandwidth
 	}
-	// The guest stands still while its memory is copied: the emulator of qemu 7.2 loses writes of a guest that runs meanwhile.
-	// With traffic on a busy machine guests came out with a corrupted stack or in an endless loop, by post-copy too.
-	if err := s.machine.do("stop", nil, nil); err != nil {
-		return s.migrationFailed(err)
-	}
 	limits := map[string]any{"max-bandwidth": bandwidth, "downtime-limit": downtimeLimit}
 	if err := s.machine.do("migrate-set-parameters", limits, nil); err != nil {
 		return s.migrationFailed(err)
@@ -68,7 +64,6 @@ func (s *server) migrate(arg migrateOrder) error {
 }
 
 func (s *server) migrationFailed(err error) error {
-	s.resume()
 	s.state.observeMigration("failed")
 	return fmt.Errorf("migrate: %w", err)
 }
@@ -82,11 +77,7 @@ func (s *server) quitWhenMigrated() {
 		if migration.EndTimestamp == nil && Alive(now.Domain) {
 			continue
 		}
-		if migration.Failed && Alive(now.Domain) {
-			s.resume()
-		}
 		if !migration.Failed && Alive(now.Domain) {
-			s.tellPause()
 			s.state.setEnding(api.ReasonMigrated)
 			if err := s.end("quit"); err != nil {
 				log.Printf("end the machine that has migrated: %v", err)
@@ -96,27 +87,22 @@ func (s *server) quitWhenMigrated() {
 	}
 }
 
-// resume lets the guest run: where it was if the migration failed, or where it has come.
-func (s *server) resume() {
-	if err := s.machine.do("cont", nil, nil); err != nil {
-		log.Printf("let the guest run: %v", err)
+// StillLine and RunsLine begin what the logs of the two machines say about a migration; the time follows, as time.RFC3339Nano.
+// What is between them is the guest's own pause.
+const (
+	StillLine = "the guest stands still since "
+	RunsLine  = "the guest runs since "
+)
+
+// tellPause writes into the log when the guest stopped and ran again.
+func tellPause(e event) {
+	switch at := e.at().Format(time.RFC3339Nano); e.Name {
+	case "STOP":
+		log.Print(StillLine, at)
+	case "RESUME":
+		log.Print(RunsLine, at)
 	}
 }
-
-// tellPause writes into the log how long the guest stood still, as qemu measured it.
-func (s *server) tellPause() {
-	var info struct {
-		Total int `json:"total-time"` // the guest was stopped before
-	}
-	if err := s.machine.do("query-migrate", nil, &info); err != nil {
-		log.Printf("ask for the pause of the migration: %v", err)
-		return
-	}
-	log.Printf("%s%d ms", PauseLine, info.Total)
-}
-
-// PauseLine begins what the log of a machine that has migrated says about the guest's pause: "345 ms".
-const PauseLine = "migrated; the guest stood still for "
 
 // cancel gives up a running migration; the guest stays here.
 func (s *server) cancel(struct{}) error {

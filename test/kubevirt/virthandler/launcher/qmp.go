@@ -32,7 +32,14 @@ type event struct {
 		Reason string `json:"reason"` // of SHUTDOWN
 		Status string `json:"status"` // of MIGRATION
 	} `json:"data"`
+	Timestamp struct {
+		Seconds      int64 `json:"seconds"`
+		Microseconds int64 `json:"microseconds"`
+	} `json:"timestamp"`
 }
+
+// at is when it happened.
+func (e event) at() time.Time { return time.Unix(e.Timestamp.Seconds, e.Timestamp.Microseconds*1000) }
 
 // monitorRedial is how often to look for qemu's socket while qemu starts.
 const monitorRedial = 20 * time.Millisecond

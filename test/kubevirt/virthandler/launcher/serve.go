@@ -116,14 +116,7 @@ func (s *server) attach(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	machine, err := dialMonitor(ctx, s.dir.monitor(), func(e event) {
-		if s.spec.Incoming && e.Name == "MIGRATION" && e.Data.Status == "completed" {
-			// The guest runs before virt-handler is told that it has come. An event's handler gives no orders.
-			go func() {
-				s.resume()
-				s.state.observe(e)
-			}()
-			return
-		}
+		tellPause(e)
 		s.state.observe(e)
 	})
 	if err != nil {
