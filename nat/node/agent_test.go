@@ -196,7 +196,7 @@ func (b *bench) addVM(number int, addresses ...string) *vm {
 // equip gives a pod what KubeVirt and, where the pod translates, its sidecar would.
 func (b *bench) equip(v *vm, described floatip.PodNAT, addresses ...netip.Addr) {
 	b.t.Helper()
-	v.entry.IPv4 = netip.MustParseAddr(v.IP)
+	v.entry.IPv4, v.entry.IPv6 = netip.MustParseAddr(v.IP), netip.MustParseAddr(v.IP6())
 	if !described.Delivery.InPod() {
 		nodetest.KubeVirt(b.t, v.Pod)
 		return

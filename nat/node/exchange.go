@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"floatip.io/floatip/nat/node/flows"
 	"floatip.io/floatip/nat/node/leg"
 	"floatip.io/floatip/nat/node/peer"
+	"floatip.io/floatip/nat/node/unread"
 )
 
 // exchange is how this agent and those of other nodes hand guests' connections over.
@@ -114,12 +116,18 @@ func (e *exchange) expected(key string) bool {
 }
 
 // set makes departures those of now. Of a guest that has left, as the view says, what is known of its connections is kept
-// for a while; its pod, and with it what the kernel knows, may go at any moment.
-func (e *exchange) set(departures map[string]departure, v View, self string, now time.Time) {
+// for a while; its pod, and with it what the kernel knows, may go at any moment. Missed are guests that have left without
+// having been departures before.
+func (e *exchange) set(departures, missed map[string]departure, v View, self string, now time.Time) {
 	e.mu.Lock()
 	old := e.departures
 	e.mu.Unlock()
 	left := map[string]departure{}
+	for machine, d := range missed {
+		if _, seen := old[machine]; !seen {
+			left[machine] = departure{frozen(d.Departure), d.to, now}
+		}
+	}
 	for machine, d := range old {
 		if _, stays := departures[machine]; stays {
 			continue
@@ -129,7 +137,7 @@ func (e *exchange) set(departures map[string]departure, v View, self string, now
 			departures[machine] = d
 		case known && m.Node == self: // the migration was given up
 		default:
-			left[machine] = departure{frozen(d.Departure, now), d.to, now}
+			left[machine] = departure{frozen(d.Departure), d.to, now}
 		}
 	}
 	e.mu.Lock()
@@ -144,12 +152,12 @@ func (e *exchange) set(departures map[string]departure, v View, self string, now
 }
 
 // frozen is d as it is now.
-func frozen(d peer.Departure, now time.Time) peer.Departure {
+func frozen(d peer.Departure) peer.Departure {
 	entries, err := d.Flows()
-	silence, known := d.Silence()
+	heard, known := d.Heard()
 	return peer.Departure{
 		Flows:   func() ([]flows.Entry, error) { return entries, err },
-		Silence: func() (time.Duration, bool) { return silence + time.Since(now), known },
+		Heard:   func() (time.Time, bool) { return heard, known },
 		Arrived: func() {},
 	}
 }
@@ -158,30 +166,59 @@ func frozen(d peer.Departure, now time.Time) peer.Departure {
 func (a *Agent) departures(p plan) map[string]departure {
 	out := map[string]departure{}
 	for _, pp := range p.pods {
-		if pp.grant.To == "" || pp.onNode() {
-			continue
+		pp.session.granted(pp)
+		if pp.grant.To != "" && !pp.onNode() {
+			pp.session.watch(pp.grant)
+			out[pp.grant.Pod.Machine.UID] = a.departure(pp.session, pp.grant.To)
 		}
-		s, g, bindings := pp.session, pp.grant, pp.bindings()
-		out[g.Pod.Machine.UID] = departure{to: g.To, Departure: peer.Departure{
-			Flows: func() ([]flows.Entry, error) { return s.flows(bindings) },
-			Silence: func() (time.Duration, bool) {
-				var silence time.Duration
-				var known bool
-				err := s.withNamespace(func(ns *os.File) (err error) {
-					silence, known, err = leg.GuestSilence(ns, g.NAT.Interface, g.MACs)
-					return err
-				})
-				return silence, known && err == nil
-			},
-			Arrived: func() {
-				s.journey.leave()
-				a.responders.yield(g.Addresses...)
-				a.Wake()
-				s.log.Info("another node has the guest now", "addresses", g.Addresses, "node", g.To)
-			},
-		}}
 	}
 	return out
+}
+
+// missed lists the machines that have migrated away before this agent has seen that they would: on a node with much to do
+// it may hear of a whole migration at once.
+func (a *Agent) missed(p plan, v View) map[string]departure {
+	kept := map[*session]bool{}
+	for _, pp := range p.pods {
+		kept[pp.session] = true
+	}
+	out := map[string]departure{}
+	for _, s := range a.sessions {
+		m := v.Machines[s.last.grant.Pod.Machine.UID]
+		if !kept[s] && s.last.active && m.Migration.SourceNode == a.Name && m.Node != a.Name && m.Node == m.Migration.TargetNode {
+			out[m.UID] = a.departure(s, m.Node)
+		}
+	}
+	return out
+}
+
+func (a *Agent) departure(s *session, to string) departure {
+	g, bindings := s.last.grant, s.last.bindings
+	return departure{to: to, Departure: peer.Departure{
+		Flows:  func() ([]flows.Entry, error) { return s.flows(bindings) },
+		Heard:  func() (time.Time, bool) { return s.heard(g) },
+		Unread: s.unread,
+		Arrived: func() {
+			s.journey.leave()
+			a.responders.yield(g.Addresses...)
+			a.Wake()
+			s.log.Info("another node has the guest now", "addresses", g.Addresses, "node", to)
+		},
+	}}
+}
+
+// granted keeps what the pod holds, for the time when it holds it no longer.
+func (s *session) granted(pp *podPlan) {
+	if !pp.onNode() && !pp.grant.Provisional {
+		s.last = lastGrant{pp.grant, pp.bindings(), pp.mode == Active}
+	}
+}
+
+// lastGrant is what a pod was granted in the last round.
+type lastGrant struct {
+	grant    Grant
+	bindings []floatip.Binding
+	active   bool
 }
 
 // bindings are those of the granted addresses.
@@ -199,6 +236,54 @@ func (s *session) withNamespace(f func(ns *os.File) error) error {
 	}
 	defer ns.Close()
 	return f(ns)
+}
+
+// watch has somebody note when the guest, which is about to leave, is last heard, and keep what is sent to it.
+func (s *session) watch(g Grant) {
+	err := s.inNamespace(func(ns *os.File) (err error) {
+		if s.guest == nil {
+			s.guest, err = leg.WatchGuest(s.ctx, ns, g.MACs)
+		}
+		if s.recorder == nil && s.recording == nil {
+			s.recorder, s.recording = unread.Record(s.ctx, ns, g.NAT.Interface)
+			err = errors.Join(err, s.recording)
+		}
+		return err
+	})
+	if err != nil {
+		s.log.Debug("watch the guest", "reason", err)
+	}
+}
+
+// unread returns packets that the guest has left unread here, each once.
+func (s *session) unread() [][]byte {
+	s.mu.Lock()
+	recorder := s.recorder
+	s.mu.Unlock()
+	frames, err := recorder.Unread()
+	if err != nil {
+		s.log.Debug("read what the guest has not", "reason", err)
+	}
+	out := make([][]byte, len(frames))
+	for i, f := range frames {
+		out[i] = f
+	}
+	return out
+}
+
+// heard is when the guest was last heard here, false where nobody knows.
+func (s *session) heard(g Grant) (heard time.Time, known bool) {
+	err := s.withNamespace(func(ns *os.File) (err error) {
+		heard, known, err = leg.GuestHeard(ns, g.NAT.Interface, g.MACs)
+		return err
+	})
+	if known && err == nil {
+		return heard, true
+	}
+	s.mu.Lock()
+	watch := s.guest
+	s.mu.Unlock()
+	return watch.Heard()
 }
 
 func (s *session) flows(bindings []floatip.Binding) (entries []flows.Entry, err error) {

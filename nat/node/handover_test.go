@@ -2,9 +2,11 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -16,9 +18,9 @@ import (
 	"floatip.io/floatip/nat/node/peer"
 )
 
-// closed admits nobody but to one port, and lets the guest open what it likes.
-func closed() floatip.PodNAT {
-	d := nodetest.Describe(floatip.Owner{}, fifty)
+// closed admits nobody but to one port by IPv4, and lets the guest open what it likes.
+func closed(also ...netip.Addr) floatip.PodNAT {
+	d := nodetest.Describe(floatip.Owner{}, append([]netip.Addr{fifty}, also...)...)
 	all := floatip.AddressRange{First: netip.MustParseAddr("0.0.0.0"), Last: netip.MustParseAddr("255.255.255.255")}
 	d.Firewall = &floatip.Firewall{
 		Ingress: floatip.Admitted{Entries: []floatip.Entry{{
@@ -32,7 +34,11 @@ func closed() floatip.PodNAT {
 // TestHandOver: connections that the pod's firewall would not admit again, and that its kernel would not pick up in the
 // middle, go on in the new pod: outgoing ones, one over which the guest only receives, UDP too, and an incoming one.
 func TestHandOver(t *testing.T) {
-	r := newRoadWith(t, closed())
+	t.Run("IPv4", func(t *testing.T) { testHandOver(t, newRoadWith(t, closed())) })
+	t.Run("both families", func(t *testing.T) { testHandOver(t, newRoadWith(t, closed(fifty6))) })
+}
+
+func testHandOver(t *testing.T, r *road) {
 	host := r.from.world.Host
 	streams := []*stream{
 		startStream(t, r.source.Guest, host, fifty.String(), 81),
@@ -40,10 +46,20 @@ func TestHandOver(t *testing.T) {
 		startDownload(t, host, r.source.Guest, netip.MustParseAddrPort(nodetest.Beyond+":83")),
 		startPush(t, host, r.source.Guest, netip.MustParseAddrPort(nodetest.Beyond+":84")),
 	}
+	first := len(streams)
+	if slices.Contains(r.has, fifty6) {
+		streams = append(streams,
+			startStream(t, host, r.source.Guest, nodetest.Beyond6, 86),
+			startDownload(t, host, r.source.Guest, netip.MustParseAddrPort("["+nodetest.Beyond6+"]:83")),
+			startPush(t, host, r.source.Guest, netip.MustParseAddrPort("["+nodetest.Beyond6+"]:84")),
+		)
+	}
 	for range 3 {
 		r.begin()
 		r.target.Sysctl("netfilter/nf_conntrack_tcp_loose=0")
-		r.to.await("the connections in the target's pod", func() bool { return r.target.Flows(fifty) == len(streams) })
+		r.to.await("the connections in the target's pod", func() bool {
+			return r.target.Flows(fifty) == first && (len(r.has) == 1 || r.target.Flows(fifty6) == len(streams)-first)
+		})
 		r.cut()
 		r.arrived()
 		for _, s := range streams {
@@ -130,6 +146,35 @@ func TestLateNode(t *testing.T) {
 		return m != nil && m.Trigger == KubeVirt && m.From == r.from.name && m.Flows == 1
 	})
 	s.proceeds(10)
+}
+
+// TestLateSource: the agent of the source's node hears of the migration when it is over, all at once. The connections come
+// along even so: one over which the guest only receives, through a firewall that would not admit it.
+func TestLateSource(t *testing.T) {
+	for _, final := range []bool{false, true} {
+		t.Run(fmt.Sprintf("the source's pod has ended: %t", final), func(t *testing.T) {
+			r := newRoadWith(t, closed())
+			s := startDownload(t, r.from.world.Host, r.source.Guest, netip.MustParseAddrPort(nodetest.Beyond+":83"))
+			r.prepare()
+			r.to.view.Machines = map[string]Machine{r.machine.UID: r.machine}
+			r.to.publish()
+			r.to.awaitReport("staged", func(report Report) bool {
+				s, ok := report.Statuses[fifty]
+				return ok && !s.Here && s.LegReady.True && s.NATReady.True
+			})
+			r.cut()
+			r.to.awaitReport("arrived", func(report Report) bool { s := report.Statuses[fifty]; return s.Here && s.Move != nil })
+			r.machine.Node, r.machine.Migration.Arrived = r.to.name, true
+			r.from.set(r.source.entry.UID, func(p *Pod) { p.Final = final })
+			r.publish()
+			r.from.awaitReport("gone", func(report Report) bool { return len(report.Statuses) == 0 })
+			r.to.awaitReport("the connection", func(report Report) bool {
+				m := report.Statuses[fifty].Move
+				return m != nil && m.Flows == 1
+			})
+			s.proceeds(10)
+		})
+	}
 }
 
 // TestYieldWhileUnknown: the other node has the address, and the machine cannot be read for a moment. The address is not
@@ -234,7 +279,7 @@ func startPush(t *testing.T, server, client *nodetest.Namespace, address netip.A
 	t.Helper()
 	var l net.PacketConn
 	server.Do(func() (err error) {
-		l, err = net.ListenPacket("udp4", address.String())
+		l, err = net.ListenPacket("udp", address.String())
 		return err
 	})
 	t.Cleanup(func() { l.Close() })
@@ -246,7 +291,7 @@ func startPush(t *testing.T, server, client *nodetest.Namespace, address netip.A
 	}()
 	s := &stream{t: t, more: make(chan struct{}, 1)}
 	client.Do(func() (err error) {
-		s.conn, err = net.Dial("udp4", address.String())
+		s.conn, err = net.Dial("udp", address.String())
 		return err
 	})
 	t.Cleanup(func() { s.conn.Close() })

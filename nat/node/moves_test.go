@@ -27,34 +27,44 @@ type road struct {
 	target   *vm // where it may go
 	machine  Machine
 	rules    *floatip.PodNAT // in the pods, nil for those of every pod
+	has      []netip.Addr    // what the guest has
 	// strangers: the agents do not know each other.
 	strangers bool
 	empty     map[string][]string // what each node holds without any address
 }
 
 // newRoad has the guest on the first of two nodes, reachable.
-func newRoad(t *testing.T) *road { return newRoadBy(t, "") }
+func newRoad(t *testing.T) *road { return newRoadBy(t, "", fifty) }
 
 // newRoadWith is newRoad with other rules in the pods.
 func newRoadWith(t *testing.T, rules floatip.PodNAT) *road {
 	t.Helper()
-	r := newRoad(t)
+	var has []netip.Addr
+	for _, b := range rules.Bindings {
+		has = append(has, b.Floating)
+	}
+	r := newRoadBy(t, "", has...)
 	r.rules = &rules
 	nodetest.Install(t, r.source.Pod, rules)
 	return r
 }
 
-func newRoadBy(t *testing.T, d floatip.Delivery) *road {
+func newRoadBy(t *testing.T, d floatip.Delivery, has ...netip.Addr) *road {
 	t.Helper()
 	w := nodetest.NewWorld(t)
-	r := &road{t: t, from: newBenchOn(t, w, "10"), to: newBenchOn(t, w, "11"), pods: 1}
+	r := &road{t: t, from: newBenchOn(t, w, "10"), to: newBenchOn(t, w, "11"), pods: 1, has: has}
+	var texts []string
+	for _, a := range has {
+		texts = append(texts, a.String())
+	}
 	for _, b := range []*bench{r.from, r.to} {
+		b.dualStack()
 		lan := b.view.Pools["lan"]
 		lan.Delivery, b.delivery = d, d
 		b.view.Pools["lan"] = lan
 	}
 	r.empty = map[string][]string{r.from.name: inventory(t, r.from.node.Namespace), r.to.name: inventory(t, r.to.node.Namespace)}
-	r.source = r.from.addVM(1, fifty.String())
+	r.source = r.from.addVM(1, texts...)
 	r.machine = r.from.view.Machines[r.source.entry.Machine.UID]
 	r.machine.MACs = []string{r.source.Guest.Get("eth0").Attrs().HardwareAddr.String()}
 	for _, b := range []*bench{r.from, r.to} {
@@ -62,7 +72,7 @@ func newRoadBy(t *testing.T, d floatip.Delivery) *road {
 		b.start()
 	}
 	r.publish()
-	r.from.awaitReport("ready", ready(fifty.String()))
+	r.from.awaitReport("ready", ready(texts...))
 	return r
 }
 
@@ -92,17 +102,26 @@ func (r *road) begin() {
 	r.t.Helper()
 	r.prepare()
 	r.publish()
-	r.to.awaitReport("staged", func(report Report) bool {
-		s, ok := report.Statuses[fifty]
-		return ok && !s.Here && s.LegReady.True && s.NATReady.True
-	})
+	r.to.awaitReport("staged", r.each(func(s Status) bool { return !s.Here && s.LegReady.True && s.NATReady.True }))
+}
+
+// each reports whether it is so for all addresses of the guest.
+func (r *road) each(so func(Status) bool) func(Report) bool {
+	return func(report Report) bool {
+		for _, a := range r.has {
+			if s, ok := report.Statuses[a]; !ok || !so(s) {
+				return false
+			}
+		}
+		return true
+	}
 }
 
 // prepare makes the pod and tells nobody.
 func (r *road) prepare() {
 	r.t.Helper()
 	r.pods++
-	r.target = r.to.addTarget(r.pods, r.source.entry)
+	r.target = r.to.addTarget(r.pods, r.source.entry, r.has...)
 	if r.rules != nil {
 		nodetest.Install(r.t, r.target.Pod, *r.rules)
 	}
@@ -110,7 +129,7 @@ func (r *road) prepare() {
 }
 
 // addTarget makes a pod that waits for the guest of another one.
-func (b *bench) addTarget(number int, like Pod) *vm {
+func (b *bench) addTarget(number int, like Pod, has ...netip.Addr) *vm {
 	b.t.Helper()
 	v := &vm{entry: like}
 	v.entry.UID, v.entry.Name = uidOf(number), like.Name+"-"+v.entry.UID[len(v.entry.UID)-3:]
@@ -121,7 +140,7 @@ func (b *bench) addTarget(number int, like Pod) *vm {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	b.equip(v, described, fifty)
+	b.equip(v, described, has...)
 	b.view.Pods = append(b.view.Pods, v.entry)
 	return v
 }
@@ -136,11 +155,8 @@ func (r *road) cut() {
 // arrived waits until the other node has taken over, without a word of KubeVirt.
 func (r *road) arrived() {
 	r.t.Helper()
-	r.to.awaitReport("arrived", func(report Report) bool {
-		s := report.Statuses[fifty]
-		return s.Here && s.Ready().True && s.Move != nil
-	})
-	r.from.awaitReport("left", func(report Report) bool { s, ok := report.Statuses[fifty]; return ok && !s.Here })
+	r.to.awaitReport("arrived", r.each(func(s Status) bool { return s.Here && s.Ready().True && s.Move != nil }))
+	r.from.awaitReport("left", r.each(func(s Status) bool { return !s.Here }))
 }
 
 // finish is what KubeVirt says and does afterwards. The guest may go back then.
@@ -170,7 +186,9 @@ func (b *bench) set(uid string, change func(*Pod)) {
 // is left on a node that it has left is nothing.
 func TestMove(t *testing.T) {
 	for _, d := range []floatip.Delivery{floatip.DeliveryLeg, floatip.DeliveryRouted} {
-		t.Run(string(d), func(t *testing.T) { testMove(t, newRoadBy(t, d)) })
+		for _, has := range [][]netip.Addr{{fifty}, {fifty, fifty6}} {
+			t.Run(fmt.Sprintf("%s %s", d, has), func(t *testing.T) { testMove(t, newRoadBy(t, d, has...)) })
+		}
 	}
 }
 
@@ -182,6 +200,11 @@ func testMove(t *testing.T, r *road) {
 		startStream(t, r.source.Guest, host, fifty.String(), 83),  // from the LAN, by somebody who knows one node only
 	}
 	udp := startEcho(t, r.source.Guest, host, fifty.String()+":7")
+	if slices.Contains(r.has, fifty6) {
+		streams = append(streams,
+			startStream(t, r.source.Guest, host, fifty6.String(), 84), startStream(t, host, r.source.Guest, nodetest.Beyond6, 85))
+		udp = startEcho(t, r.source.Guest, host, "["+fifty6.String()+"]:7")
+	}
 	for range 3 {
 		end := udp.flow(time.Millisecond)
 		r.begin()
@@ -231,7 +254,7 @@ type stream struct {
 // startStream opens a connection from one namespace to a server in the other and keeps it busy.
 func startStream(t *testing.T, server, client *nodetest.Namespace, address string, port uint16) *stream {
 	t.Helper()
-	l := server.Listen(netip.AddrPortFrom(netip.IPv4Unspecified(), port).String())
+	l := server.Listen(netip.AddrPortFrom(netip.IPv6Unspecified(), port).String()) // of both families
 	go func() {
 		c, err := l.Accept()
 		if err != nil {

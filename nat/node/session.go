@@ -16,6 +16,8 @@ import (
 
 	"floatip.io/floatip"
 	"floatip.io/floatip/nat/handover"
+	"floatip.io/floatip/nat/node/leg"
+	"floatip.io/floatip/nat/node/unread"
 )
 
 const (
@@ -43,11 +45,16 @@ type session struct {
 	cancel  context.CancelFunc
 	done    chan struct{}
 	journey journey
+	last    lastGrant // of the rounds alone
 
 	mu    sync.Mutex // guards what follows
 	netns *os.File   // nil until the sidecar was reached for the first time
 	state handover.State
 	err   error // why there is no connection now
+	// guest and recorder are nil before the guest is about to leave. recording says why there is no recorder.
+	guest     *leg.GuestWatch
+	recorder  *unread.Recorder
+	recording error
 
 	// checked is when the pod's half of the leg was last compared with leg, and found or made right. The zero Time:
 	// never, or not since the sidecar was reached anew.

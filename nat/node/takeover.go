@@ -1,12 +1,15 @@
 package node
 
 import (
+	"net"
 	"os"
+	"slices"
 	"time"
 
 	"floatip.io/floatip"
 	"floatip.io/floatip/nat/node/flows"
 	"floatip.io/floatip/nat/node/peer"
+	"floatip.io/floatip/nat/node/unread"
 )
 
 const (
@@ -39,12 +42,15 @@ func (a *Agent) takeOver(s *session, ns *os.File, g Grant, bindings []floatip.Bi
 		return
 	}
 	defer table.Close()
-	w := &writer{journey: &s.journey, table: table, bindings: bindings, held: map[flows.Key]bool{}}
+	w := &writer{
+		journey: &s.journey, table: table, bindings: bindings, held: map[flows.Key]bool{}, inward: map[flows.Key]bool{},
+		ns: ns, bridge: g.NAT.Interface, macs: g.MACs,
+	}
 	for said := ""; s.ctx.Err() == nil && !s.journey.longArrived(time.Now()); {
 		source := s.journey.peer()
 		t := peer.Target{
 			Identity: a.exchange.identity, NetNS: a.NetNS, Address: source.Address, Key: source.Key,
-			Machine: g.Pod.Machine.UID, ArrivedAt: s.journey.arrivedAt, Apply: w.apply,
+			Machine: g.Pod.Machine.UID, ArrivedAt: s.journey.arrivedAt, Apply: w.apply, Give: w.give,
 		}
 		outcome, err := t.Follow(s.ctx, s.journey.arrival())
 		a.health.handedOver(w.fresh())
@@ -54,7 +60,7 @@ func (a *Agent) takeOver(s *session, ns *os.File, g Grant, bindings []floatip.Bi
 				a.health.stalled(outcome.Silence)
 			}
 			s.log.Info("took the guest's connections over", "from", g.From, "connections", len(w.held), "refused", w.refused,
-				"failed", w.failed, "silence", outcome.Silence)
+				"failed", w.failed, "silence", outcome.Silence, "packets", w.given)
 			a.Wake()
 			return
 		}
@@ -78,6 +84,12 @@ type writer struct {
 	put             uint64
 	refused, failed uint64
 	told            [3]uint64 // what fresh has returned of put, refused and failed
+
+	inward map[flows.Key]bool // what reaches the guest of the connections that were taken over
+	ns     *os.File
+	bridge string
+	macs   []string
+	given  int // packets that the guest got
 }
 
 // apply writes changes. After the arrival the kernel has seen packets of its own, and its entries are the better ones.
@@ -100,7 +112,34 @@ func (w *writer) apply(c flows.Changes) {
 		}
 		w.held[e.Key()] = true
 		w.put++
+		for _, b := range w.bindings {
+			if k, ok := e.Inward(b.Fixed); ok {
+				w.inward[k] = true
+			}
+		}
 	}
+}
+
+// give hands packets to the guest that it had no time to read on its old node. Like entries, they must be of connections by
+// the floating addresses; of these the old node could have told the guest anything as long as it was there.
+func (w *writer) give(frames [][]byte) {
+	var good []unread.Frame
+	for _, raw := range frames {
+		f := unread.Frame(raw)
+		if k, ok := flows.FrameKey(f.Ethernet()); ok && w.inward[k] && w.isTo(f.Ethernet()) {
+			good = append(good, f)
+		}
+	}
+	if len(good) == 0 || !w.journey.hasArrived() {
+		return
+	}
+	n, _ := unread.Put(w.ns, w.bridge, good) // what the guest does not get is sent again, as any packet that was lost
+	w.given += n
+}
+
+// isTo reports whether a frame is addressed to the guest.
+func (w *writer) isTo(frame []byte) bool {
+	return len(w.macs) == 0 || slices.Contains(w.macs, net.HardwareAddr(frame[:6]).String())
 }
 
 // fresh returns how many were written, refused and failed since the last time.

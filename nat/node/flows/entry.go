@@ -69,6 +69,20 @@ type Key struct {
 // Key returns the name of e.
 func (e Entry) Key() Key { return Key{e.Protocol, e.Original} }
 
+// Inward names what reaches the guest of the connection: the tuple of its packets behind all translation. Only protocols with
+// ports have one, and no connection of the guest to itself.
+func (e Entry) Inward(fixed netip.Addr) (Key, bool) {
+	inward, outward := e.Reply.Source == fixed, e.Original.Source == fixed
+	answered := e.Original
+	if inward {
+		answered = e.Reply
+	}
+	return Key{e.Protocol, Tuple{
+		Source: answered.Destination, SourcePort: answered.DestinationPort,
+		Destination: answered.Source, DestinationPort: answered.SourcePort,
+	}}, inward != outward && hasPorts(e.Protocol)
+}
+
 // of reports whether the connection goes through the floating address of b.
 func (e Entry) of(b floatip.Binding) bool {
 	return e.Original.Destination == b.Floating || e.Reply.Destination == b.Floating

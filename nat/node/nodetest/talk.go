@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/mdlayher/packet"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -26,6 +27,17 @@ func (n *Namespace) settle(address string) {
 		}
 	}
 	n.t.Fatalf("%s does not answer", address)
+}
+
+// waitUp waits until the kernel calls a link up.
+func (n *Namespace) waitUp(link string) {
+	n.t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		if n.Get(link).Attrs().OperState == netlink.OperUp {
+			return
+		}
+	}
+	n.t.Fatalf("%s does not come up", link)
 }
 
 // Serve answers each TCP connection to address inside the namespace with "<who> sees <address of the client>".

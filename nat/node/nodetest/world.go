@@ -158,7 +158,8 @@ func (p *Pod) plugGuest() {
 func (p *Pod) guestPort() string { return "to" + p.IP[strings.LastIndex(p.IP, ".")+1:] }
 
 // Receive moves the guest of another pod into this one, with its addresses and its open connections. The other pod keeps
-// its end of the cable, as qemu's tap device stays there. Nothing is heard of the guest here before it speaks.
+// its end of the cable without a carrier, as a tap device stays there that qemu has closed; its bridge forgets the guest.
+// Nothing is heard of the guest here before it speaks.
 func (p *Pod) Receive(from *Pod) {
 	p.t.Helper()
 	p.Guest, from.Guest = from.Guest, nil
@@ -167,8 +168,16 @@ func (p *Pod) Receive(from *Pod) {
 	} else {
 		p.plugGuest()
 	}
+	// A port passes nothing before the kernel's worker has noticed its carrier, up to a second later. Qemu opens the device
+	// seconds before the guest comes.
+	p.waitUp("tap0")
+	p.Guest.waitUp(p.guestPort())
 	p.Guest.Release(from.guestPort())
+	p.Guest.Down(from.guestPort())
 }
+
+// IP6 is the pod's IPv6 address.
+func (p *Pod) IP6() string { return podAddress6(p.IP) }
 
 // podAddress6 returns the IPv6 address of the pod with this IPv4 address: fd30::5 beside 100.0.0.5.
 func podAddress6(address string) string {

@@ -3,9 +3,10 @@
 //
 //	target's agent                                      source's agent
 //	   | ------------- TLS 1.3, both show a key -------------> |   keys are published on the two Node objects
-//	   | -- {"version":1,"machine":"<UID>"} -----------------> |   does this machine migrate to the node of that key?
+//	   | -- {"version":1,"machine":"<UID>","frames":true} ---> |   does this machine migrate to the node of that key?
 //	   | <- {"put":[…],"remove":[…]} ------------------------- |   all at first, then what has changed, twice a second
 //	   | -- {"arrived":true,"ago":…} ------------------------> |   the guest was heard
+//	   | <- {"frames":[…]} ----------------------------------- |   packets that it had no time to read
 //	   | <- {"put":[…],"last":true,"silence":"…"} ------------ |   what has changed since; and for how long it was silent
 //
 // A key lives as long as its agent and is in no file. What it proves is that the other end is the agent of the node on
@@ -31,6 +32,12 @@ const (
 	// maxLine bounds one message, in bytes. perLine entries of the longest kind take half of it.
 	maxLine = 2 << 20
 	perLine = 2000
+
+	// perFrames bounds the packets in one message, in bytes: Base64 makes them a third longer. A packet has 64 KiB at most.
+	perFrames = 1 << 20
+
+	// maxFrames bounds what one source may give to the guest.
+	maxFrames = 4000
 
 	// maxEntries bounds what one source may make the target's kernel track.
 	maxEntries = 100_000

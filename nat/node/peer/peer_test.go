@@ -1,12 +1,14 @@
 package peer
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -27,6 +29,7 @@ type node struct {
 	departure Departure
 	entries   []flows.Entry
 	arrived   int
+	unread    [][]byte // each is told once
 }
 
 func newNode(t *testing.T, key string) *node {
@@ -39,7 +42,13 @@ func newNode(t *testing.T, key string) *node {
 			defer n.mu.Unlock()
 			return n.entries, nil
 		},
-		Silence: func() (time.Duration, bool) { return time.Hour, true },
+		Heard: func() (time.Time, bool) { return time.Now().Add(-time.Hour), true },
+		Unread: func() (told [][]byte) {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			told, n.unread = n.unread, nil
+			return told
+		},
 		Arrived: func() {
 			n.mu.Lock()
 			defer n.mu.Unlock()
@@ -141,16 +150,32 @@ func (c *copied) await(t *testing.T, count int) {
 	}
 }
 
-// TestFollow: all at first, then what changes, then the last of it at the arrival.
+// TestFollow: all at first, then what changes, then the last of it at the arrival. A target that takes packets gets those that
+// the guest has not read, as many messages as that takes.
 func TestFollow(t *testing.T) {
+	for _, takes := range []bool{false, true} {
+		t.Run(fmt.Sprintf("the target takes packets: %t", takes), func(t *testing.T) { testFollow(t, takes) })
+	}
+}
+
+func testFollow(t *testing.T, takes bool) {
+	var unread [][]byte
+	for i := range 40 {
+		unread = append(unread, bytes.Repeat([]byte{byte(i)}, 64<<10))
+	}
 	own := identity(t)
 	n := newNode(t, own.Fingerprint())
 	n.set(entries(3*perLine + 1)) // more than one message
+	n.unread = unread
 	c := &copied{all: map[flows.Key]bool{}, more: make(chan struct{}, 1)}
 	arrived, at := make(chan struct{}), time.Now()
 	target := Target{
 		Identity: own, Address: n.address, Key: n.Identity.Fingerprint(), Machine: "m", Apply: c.apply,
 		ArrivedAt: func() time.Time { return at },
+	}
+	var given [][]byte
+	if takes {
+		target.Give = func(frames [][]byte) { given = append(given, frames...) }
 	}
 	type result struct {
 		Outcome
@@ -173,6 +198,12 @@ func TestFollow(t *testing.T) {
 	c.await(t, 7)
 	if n.arrived != 1 {
 		t.Errorf("the source heard of %d arrivals, want 1", n.arrived)
+	}
+	if !takes {
+		unread = nil
+	}
+	if !slices.EqualFunc(given, unread, bytes.Equal) {
+		t.Errorf("the guest was given %d packets, want the %d that it has not read", len(given), len(unread))
 	}
 }
 

@@ -21,10 +21,12 @@ type Departure struct {
 	Key string
 	// Flows reads the tracked connections of the guest.
 	Flows func() ([]flows.Entry, error)
-	// Silence is the time since the guest was last heard here, false where nobody knows.
-	Silence func() (time.Duration, bool)
+	// Heard is when the guest was last heard here, false where nobody knows.
+	Heard func() (time.Time, bool)
 	// Arrived is called when the target says that the guest is there.
 	Arrived func()
+	// Unread returns packets that the guest has not read, each once. nil: nobody knows.
+	Unread func() [][]byte
 }
 
 // Source serves the targets of migrations. Its exported fields are set before Serve.
@@ -113,7 +115,7 @@ func (s *Source) serve(plain net.Conn) error {
 		}
 		arrived <- arrival{at: time.Now().Add(-max(0, a.Ago)), err: err}
 	}()
-	return s.follow(l, a.Machine, key, arrived)
+	return s.follow(l, a, key, arrived)
 }
 
 // arrival is what the target says of it.
@@ -123,10 +125,13 @@ type arrival struct {
 }
 
 // follow sends what is tracked for the machine until it has arrived, or does not migrate there any more.
-func (s *Source) follow(l *line, machine, key string, arrived <-chan arrival) error {
+func (s *Source) follow(l *line, asked ask, key string, arrived <-chan arrival) error {
 	var sent flows.Ledger
 	for {
-		d, leaves := s.Departure(machine)
+		d, leaves := s.Departure(asked.Machine)
+		if !asked.Frames || d.Unread == nil {
+			d.Unread = func() [][]byte { return nil }
+		}
 		if !leaves || d.Key != key {
 			return l.send(update{Refused: "no such machine migrates from here to the node of this agent"})
 		}
@@ -150,14 +155,22 @@ func (s *Source) follow(l *line, machine, key string, arrived <-chan arrival) er
 
 func (s *Source) finish(l *line, d Departure, arrived time.Time, sent *flows.Ledger) error {
 	d.Arrived()
+	// The packets first: the guest waits for them, and looking at the connections takes a while.
+	if err := l.sendFrames(d.Unread()); err != nil {
+		return err
+	}
 	last := update{Last: true}
-	if silence, known := d.Silence(); known {
-		silence = max(0, silence-time.Since(arrived))
+	if heard, known := d.Heard(); known {
+		silence := max(0, arrived.Sub(heard))
 		last.Silence = &silence
 	}
 	entries, err := d.Flows()
 	if err != nil {
 		return errors.Join(err, l.send(last))
+	}
+	// Some were on their way here when the LAN heard of the new node.
+	if err := l.sendFrames(d.Unread()); err != nil {
+		return err
 	}
 	return l.sendUpdate(sent.Update(entries, time.Now()), last)
 }

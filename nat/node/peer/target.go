@@ -25,6 +25,8 @@ type Target struct {
 	ArrivedAt func() time.Time
 	// Apply writes changes into the pod.
 	Apply func(flows.Changes)
+	// Give hands packets to the guest, each as package unread has it. nil: it gets none.
+	Give func([][]byte)
 }
 
 // Outcome is what is known after the arrival.
@@ -44,7 +46,7 @@ func (t *Target) Follow(ctx context.Context, arrived <-chan struct{}) (Outcome, 
 	}
 	defer l.conn.Close()
 	defer closeWith(ctx, l.conn)()
-	if err := l.send(ask{Version: Version, Machine: t.Machine}); err != nil {
+	if err := l.send(ask{Version: Version, Machine: t.Machine, Frames: t.Give != nil}); err != nil {
 		return Outcome{}, fmt.Errorf("agent at %s: %w", t.Address, err)
 	}
 	done := make(chan struct{})
@@ -64,7 +66,7 @@ func (t *Target) Follow(ctx context.Context, arrived <-chan struct{}) (Outcome, 
 }
 
 func (t *Target) receive(l *line) (Outcome, error) {
-	for entries := 0; ; {
+	for entries, frames := 0, 0; ; {
 		var u update
 		if err := l.receive(wait, &u); err != nil {
 			return Outcome{}, err
@@ -75,7 +77,13 @@ func (t *Target) receive(l *line) (Outcome, error) {
 		if entries += len(u.Put); entries > maxEntries {
 			return Outcome{}, fmt.Errorf("it sends more than %d connections", maxEntries)
 		}
+		if frames += len(u.Frames); frames > maxFrames {
+			return Outcome{}, fmt.Errorf("it sends more than %d packets", maxFrames)
+		}
 		t.Apply(u.Changes)
+		if len(u.Frames) > 0 && t.Give != nil {
+			t.Give(u.Frames)
+		}
 		if u.Last {
 			var o Outcome
 			if u.Silence != nil {

@@ -22,6 +22,8 @@ type ask struct {
 	Arrived bool `json:"arrived,omitempty"`
 	// Ago is how long ago that was, in nanoseconds.
 	Ago time.Duration `json:"ago,omitempty"`
+	// Frames: the target takes packets that the guest has not read. One that does not say so is sent none.
+	Frames bool `json:"frames,omitempty"`
 }
 
 // update is what a source says.
@@ -32,6 +34,8 @@ type update struct {
 	// Silence is the time between the last that the source heard of the guest and the arrival, in nanoseconds; with Last
 	// only, where it is known.
 	Silence *time.Duration `json:"silence,omitempty"`
+	// Frames are packets that the guest has not read, each as package unread has it; after the arrival only.
+	Frames [][]byte `json:"frames,omitempty"`
 	// Refused says why there will be nothing.
 	Refused string `json:"refused,omitempty"`
 }
@@ -96,6 +100,22 @@ func (l *line) sendUpdate(c flows.Changes, u update) error {
 	}
 	u.Changes = c
 	return l.send(u)
+}
+
+// sendFrames sends packets in messages of a bounded size.
+func (l *line) sendFrames(frames [][]byte) error {
+	for len(frames) > 0 {
+		n, bytes := 0, 0
+		for n < len(frames) && (n == 0 || bytes+len(frames[n]) <= perFrames) {
+			bytes += len(frames[n])
+			n++
+		}
+		if err := l.send(update{Frames: frames[:n]}); err != nil {
+			return err
+		}
+		frames = frames[n:]
+	}
+	return nil
 }
 
 // closeWith closes the connection when ctx is done, so that reads and writes end. The function that it returns undoes it.
