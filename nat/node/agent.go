@@ -68,6 +68,7 @@ type Agent struct {
 	links      map[linkKey]string  // by which link a pod was reached last
 	sessions   map[string]*session // by pod UID
 	responders *responders
+	solicitor  *solicitor
 	tests      tests
 	exchange   *exchange
 	refused    map[Refusal]bool // what was logged
@@ -86,7 +87,7 @@ func NewAgent(o Options, source Source, sink Sink) (*Agent, error) {
 		Options: o, source: source, sink: sink, wake: make(chan struct{}, 1), kernel: kernel,
 		podlink: podlink.Open(o.NetNS), links: map[linkKey]string{}, sessions: map[string]*session{}, tests: tests{},
 	}
-	a.responders = newResponders(o, a.Wake)
+	a.responders, a.solicitor = newResponders(o, a.Wake), newSolicitor(o)
 	if a.exchange, err = newExchange(o, a.Wake); err != nil {
 		kernel.Close()
 		return nil, err
@@ -131,6 +132,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer func() {
 		cancel()
 		<-serving
+		a.solicitor.wait()
 	}()
 	if err := a.resume(ctx); err != nil {
 		return err
@@ -215,6 +217,7 @@ func (a *Agent) round(ctx context.Context, v View) (report Report, err error) {
 	err, podlinks := a.apply(&d, plan, holding)
 	errs = append(errs, err, podlinks)
 	a.responders.set(ctx, plan.audible(), plan.leaving(v), plan.seen)
+	a.solicitor.set(ctx, bareNICs(d.Networks, plan.audible()))
 	errs = append(errs, a.follow(v, plan))
 	errs = append(errs, a.dismiss(d))
 	a.forgetLinks(d)

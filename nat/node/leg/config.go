@@ -16,6 +16,9 @@ type Network struct {
 	Gateway netip.Addr
 	// Interface is the name of the node's NIC on the network.
 	Interface string
+	// Bare: Interface has no IPv4 address of its own in Prefix, so that the kernel asks the agent for the Ethernet
+	// addresses of its hosts before it asks them itself.
+	Bare bool
 	// MTU of Interface in bytes; the legs take it over. 0 leaves the kernel's default.
 	MTU int
 	// Mark is the packet mark of what goes to and from the network by the links of the CNI (see Hop). 0 for a network

@@ -70,6 +70,9 @@ func (s *state) addNetwork(n Network, back int, cluster []netip.Prefix, sur surr
 	}
 	s.routes[routeKey{back, n.Prefix}] = route{Kind: unix.RTN_UNICAST, Dev: n.Interface}
 	s.addNICSysctls(n.Interface, v6, sur)
+	if n.Bare {
+		s.sysctls["ipv4/neigh/"+n.Interface+"/app_solicit"] = "1"
+	}
 }
 
 // addAcross leads the packets that of picks, those of n, to addresses that this node has of the other networks. To the

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 
@@ -144,6 +145,7 @@ func Find(nics []NIC, p Provider) (Network, error) {
 			p.Address)
 	}
 	n.Interface, n.MTU = nic.Name, nic.MTU
+	n.Bare = n.Prefix.Addr().Is4() && !slices.ContainsFunc(nic.Own, n.Prefix.Contains)
 	for _, g := range p.Gateways {
 		if n.Prefix.Contains(g) && !n.Gateway.IsValid() {
 			n.Gateway = g
@@ -200,4 +202,21 @@ func longest(nic NIC, a netip.Addr) netip.Prefix {
 		}
 	}
 	return best
+}
+
+// Resolve tells the kernel of the namespace, nil for that of the process, which Ethernet address a host on the NIC has.
+// It forgets that as it forgets what it has found by itself.
+func Resolve(ns *os.File, nic string, host netip.Addr, mac net.HardwareAddr) error {
+	handle, err := handleAt(ns)
+	if err != nil {
+		return fmt.Errorf("netlink socket: %w", err)
+	}
+	defer handle.Close()
+	link, err := handle.LinkByName(nic)
+	if err != nil {
+		return err
+	}
+	return handle.NeighSet(&netlink.Neigh{
+		LinkIndex: link.Attrs().Index, State: netlink.NUD_REACHABLE, IP: host.AsSlice(), HardwareAddr: mac,
+	})
 }

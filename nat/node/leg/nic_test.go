@@ -25,13 +25,15 @@ func prefixes(texts ...string) (list []netip.Prefix) {
 }
 
 func TestFind(t *testing.T) {
-	red := NIC{Name: "red0", Up: true, MTU: 9000, Networks: prefixes("192.168.100.0/24")}
+	own := []netip.Addr{netip.MustParseAddr("192.168.100.10")}
+	red := NIC{Name: "red0", Up: true, MTU: 9000, Networks: prefixes("192.168.100.0/24"), Own: own}
 	green := NIC{Name: "green0", Up: true, MTU: 1500, Networks: prefixes("201.0.0.0/24")}
 	port := NIC{Name: "eth1", Master: "br-ext", Up: true, MTU: 1500}
-	bridge := NIC{Name: "br-ext", Up: true, MTU: 1500, Networks: prefixes("192.168.100.0/24")}
+	bridge := NIC{Name: "br-ext", Up: true, MTU: 1500, Networks: prefixes("192.168.100.0/24"), Own: own}
 	naked := NIC{Name: "red0", Up: true, MTU: 1500}
 	wide := NIC{Name: "wan0", Up: true, MTU: 1500, Networks: prefixes("192.168.0.0/16")}
-	down := NIC{Name: "red0", MTU: 1500, Networks: prefixes("192.168.100.0/24")}
+	down := NIC{Name: "red0", MTU: 1500, Networks: prefixes("192.168.100.0/24"), Own: own}
+	routed := NIC{Name: "red0", MTU: 1500, Networks: prefixes("192.168.100.0/24"), Own: []netip.Addr{netip.MustParseAddr("10.0.0.1")}}
 	for _, tt := range []struct {
 		name  string
 		nics  []NIC
@@ -44,7 +46,8 @@ func TestFind(t *testing.T) {
 		{"a port leads by its bridge", []NIC{port, bridge}, Provider{Interface: "eth1"}, Network{Interface: "br-ext", MTU: 1500}, ""},
 		{"re-found on the bridge", []NIC{port, bridge}, Provider{}, Network{Interface: "br-ext", MTU: 1500}, ""},
 		{"without an address, by name and network", []NIC{naked}, Provider{Interface: "red0", Networks: prefixes("192.168.100.0/24")},
-			Network{Interface: "red0", MTU: 1500}, ""},
+			Network{Interface: "red0", MTU: 1500, Bare: true}, ""},
+		{"by its route, with an address of another network", []NIC{routed}, Provider{}, Network{Interface: "red0", MTU: 1500, Bare: true}, ""},
 		{"without an address, network unknown", []NIC{naked}, Provider{Interface: "red0"}, Network{}, "the pool names no network"},
 		{"the narrower network is nearer", []NIC{wide, red}, Provider{}, Network{Interface: "red0", MTU: 9000}, ""},
 		{"a wider network is no sign of the pool's", []NIC{wide}, Provider{Networks: prefixes("192.168.100.0/24")}, Network{}, "none has"},
