@@ -19,20 +19,7 @@ func BenchmarkDatapath(b *testing.B) {
 	for family, name := range []string{"IPv4", "IPv6"} {
 		for _, m := range measures {
 			b.Run(name+"/"+strings.ReplaceAll(m.name, " ", "-"), func(b *testing.B) {
-				for _, p := range paths {
-					m.serve(b, p.vm.Guest)
-				}
-				rates := make(map[string][]float64)
-				for round := 0; b.Loop(); round++ {
-					for i := range paths {
-						p := paths[(round+i)%len(paths)]
-						rate, err := m.sample(p.client, netip.MustParseAddr(p.address[family]))
-						if err != nil {
-							b.Fatalf("%s: %v", p.name, err)
-						}
-						rates[p.name] = append(rates[p.name], rate)
-					}
-				}
+				rates := drive(b, m, paths, family)
 				report(b, rates)
 				table.WriteString(line(name+" "+m.name, m.unit, rates))
 			})
@@ -42,6 +29,26 @@ func BenchmarkDatapath(b *testing.B) {
 		"but for (a) and those with a leg, where it is 0. (b) is on a node with floating addresses, masquerade without.\n"+
 		"%-25s %21s %19s %19s %19s %19s %19s\n%s", bridgeNetfilter(paths[1]),
 		"", plainRouting, "masquerade/plain", "floating/masquerade", "floating/(a)", "(b)/masquerade", "1000 entries/none", table.String())
+}
+
+// drive makes the rounds and returns the rates of each path.
+func drive(b *testing.B, m measure, paths []path, family int) map[string][]float64 {
+	b.Helper()
+	for _, p := range paths {
+		m.serve(b, p.vm.Guest)
+	}
+	rates := make(map[string][]float64)
+	for round := 0; b.Loop(); round++ {
+		for i := range paths {
+			p := paths[(round+i)%len(paths)]
+			rate, err := m.sample(p.client, netip.MustParseAddr(p.address[family]))
+			if err != nil {
+				b.Fatalf("%s: %v", p.name, err)
+			}
+			rates[p.name] = append(rates[p.name], rate)
+		}
+	}
+	return rates
 }
 
 // compared are the ratios that are shown: a rate, and the rate that it is divided by. Below one is slower.
@@ -58,8 +65,7 @@ func report(b *testing.B, rates map[string][]float64) {
 
 // line is one row of the table.
 func line(name, unit string, rates map[string][]float64) string {
-	_, plain, _ := quartiles(rates[plainRouting])
-	text := fmt.Sprintf("%-25s %14.4g %-6s", name, plain, unit)
+	text := fmt.Sprintf("%-25s %14.4g %-6s", name, middle(rates[plainRouting]), unit)
 	for _, c := range compared {
 		low, middle, high := quartiles(ratios(rates[c[0]], rates[c[1]]))
 		text += fmt.Sprintf("  %.2f [%.2f, %.2f]", middle, low, high)
@@ -73,6 +79,11 @@ func ratios(of, by []float64) (out []float64) {
 		out = append(out, of[i]/by[i])
 	}
 	return out
+}
+
+func middle(values []float64) float64 {
+	_, median, _ := quartiles(values)
+	return median
 }
 
 // quartiles returns the first quartile, the median and the third.
