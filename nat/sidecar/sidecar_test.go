@@ -259,14 +259,9 @@ func TestRepairs(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := start(t, Config{NATFile: k.path(), NetNS: file(t, ns), Poll: time.Hour}) // events alone have to do
 			before := r.awaitPhase(t, handover.PhaseInstalled)
-			reader, began := kernel(t, ns), time.Now()
+			reader := kernel(t, ns)
 			ns.NFT(t, script)
-			slow := 10 * time.Since(began) // on a busy machine this one command takes a second
-			began = time.Now()
-			holds(t, reader, p)
-			if took := time.Since(began); took > time.Second+slow {
-				t.Errorf("repaired after %s, want within a second", took)
-			}
+			holds(t, reader, p) // how soon is BenchmarkRepair's to say
 			r.await(t, "the repair is counted", func(s handover.State) bool { return s.Repairs > before.Repairs })
 			r.stop()
 		})

@@ -36,9 +36,9 @@ func BenchmarkAddresses(b *testing.B) {
 		"%-25s %21s %19s %19s\n%s", "", "alone", "1000 addresses", "5000 addresses", table.String())
 }
 
-// crowdSize is how many addresses share a leg of the crowd: routes, neighbours and proxy entries are one for each address,
-// and a namespace for each of 5000 would cost more than what is measured.
-const crowdSize = 500
+// crowdSize is how many addresses of each family share a leg of the crowd: routes, neighbours and proxy entries are one
+// for each address, and a namespace for each of 5000 would cost more than what is measured.
+const crowdSize = 50
 
 // crowded makes a cloud whose node holds n floating addresses of each family, one of which a VM has.
 func crowded(b *testing.B, n int) path {
