@@ -17,6 +17,8 @@ const (
 	askAgain = 500 * time.Millisecond
 	// askFor is how long it is asked for more after the guest has arrived.
 	askFor = remembered
+	// stale is the age at which packets for a guest are given up: the peer has sent them again by then, or has lost interest.
+	stale = 3 * time.Second
 )
 
 // collect takes the connections of a guest over that has arrived already.
@@ -130,7 +132,7 @@ func (w *writer) give(frames [][]byte) {
 			good = append(good, f)
 		}
 	}
-	if len(good) == 0 || !w.journey.hasArrived() {
+	if len(good) == 0 || !w.journey.hasArrived() || time.Since(w.journey.arrivedAt()) > stale {
 		return
 	}
 	n, _ := unread.Put(w.ns, w.bridge, good) // what the guest does not get is sent again, as any packet that was lost

@@ -36,8 +36,8 @@ func datagram(to net.HardwareAddr, from, at netip.AddrPort, text string) []byte 
 	return append(f, text...)
 }
 
-// TestGive: what the old node has kept reaches the guest, if it is of a connection that was taken over, addressed to the guest, and the
-// guest has arrived; anything else does not.
+// TestGive: what the old node has kept reaches the guest, if it is of a connection that was taken over, addressed to the guest,
+// and the guest has just arrived; anything else does not.
 func TestGive(t *testing.T) {
 	w := nodetest.NewWorld(t)
 	pod := w.AddNode("10").AddPod("a", "100.0.0.1")
@@ -67,7 +67,9 @@ func TestGive(t *testing.T) {
 		t.Fatal("the connection was not taken over")
 	}
 	give.give([][]byte{datagram(mac, client, guest, "too early")})
-	give.journey.arrive(time.Now())
+	give.journey.arrived = time.Now().Add(-2 * stale)
+	give.give([][]byte{datagram(mac, client, guest, "too late")})
+	give.journey.arrived = time.Now()
 	give.give([][]byte{
 		nil, make([]byte, 5), make([]byte, 30),
 		datagram(mac, netip.AddrPortFrom(client.Addr(), 4001), guest, "of no connection"),

@@ -29,8 +29,8 @@ func (n *Namespace) settle(address string) {
 	n.t.Fatalf("%s does not answer", address)
 }
 
-// waitUp waits until the kernel calls a link up.
-func (n *Namespace) waitUp(link string) {
+// WaitUp waits until the kernel calls a link up.
+func (n *Namespace) WaitUp(link string) {
 	n.t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		if n.Get(link).Attrs().OperState == netlink.OperUp {

@@ -3,8 +3,11 @@ package nodetest
 import (
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // Addresses of the World.
@@ -170,10 +173,35 @@ func (p *Pod) Receive(from *Pod) {
 	}
 	// A port passes nothing before the kernel's worker has noticed its carrier, up to a second later. Qemu opens the device
 	// seconds before the guest comes.
-	p.waitUp("tap0")
-	p.Guest.waitUp(p.guestPort())
+	p.WaitUp("tap0")
+	p.Guest.WaitUp(p.guestPort())
 	p.Guest.Release(from.guestPort())
 	p.Guest.Down(from.guestPort())
+}
+
+// Tap makes a tap device as KubeVirt does, which stays when it is closed, and opens it as qemu does. It is up once it is in a
+// bridge. Each read and write is of one frame, behind a virtio_net_hdr.
+func (n *Namespace) Tap(name string) *os.File {
+	n.t.Helper()
+	var tap *os.File
+	n.Do(func() error {
+		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+		if err != nil {
+			return err
+		}
+		request, err := unix.NewIfreq(name)
+		if err == nil {
+			request.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+			err = unix.IoctlIfreq(fd, unix.TUNSETIFF, request)
+		}
+		if err == nil {
+			err = unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1)
+		}
+		tap = os.NewFile(uintptr(fd), name)
+		return err
+	})
+	n.t.Cleanup(func() { tap.Close() })
+	return tap
 }
 
 // IP6 is the pod's IPv6 address.

@@ -18,7 +18,9 @@ type log struct {
 	// and just that after a moment in which nothing was on the way.
 	offset   int64
 	compared bool
-	dropped  uint64 // of the last comparison: all that was dropped by then lies before what is kept
+	// dropped is the kernel's count at that moment: all that was dropped by then lies before what is kept. Later ones may
+	// be among it, or may not have been seen: a device without a carrier drops before anybody sees it.
+	dropped uint64
 }
 
 // add takes a copy of the frame.
@@ -50,10 +52,9 @@ func (l *log) missed(packets uint64) {
 // compare takes a count that was read before the packets up to now were: it is that of no later packet.
 func (l *log) compare(c count) {
 	offset := int64(c.read+c.dropped) - int64(l.seen)
-	if !l.compared || offset > l.offset {
-		l.offset, l.compared = offset, true
+	if !l.compared || offset >= l.offset {
+		l.offset, l.dropped, l.compared = offset, c.dropped, true
 	}
-	l.dropped = c.dropped
 }
 
 // take returns the frames that were not read by the time of the count, once.

@@ -29,20 +29,7 @@ func newGuest(t *testing.T) *guest {
 	g := &guest{t: t, ns: nodetest.NewNamespace(t)}
 	g.ns.Bridge("k6t-eth0")
 	g.ns.Address("k6t-eth0", "10.0.2.1/24")
-	g.ns.Do(func() error {
-		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-		if err != nil {
-			return err
-		}
-		request, err := unix.NewIfreq("tap0")
-		if err == nil {
-			request.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
-			err = unix.IoctlIfreq(fd, unix.TUNSETIFF, request)
-		}
-		g.tap = os.NewFile(uintptr(fd), "tap")
-		return err
-	})
-	t.Cleanup(func() { g.tap.Close() })
+	g.tap = g.ns.Tap("tap0")
 	g.ns.Enslave("k6t-eth0", "tap0")
 	err := g.ns.Link.NeighSet(&netlink.Neigh{
 		LinkIndex: g.ns.Get("k6t-eth0").Attrs().Index, IP: net.IPv4(10, 0, 2, 2), HardwareAddr: guestMAC, State: netlink.NUD_PERMANENT,
@@ -202,6 +189,12 @@ func TestLog(t *testing.T) {
 			fill(l, 1, 9)
 			return l.take(count{read: 107, dropped: 2})
 		}, sequence(8, 9)},
+		{"the carrier is gone", func(l *log) []Frame {
+			l.compare(count{read: 100})
+			fill(l, 1, 9)
+			l.compare(count{read: 105, dropped: 1})
+			return l.take(count{read: 105, dropped: 2})
+		}, sequence(6, 9)},
 		{"the socket missed some", func(l *log) []Frame {
 			l.compare(count{read: 100})
 			fill(l, 1, 9)
