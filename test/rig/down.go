@@ -29,9 +29,9 @@ const (
 	processFile = "processes.json" // of package process
 )
 
-// newDir makes the folder of a new rig and locks it.
-func newDir(keep bool) (dir string, lock *os.File, err error) {
-	if dir, err = os.MkdirTemp(dirParent, dirPattern); err != nil {
+// newDir makes the folder of a new rig below parent and locks it.
+func newDir(parent string, keep bool) (dir string, lock *os.File, err error) {
+	if dir, err = os.MkdirTemp(parent, dirPattern); err != nil {
 		return "", nil, err
 	}
 	if err := os.Chmod(dir, 0o755); err != nil { // containers of other users have their files in it
@@ -42,17 +42,31 @@ func newDir(keep bool) (dir string, lock *os.File, err error) {
 			return "", nil, err
 		}
 	}
-	lock, err = tryLock(dir)
+	lock, err = firstLock(dir)
 	return dir, lock, err
+}
+
+// firstLock makes a new rig's lock. Others look for rigs by the lock's name, so it gets that name when it is locked: one
+// that is there and free would be a crashed rig to them, and removed.
+func firstLock(dir string) (*os.File, error) {
+	const unnamed = lockFile + ".new"
+	lock, err := tryLock(dir, unnamed)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Rename(filepath.Join(dir, unnamed), filepath.Join(dir, lockFile)); err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	return lock, nil
 }
 
 // errInUse means that the program that started the rig still runs.
 var errInUse = errors.New("the rig is in use")
 
-// tryLock locks a rig's folder until the file is closed, at the latest by the end of this program. The error is
-// errInUse if another program has it.
-func tryLock(dir string) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_CREATE|os.O_RDWR, 0o644)
+// tryLock locks a rig's folder by a file in it until the file is closed, at the latest by the end of this program. The
+// error is errInUse if another program has it.
+func tryLock(dir, name string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, name), os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, err
 	}
@@ -64,7 +78,7 @@ func tryLock(dir string) (*os.File, error) {
 
 // Down removes all rigs that no running program uses: kept ones, and what crashed runs left.
 func Down(ctx context.Context, progress process.Progress) error {
-	return sweep(ctx, progress, func(string) bool { return true })
+	return sweep(ctx, dirParent, progress, func(string) bool { return true })
 }
 
 // crashedOnly spares rigs that were kept on purpose.
@@ -73,9 +87,9 @@ func crashedOnly(dir string) bool {
 	return errors.Is(err, fs.ErrNotExist)
 }
 
-// sweep removes the rigs that nobody uses and that wanted names.
-func sweep(ctx context.Context, progress process.Progress, wanted func(dir string) bool) error {
-	locks, err := filepath.Glob(filepath.Join(dirParent, dirPattern, lockFile))
+// sweep removes the rigs below parent that nobody uses and that wanted names.
+func sweep(ctx context.Context, parent string, progress process.Progress, wanted func(dir string) bool) error {
+	locks, err := filepath.Glob(filepath.Join(parent, dirPattern, lockFile))
 	if err != nil {
 		return err
 	}
@@ -85,7 +99,7 @@ func sweep(ctx context.Context, progress process.Progress, wanted func(dir strin
 		if !wanted(dir) {
 			continue
 		}
-		lock, err := tryLock(dir)
+		lock, err := tryLock(dir, lockFile)
 		if errors.Is(err, errInUse) {
 			continue
 		}

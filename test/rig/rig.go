@@ -58,7 +58,7 @@ func Start(ctx context.Context, opts Options) (_ *Rig, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := sweep(ctx, opts.Progress, crashedOnly); err != nil {
+	if err := sweep(ctx, dirParent, opts.Progress, crashedOnly); err != nil {
 		return nil, fmt.Errorf("remove what an earlier run left: %w", err)
 	}
 	r := &Rig{opts: opts, binaries: found}
@@ -66,7 +66,7 @@ func Start(ctx context.Context, opts Options) (_ *Rig, err error) {
 	if opts.RealNodes {
 		r.runtime = real{r, map[string]*process.Process{}}
 	}
-	if r.Dir, r.lock, err = newDir(opts.Keep); err != nil {
+	if r.Dir, r.lock, err = newDir(dirParent, opts.Keep); err != nil {
 		return nil, err
 	}
 	defer func() {

@@ -11,6 +11,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // kernelPackage is Debian's meta package; it depends on the image itself.
@@ -43,7 +45,7 @@ func findKernel(ctx context.Context, folder string) (kernel, error) {
 	return kernel{images[0], modules}, err
 }
 
-// unpackKernel leaves folder complete or absent.
+// unpackKernel leaves folder complete or absent. Of several at once the first counts: they have the same package.
 func unpackKernel(ctx context.Context, folder string) error {
 	staging, err := os.MkdirTemp(filepath.Dir(folder), "kernel-*")
 	if err != nil {
@@ -65,7 +67,10 @@ func unpackKernel(ctx context.Context, folder string) error {
 	if _, err := output(ctx, staging, "dpkg", "-x", packages[0], unpacked); err != nil {
 		return fmt.Errorf("unpack the guest kernel: %w", err)
 	}
-	return os.Rename(unpacked, folder)
+	if err := os.Rename(unpacked, folder); !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	return nil
 }
 
 // kernelImagePackage follows the meta package to the image.
