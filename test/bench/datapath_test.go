@@ -11,8 +11,8 @@ import (
 
 // BenchmarkDatapath drives each kind of traffic over the paths, one iteration being one round: plain routing,
 // masquerade, floating IP … so that whatever else the machine does hits all of them. What counts are the ratios within a
-// round; their medians are reported, and printed as a table. `-benchtime 100x` makes 100 rounds, in half a
-// minute.
+// round; their medians are reported, and printed as a table. `-benchtime 100x` makes 100 rounds, in a little
+// more than a minute.
 func BenchmarkDatapath(b *testing.B) {
 	paths := newPaths(b)
 	var table strings.Builder
