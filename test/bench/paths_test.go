@@ -49,7 +49,7 @@ func newPaths(b *testing.B) []path {
 		paths[2].vm.Pod.Sysctl(b, "net.bridge.bridge-nf-call-iptables=0", "net.bridge.bridge-nf-call-ip6tables=0")
 	}
 	floating, closed := c.AddVM(b, 5), c.AddVM(b, 6)
-	plug(b, c, nil, floating, closed)
+	plug(b, c, floating, closed)
 	for vm, firewall := range map[*lab.VM]*floatip.Firewall{floating: nil, closed: manyEntries()} {
 		vm.KubeVirt(b)
 		install(b, vm, firewall)
@@ -59,15 +59,8 @@ func newPaths(b *testing.B) []path {
 		path{walled, c.Host, closed, [2]string{closed.Floating4, closed.Floating6}})
 }
 
-// crowd is a leg that only takes room on the node.
-type crowd struct {
-	uid       string
-	pod       *lab.Namespace
-	addresses []netip.Addr
-}
-
-// plug makes the legs of the VMs as the node agent does, by its own code, beside those of the crowds.
-func plug(b *testing.B, c *lab.Cloud, crowds []crowd, vms ...*lab.VM) {
+// plug makes the legs of the VMs as the node agent does, by its own code.
+func plug(b *testing.B, c *lab.Cloud, vms ...*lab.VM) {
 	b.Helper()
 	network := func(prefix, gateway string) leg.Network {
 		return leg.Network{
@@ -85,12 +78,6 @@ func plug(b *testing.B, c *lab.Cloud, crowds []crowd, vms ...*lab.VM) {
 		b.Fatal(err)
 	}
 	defer kernel.Close()
-	for _, crowd := range crowds {
-		if _, err := kernel.Plug(crowd.uid, open(b, crowd.pod)); err != nil {
-			b.Fatal(err)
-		}
-		config.Legs = append(config.Legs, leg.Leg{Pod: crowd.uid, Addresses: crowd.addresses})
-	}
 	for _, vm := range vms {
 		addresses, uid := []netip.Addr{netip.MustParseAddr(vm.Floating4), netip.MustParseAddr(vm.Floating6)}, vm.Pod4
 		pod := open(b, vm.Pod)
