@@ -112,7 +112,7 @@ func TestCutAtEveryWrite(t *testing.T) {
 	}
 	defer out.Close()
 	cmd.Stdout = out
-	effects := trace(t, cmd, path)
+	effects := trace(t, cmd, path, nil)
 
 	counts := map[effectKind]int{}
 	disk := &disk{durable: base}

@@ -60,6 +60,9 @@ var (
 	ErrReadOnly = errors.New("ledger is read-only")
 	// ErrDiskFull: the file system has no room left. Nothing was changed.
 	ErrDiskFull = errors.New("no space left for the ledger")
+	// ErrUncertain: the disk failed at the end of a transaction, which may be in the file or not. Nothing is written any
+	// more before the file was read anew, by another Open; see Ledger.Broken.
+	ErrUncertain = errors.New("the disk failed, and the last change may be in the ledger or not")
 	// ErrDamaged: the file is truncated or its contents contradict each other. It is left as it is.
 	ErrDamaged = errors.New("ledger is damaged")
 	// ErrFormat: another version of floatip wrote the file.

@@ -18,6 +18,8 @@ func fileError(path string, err error) error {
 	switch {
 	case errors.Is(err, ErrLocked):
 		return fmt.Errorf("open ledger %s: %w; one floatip-webhook at a time may use it: stop the other one, or look at a copy of the file", path, ErrLocked)
+	case errors.Is(err, ErrUncertain):
+		return fmt.Errorf("ledger %s: %w; nothing is written any more: look at the volume, and start floatip-webhook again, which reads the file anew", path, err)
 	case noRoom(err):
 		return fmt.Errorf("ledger %s: %w: %w; nothing was changed: make room on its volume and try again", path, ErrDiskFull, err)
 	case errors.Is(err, syscall.EROFS), errors.Is(err, fs.ErrPermission):

@@ -95,18 +95,16 @@ func (s *store) write(b *batch, opts Options) error {
 	before, fresh := s.history, s.entries(b)
 	all := append(s.unfolded, fresh...)
 	due := dueEntries(all, opts.lag)
-	err := guarded(func() error {
-		return s.db.Update(func(tx *bbolt.Tx) error {
-			bucket := tx.Bucket(bucketHistory)
-			bucket.FillPercent = appendFill
-			if err := s.append(bucket, fresh); err != nil {
-				return err
-			}
-			if err := s.fold(tx, all[:due]); err != nil {
-				return err
-			}
-			return s.trim(bucket, b.now, countEvents(b.steps), opts)
-		})
+	err := s.update(func(tx *bbolt.Tx) error {
+		bucket := tx.Bucket(bucketHistory)
+		bucket.FillPercent = appendFill
+		if err := s.append(bucket, fresh); err != nil {
+			return err
+		}
+		if err := s.fold(tx, all[:due]); err != nil {
+			return err
+		}
+		return s.trim(bucket, b.now, countEvents(b.steps), opts)
 	})
 	if err != nil {
 		s.history = before
@@ -125,7 +123,7 @@ func (s *store) foldAll() error {
 	}
 	before := s.history
 	s.scratch.bytes = s.scratch.bytes[:0]
-	err := guarded(func() error { return s.db.Update(func(tx *bbolt.Tx) error { return s.fold(tx, s.unfolded) }) })
+	err := s.update(func(tx *bbolt.Tx) error { return s.fold(tx, s.unfolded) })
 	if err != nil {
 		s.history = before
 		return fileError(s.path, err)

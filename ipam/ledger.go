@@ -149,6 +149,10 @@ func (l *Ledger) Close() error {
 	return l.store.close()
 }
 
+// Broken is closed when the disk failed in such a way that only the file itself can say what is in it (ErrUncertain).
+// Reading goes on, from memory. The process should end: the next Open reads the file.
+func (l *Ledger) Broken() <-chan struct{} { return l.store.broken }
+
 // tick reads the clock, with l.mu held, and ends the reservations that are over. When the clock was set back, what waits
 // for a time waits from now on.
 func (l *Ledger) tick() time.Time {

@@ -18,6 +18,7 @@ var children = map[string]func(path string) error{
 	"hold":     runHold,
 	"fill":     runFill,
 	"volume":   runFillVolume,
+	"doubt":    runDoubt,
 }
 
 func TestMain(m *testing.M) {

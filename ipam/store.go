@@ -38,6 +38,8 @@ type store struct {
 	history  extent
 	unfolded []entry
 	scratch  scratch
+	doubt    error         // why nothing is written any more
+	broken   chan struct{} // closed then
 }
 
 // openStore opens the file and calls each with every key and value in it. The file grows by growth bytes at a time, which
@@ -49,7 +51,7 @@ func openStore(path string, growth int, each func(bucket, key, value []byte) err
 			return nil, fileError(path, err)
 		}
 	}
-	s := &store{path: path}
+	s := &store{path: path, broken: make(chan struct{})}
 	var file *os.File
 	err := guarded(func() (err error) {
 		s.db, err = bbolt.Open(path, 0o600, boltOptions(readOnly, func(name string, flag int, mode os.FileMode) (*os.File, error) {
@@ -163,6 +165,41 @@ func (s *store) begin() error {
 		}
 		return err
 	})
+}
+
+// update runs f in a transaction. The transaction may be in effect although it failed: bbolt writes its meta page and cannot
+// say whether that has reached the disk. The next transaction would then build on one whose callers were told that it
+// failed, and whose traces in memory are gone. So there is no next one.
+func (s *store) update(f func(tx *bbolt.Tx) error) error {
+	if s.doubt != nil {
+		return s.doubt
+	}
+	id := 0
+	err := guarded(func() error {
+		return s.db.Update(func(tx *bbolt.Tx) error {
+			id = tx.ID()
+			return f(tx)
+		})
+	})
+	if err != nil && s.inEffect(id) {
+		s.doubt = fmt.Errorf("%w: %w", ErrUncertain, err)
+		close(s.broken)
+		return s.doubt
+	}
+	return err
+}
+
+// inEffect reports whether whoever reads now reads what the transaction with that number wrote.
+func (s *store) inEffect(id int) bool {
+	err := guarded(func() error {
+		return s.db.View(func(tx *bbolt.Tx) error {
+			if id > 0 && tx.ID() >= id {
+				return ErrUncertain
+			}
+			return nil
+		})
+	})
+	return errors.Is(err, ErrUncertain) || errors.Is(err, ErrDamaged)
 }
 
 func (s *store) close() error { return s.db.Close() }

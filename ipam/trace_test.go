@@ -39,17 +39,23 @@ type syscallInfo struct {
 	args   [6]uint64
 }
 
-const syscallEntry = 1 // PTRACE_SYSCALL_INFO_ENTRY
+const (
+	syscallEntry = 1 // PTRACE_SYSCALL_INFO_ENTRY
+	syscallExit  = 2 // PTRACE_SYSCALL_INFO_EXIT
+)
 
 // tracer follows a process and all of its threads with ptrace(2).
 type tracer struct {
 	path    string
 	effects []effect
+	// fails says, of a flush of the file that was noted, whether the process is to be told that it failed. May be nil.
+	fails   func(effects []effect) bool
+	failing map[int]bool // threads that are in such a system call
 }
 
 // trace runs cmd and returns, in order, what it did to the file at path. It must have stopped for nobody else: all system
 // calls of ptrace come from the one thread.
-func trace(t *testing.T, cmd *exec.Cmd, path string) []effect {
+func trace(t *testing.T, cmd *exec.Cmd, path string, fails func(effects []effect) bool) []effect {
 	t.Helper()
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -57,7 +63,7 @@ func trace(t *testing.T, cmd *exec.Cmd, path string) []effect {
 	if err := cmd.Start(); err != nil {
 		t.Fatalf("start a traced process (needs ptrace of own children): %v", err)
 	}
-	tr := &tracer{path: path}
+	tr := &tracer{path: path, fails: fails, failing: map[int]bool{}}
 	status, err := tr.run(cmd.Process.Pid)
 	cmd.Process.Release()
 	if err != nil || status.ExitStatus() != 0 {
@@ -114,6 +120,10 @@ func (tr *tracer) stopped(pid, thread int) error {
 	if errno != 0 {
 		return fmt.Errorf("ptrace syscall info: %w", errno)
 	}
+	if info.op == syscallExit && tr.failing[thread] {
+		delete(tr.failing, thread)
+		return failSyscall(thread, unix.EIO)
+	}
 	if info.op != syscallEntry {
 		return nil
 	}
@@ -122,7 +132,9 @@ func (tr *tracer) stopped(pid, thread int) error {
 	case unix.SYS_PWRITE64, unix.SYS_WRITE:
 		return tr.written(pid, fd, info)
 	case unix.SYS_FDATASYNC, unix.SYS_FSYNC:
-		tr.note(pid, fd, effect{kind: effectSync})
+		if noted := tr.note(pid, fd, effect{kind: effectSync}); noted && tr.fails != nil && tr.fails(tr.effects) {
+			tr.failing[thread] = true
+		}
 	case unix.SYS_FTRUNCATE:
 		tr.note(pid, fd, effect{kind: effectTruncate, offset: int64(info.args[1])})
 	}
@@ -150,12 +162,13 @@ func (tr *tracer) written(pid, fd int, info syscallInfo) error {
 	return nil
 }
 
-// note keeps what concerns the file.
-func (tr *tracer) note(pid, fd int, one effect) {
+// note keeps what concerns the file, and reports whether it did.
+func (tr *tracer) note(pid, fd int, one effect) bool {
 	if one.kind != effectPrint {
 		if name, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", pid, fd)); err != nil || name != tr.path {
-			return
+			return false
 		}
 	}
 	tr.effects = append(tr.effects, one)
+	return true
 }

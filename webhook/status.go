@@ -39,7 +39,7 @@ func statusOfLedger(req admission.Request, err error) *metav1.Status {
 		return status(req, http.StatusUnprocessableEntity, metav1.StatusReasonInvalid, pool, told)
 	case errors.Is(err, ipam.ErrNotInPool), errors.Is(err, ipam.ErrNeverGiven), errors.Is(err, ipam.ErrInvalid):
 		return status(req, http.StatusUnprocessableEntity, metav1.StatusReasonInvalid, request, told)
-	case errors.Is(err, ipam.ErrDiskFull), errors.Is(err, ipam.ErrReadOnly):
+	case errors.Is(err, ipam.ErrDiskFull), errors.Is(err, ipam.ErrReadOnly), errors.Is(err, ipam.ErrUncertain):
 		// Whoever reads this cannot help it, but knows whom to ask and what for.
 		return status(req, http.StatusInternalServerError, metav1.StatusReasonInternalError, "", err)
 	default:

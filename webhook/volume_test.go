@@ -23,7 +23,7 @@ func (u unwritable) Commit(context.Context, floatip.Claim, floatip.Owner, []neti
 
 // Nothing is promised that is not written, and the user can say to the administrator what is wrong.
 func TestVolumeThatTakesNoWrite(t *testing.T) {
-	for _, cause := range []error{ipam.ErrDiskFull, ipam.ErrReadOnly} {
+	for _, cause := range []error{ipam.ErrDiskFull, ipam.ErrReadOnly, ipam.ErrUncertain} {
 		w := newWorld(t, testPool(t, "192.168.100.50-192.168.100.59"))
 		object := vm("a", nil)
 		stored := set(t, apply(t, object, w.post(PathVMCreate, review{kind: vmGVK, object: object})), "metadata.uid", "uid-a")

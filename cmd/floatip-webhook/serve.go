@@ -18,6 +18,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
@@ -164,8 +165,21 @@ func setup(ctx context.Context, mgr ctrl.Manager, c config, networks []netip.Pre
 		}
 	}
 	return errors.Join(
+		mgr.Add(untilBroken(ledger.Broken())),
 		mgr.AddHealthzCheck("ping", func(*http.Request) error { return nil }),
 		mgr.AddReadyzCheck("listening", mgr.GetWebhookServer().StartedChecker()),
 		mgr.AddReadyzCheck("ledger", gate.Ready),
 	)
+}
+
+// untilBroken ends the process when only the file itself can say what is in it: the next start reads it.
+func untilBroken(broken <-chan struct{}) manager.RunnableFunc {
+	return func(ctx context.Context) error {
+		select {
+		case <-broken:
+			return ipam.ErrUncertain
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
