@@ -141,3 +141,22 @@ func FuzzParsePodNAT(f *testing.F) {
 		}
 	})
 }
+
+// Whatever ParseClaim accepts is written in one way.
+func FuzzParseClaim(f *testing.F) {
+	for _, text := range []string{"", NewClaim().String(), strings.Repeat("A", 32), strings.Repeat("é", 16)} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		claim, err := ParseClaim(text)
+		if err != nil {
+			if !claim.IsZero() {
+				t.Errorf("%q is refused and became %s", text, claim)
+			}
+			return
+		}
+		if again, err := ParseClaim(claim.String()); err != nil || again != claim || !strings.EqualFold(claim.String(), text) {
+			t.Errorf("%q became %s and then %s, %v", text, claim, again, err)
+		}
+	})
+}

@@ -192,7 +192,10 @@ func (m *model) setPools() {
 		p.Priority = int32(-i)
 		p.Drain = m.random.IntN(8) == 0
 		p.Quarantine = []time.Duration{0, time.Minute, DefaultQuarantine}[m.random.IntN(3)]
-		if i == 1 {
+		switch {
+		case i == 0 && m.random.IntN(3) == 0:
+			p.PerNamespaceLimit = 5 // of both families together
+		case i == 1:
 			p.PerNamespaceLimit = 4
 		}
 		m.pools = append(m.pools, p)
@@ -360,7 +363,7 @@ func (m *model) mayCommit(f modelOffer, owner floatip.Owner) (may bool, n int) {
 		return true, held
 	}
 	_, open := m.offers[f.claim]
-	taken := map[string]int{}
+	var taken []string
 	for _, a := range f.addresses {
 		p := m.poolOf(a)
 		if p == nil {
@@ -369,10 +372,10 @@ func (m *model) mayCommit(f modelOffer, owner floatip.Owner) (may bool, n int) {
 		if open {
 			continue
 		}
-		if p.Drain || m.limited(p, owner.Namespace) || !m.available(a, owner.Namespace, owner.Name) {
+		if p.Drain || m.limited(p, owner.Namespace, taken...) || !m.available(a, owner.Namespace, owner.Name) {
 			return false, 0
 		}
-		taken[p.Name]++
+		taken = append(taken, p.Name)
 	}
 	return true, len(f.addresses)
 }

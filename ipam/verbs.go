@@ -18,7 +18,8 @@ import (
 // where they are not known.
 //
 // Errors: ErrUnknownClaim, ErrClaimInUse (the claim is Bound to another virtual machine), *TakenError, ErrNotInPool,
-// ErrNeverGiven, *LimitError, ErrOwnerHolds, ErrInvalid, ErrDiskFull, ErrReadOnly, ErrClosed. After an error nothing has changed.
+// ErrNeverGiven, *LimitError, ErrOwnerHolds, ErrInvalid, ErrDiskFull, ErrReadOnly, ErrClosed. After
+// an error nothing has changed, except that ErrUncertain says that nobody knows.
 func (l *Ledger) Commit(ctx context.Context, claim floatip.Claim, owner floatip.Owner, addresses []netip.Addr, cause Cause) ([]Allocation, error) {
 	if claim.IsZero() || owner.UID == "" || owner.Namespace == "" || owner.Name == "" {
 		return nil, fmt.Errorf("commit for VM %s: %w: claim, namespace, name and UID are needed", owner, ErrInvalid)
@@ -112,7 +113,7 @@ func (b *batch) take(a netip.Addr, f *offer, claim floatip.Claim, owner floatip.
 // zero, what the claim holds is the owner's even if another UID was validated last. Binding again is fine.
 //
 // Errors: ErrNotHeld if the ledger knows neither the UID nor the claim, ErrClaimInUse if the claim is Bound to another
-// UID, and those of the file.
+// UID, ErrOwnerHolds if the owner would have two addresses of one family, and those of the file.
 func (l *Ledger) Bind(ctx context.Context, claim floatip.Claim, owner floatip.Owner, cause Cause) ([]Allocation, error) {
 	if owner.UID == "" {
 		return nil, fmt.Errorf("bind VM %s: %w: the UID is needed", owner, ErrInvalid)
@@ -144,6 +145,9 @@ func (b *batch) bind(claim floatip.Claim, owner floatip.Owner, cause Cause) ([]A
 		if line.Owner.UID != owner.UID && (line.State != Pending || line.Owner.Namespace != owner.Namespace) {
 			return nil, about(line.Address, &ClaimError{line.Owner})
 		}
+		if other, twice := otherOf(lines[:i], line.Address); twice && line.Owner.UID != owner.UID {
+			return nil, fmt.Errorf("%s: %w, %s", line.Address, ErrOwnerHolds, other)
+		}
 		if line.State == Bound && !line.Missing {
 			continue
 		}
@@ -155,6 +159,16 @@ func (b *batch) bind(claim floatip.Claim, owner floatip.Owner, cause Cause) ([]A
 		lines[i] = line
 	}
 	return lines, nil
+}
+
+// otherOf returns the address of lines that has the family of a.
+func otherOf(lines []Allocation, a netip.Addr) (netip.Addr, bool) {
+	for _, line := range lines {
+		if FamilyOf(line.Address) == FamilyOf(a) {
+			return line.Address, true
+		}
+	}
+	return netip.Addr{}, false
 }
 
 // Release gives back everything that the virtual machine with that UID holds. The caller has made sure that the machine,

@@ -372,3 +372,23 @@ func TestHistory(t *testing.T) {
 	}
 	checkClean(t, l, Against{})
 }
+
+// TestBindBesidesWhatItHolds: a VM that shows the claim of another one, which the API server has not stored yet, does not
+// get the other one's address on top of its own.
+func TestBindBesidesWhatItHolds(t *testing.T) {
+	l, _ := start(t, pool(t, "red", "192.0.2.0/29", "2001:db8::/64"))
+	a, b := vm("a"), vm("b")
+	give(t, l, a, addr("192.0.2.1"))
+	both := give(t, l, b, addr("192.0.2.2"), addr("2001:db8::2"))
+	if _, err := l.Bind(t.Context(), both.Claim, a, Cause{}); !errors.Is(err, ErrOwnerHolds) {
+		t.Errorf("bind: %v, want %v", err, ErrOwnerHolds)
+	}
+	for _, line := range l.ByClaim(both.Claim) {
+		if line.Owner != b || line.State != Pending {
+			t.Errorf("%+v, want it Pending for b", line)
+		}
+	}
+	if _, err := l.Bind(t.Context(), both.Claim, b, Cause{}); err != nil {
+		t.Error(err)
+	}
+}

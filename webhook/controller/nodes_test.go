@@ -104,3 +104,21 @@ func TestNodeThatClaimsTooMuch(t *testing.T) {
 		t.Errorf("%d addresses of %d are believed, from %v on; want %d", len(got), len(all), got[0], floatip.MaxProviderAddresses)
 	}
 }
+
+// Whatever a node's annotation says, it is a bounded number of addresses, each once, in order and in its one form.
+func FuzzNodeAddresses(f *testing.F) {
+	for _, text := range []string{"", ",", "192.168.100.50,2001:db8::1", "::ffff:192.168.100.50", "2001:DB8:0:0::1, fe80::1%eth0", strings.Repeat("1.2.3.4,", 99)} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		own := addressesOf(nodeWith(text))
+		if len(own) > floatip.MaxProviderAddresses {
+			t.Errorf("%d addresses", len(own))
+		}
+		for i, a := range own {
+			if again, err := ipam.ParseAddress(a.String()); err != nil || again != a || i > 0 && !own[i-1].Less(a) {
+				t.Errorf("%v: %s became %s, %v", own, a, again, err)
+			}
+		}
+	})
+}
