@@ -177,6 +177,26 @@ func TestLateSource(t *testing.T) {
 	}
 }
 
+// TestSourceNodeGone: the source's node dies when the guest has left it. What it had told of the connections by then is enough.
+func TestSourceNodeGone(t *testing.T) {
+	r := newRoadWith(t, closed())
+	s := startDownload(t, r.from.world.Host, r.source.Guest, netip.MustParseAddrPort(nodetest.Beyond+":83"))
+	r.begin()
+	r.to.await("the connection in the target's pod", func() bool { return r.target.Flows(fifty) == 1 })
+	r.from.stop()
+	r.from.node.Down("red0")
+	r.from.node.Down("green0")
+	r.cut()
+	r.to.awaitReport("arrived", r.each(func(s Status) bool { return s.Here && s.Ready().True && s.Move != nil }))
+	s.proceeds(10)
+	r.machine.Node, r.machine.Migration.Arrived = r.to.name, true
+	r.publish()
+	s.proceeds(10)
+	if m := r.to.last.Statuses[fifty].Move; m.Stall != nil || m.From != r.from.name {
+		t.Errorf("the move is %+v, want one from %s of whose stall nobody knows", m, r.from.name)
+	}
+}
+
 // TestYieldWhileUnknown: the other node has the address, and the machine cannot be read for a moment. The address is not
 // taken back.
 func TestYieldWhileUnknown(t *testing.T) {
