@@ -239,6 +239,22 @@ func TestAgainstAPIServer(t *testing.T) {
 		return s.Phase == v1alpha1.PhaseReady && s.Node == "n1" && s.Pod == "launcher-n1" && len(s.Conditions) == 6
 	})
 	w.awaitLabel(thisNode, "pool.floatip.io/lan", "true")
+
+	// Of a move more is known later, and of the next one nothing yet: what is not known is not taken from the one before.
+	stall := 155 * time.Millisecond
+	for _, move := range []node.Move{
+		{From: "n2", At: time.Unix(1000, 0), Trigger: node.FirstFrame, Stall: &stall, Flows: 6},
+		{From: "n3", At: time.Unix(2000, 0), Trigger: node.FirstFrame},
+	} {
+		w.report(node.Report{
+			Statuses: map[netip.Addr]node.Status{fifty: {Pod: "launcher-n1", Here: true, Move: &move, NATReady: good, LegReady: good, Announced: good, GuestUp: good, ConflictFree: good}},
+			Pools:    map[string]bool{"lan": true},
+		})
+		w.awaitStatus("the move from "+move.From, func(s v1alpha1.FloatingIPStatus) bool {
+			m := s.LastMove
+			return m != nil && m.From == move.From && (m.StallMilliseconds != nil) == (move.Stall != nil) && int(m.Connections) == move.Flows
+		})
+	}
 	if got := thisNode.Annotations[floatip.AnnotationProviderAddresses]; got != "192.168.100.11,2001:db8::11" {
 		t.Errorf("the node shows its own addresses as %q", got)
 	}

@@ -107,32 +107,50 @@ func (c *Cluster) writeStatus(ctx context.Context, a netip.Addr, written map[str
 	if sameStatus(f.Status, status) || written[f.Name] == f.ResourceVersion {
 		return nil
 	}
-	// The resource version makes it a compare-and-set: the status may name another node by now.
-	patch, err := json.Marshal(map[string]any{
-		"metadata": map[string]any{"resourceVersion": f.ResourceVersion},
-		"status": map[string]any{
-			"phase": status.Phase, "node": status.Node, "pod": status.Pod, "conditions": status.Conditions,
-			"lastMove": status.LastMove,
-		},
-	})
+	patch, err := json.Marshal(statusPatch(f, status))
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	err = c.floatip.Patch(types.MergePatchType).Resource("floatingips").Name(f.Name).SubResource("status").
-		Body(patch).Do(ctx).Error()
+	var result metav1.PartialObjectMetadata
+	raw, err := c.floatip.Patch(types.MergePatchType).Resource("floatingips").Name(f.Name).SubResource("status").
+		Body(patch).Do(ctx).Raw()
+	if err == nil {
+		err = json.Unmarshal(raw, &result)
+	}
 	switch {
 	case apierrors.IsConflict(err), apierrors.IsNotFound(err):
 		return nil // the watch brings the newer object, and with it another report
 	case err != nil:
 		return fmt.Errorf("status of %s: %w", f.Name, err)
 	}
-	written[f.Name] = f.ResourceVersion
+	if result.ResourceVersion != f.ResourceVersion { // else nothing was changed, and the watch has nothing to bring
+		written[f.Name] = f.ResourceVersion
+	}
 	if f.Status.Phase != status.Phase {
 		c.log.Info("wrote the phase", "address", a, "phase", status.Phase, "pod", status.Pod)
 	}
 	return nil
+}
+
+// statusPatch is the merge patch (RFC 7386) that makes the status of f this one. What is absent in a merge patch stays, so
+// fields that may be left out are null there. The resource version makes it a compare-and-set: the status may name another
+// node by now.
+func statusPatch(f *v1alpha1.FloatingIP, s v1alpha1.FloatingIPStatus) map[string]any {
+	var move map[string]any
+	if m := s.LastMove; m != nil {
+		move = map[string]any{
+			"from": m.From, "to": m.To, "time": m.Time, "trigger": m.Trigger, "connections": m.Connections,
+			"stallMilliseconds": m.StallMilliseconds,
+		}
+	}
+	return map[string]any{
+		"metadata": map[string]any{"resourceVersion": f.ResourceVersion},
+		"status": map[string]any{
+			"phase": s.Phase, "node": s.Node, "pod": s.Pod, "conditions": s.Conditions, "lastMove": move,
+		},
+	}
 }
 
 // sameStatus compares all but the times of transition, which change only together with something else.

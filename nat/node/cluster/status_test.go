@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"encoding/json"
 	"testing"
 	"time"
 
@@ -52,6 +53,70 @@ func TestStatus(t *testing.T) {
 	if again := statusOf(f, "n1", node.Status{Pod: "p", Here: true, NATReady: good, LegReady: good, Announced: good, GuestUp: good, ConflictFree: good}, then); !sameStatus(got, again) {
 		t.Errorf("the same status twice is a change: %s", cmp.Diff(got, again))
 	}
+}
+
+// TestStatusPatch: a status becomes just the one that is written, whatever it was: a move of which little is known takes nothing
+// over from the one before.
+func TestStatusPatch(t *testing.T) {
+	stall := int64(155)
+	moves := []*v1alpha1.Move{
+		nil, {From: "n2", To: "n1", Time: then, Trigger: "FirstFrame", Connections: 6, StallMilliseconds: &stall},
+		{From: "n1", To: "n2", Time: now, Trigger: "KubeVirt"},
+	}
+	for _, before := range moves {
+		for _, after := range moves {
+			f := floatingIP(nil)
+			f.ResourceVersion = "7"
+			f.Status = v1alpha1.FloatingIPStatus{Phase: v1alpha1.PhaseReady, Node: "n1", Pod: "p", LastMove: before}
+			want := v1alpha1.FloatingIPStatus{Phase: v1alpha1.PhaseBound, LastMove: after}
+			patch := decoded(t, statusPatch(f, want))
+			if version := patch["metadata"].(map[string]any)["resourceVersion"]; version != "7" {
+				t.Errorf("the patch is for version %v, want 7", version)
+			}
+			raw, err := json.Marshal(merged(decoded(t, f.Status), patch["status"].(map[string]any)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got v1alpha1.FloatingIPStatus
+			if err := json.Unmarshal(raw, &got); err != nil {
+				t.Fatal(err)
+			}
+			if !sameStatus(got, want) {
+				t.Errorf("the move %+v became %+v, want %+v", before, got.LastMove, after)
+			}
+		}
+	}
+}
+
+func decoded(t *testing.T, v any) (out map[string]any) {
+	t.Helper()
+	raw, err := json.Marshal(v)
+	if err == nil {
+		err = json.Unmarshal(raw, &out)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// merged is what the API server makes of a merge patch (RFC 7386 section 2).
+func merged(target, patch map[string]any) map[string]any {
+	if target == nil {
+		target = map[string]any{}
+	}
+	for key, value := range patch {
+		switch value := value.(type) {
+		case nil:
+			delete(target, key)
+		case map[string]any:
+			below, _ := target[key].(map[string]any)
+			target[key] = merged(below, value)
+		default:
+			target[key] = value
+		}
+	}
+	return target
 }
 
 // TestLeft: another node may have taken over by the time this one says that it is done.
