@@ -279,6 +279,28 @@ func TestWebhookDeployment(t *testing.T) {
 	}
 }
 
+// A node whose kubelet keeps its pods elsewhere needs one line changed: the path of the volume. The agent finds the
+// sidecars below its own mount of it.
+func TestKubeletDirectory(t *testing.T) {
+	pod := object[appsv1.DaemonSet](t, ".", "DaemonSet", "floatip-agent").Spec.Template.Spec
+	c := pod.Containers[0]
+	i := slices.IndexFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == "kubelet" })
+	if i < 0 {
+		t.Fatal("the agent mounts no volume kubelet")
+	}
+	mount := c.VolumeMounts[i]
+	if !slices.Contains(c.Args, "--kubelet-dir="+mount.MountPath) {
+		t.Errorf("the kubelet's directory is mounted at %s, the agent looks elsewhere: %v", mount.MountPath, c.Args)
+	}
+	// Pods come and go: a mount that the kubelet makes later has to be seen.
+	if !mount.ReadOnly || mount.MountPropagation == nil || *mount.MountPropagation != corev1.MountPropagationHostToContainer {
+		t.Errorf("the kubelet's directory is mounted %+v", mount)
+	}
+	if v := pod.Volumes[slices.IndexFunc(pod.Volumes, func(v corev1.Volume) bool { return v.Name == "kubelet" })]; v.HostPath == nil {
+		t.Errorf("the volume kubelet is %+v, want a path of the node", v.VolumeSource)
+	}
+}
+
 // Both binaries are told the same cluster networks, or answers take two different ways.
 func TestClusterNetworksComeFromOnePlace(t *testing.T) {
 	config := object[corev1.ConfigMap](t, ".", "ConfigMap", "floatip")
