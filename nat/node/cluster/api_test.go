@@ -32,7 +32,7 @@ import (
 const patience = 20 * time.Second
 
 // assets finds kube-apiserver and etcd, as make builds them for the rig.
-func assets(t *testing.T) string {
+func assets(t testing.TB) string {
 	t.Helper()
 	for _, dir := range []string{os.Getenv("KUBEBUILDER_ASSETS"), "../../../bin/rig"} {
 		if _, err := os.Stat(filepath.Join(dir, "kube-apiserver")); dir != "" && err == nil {
@@ -66,7 +66,7 @@ func machineCRD() *apiextensionsv1.CustomResourceDefinition {
 
 // world is a real API server with an agent's side of it.
 type world struct {
-	t       *testing.T
+	t       testing.TB
 	env     *envtest.Environment
 	api     client.Client
 	config  *rest.Config
@@ -74,7 +74,7 @@ type world struct {
 	woken   chan struct{}
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	env := &envtest.Environment{
 		BinaryAssetsDirectory: assets(t), CRDDirectoryPaths: []string{"../../../manifests/crds"}, ErrorIfCRDPathMissing: true,
@@ -127,7 +127,7 @@ func (w *world) start() {
 	})
 }
 
-type logWriter struct{ t *testing.T }
+type logWriter struct{ t testing.TB }
 
 func (l logWriter) Write(p []byte) (int, error) {
 	l.t.Logf("%s", p[:len(p)-1])

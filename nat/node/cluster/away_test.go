@@ -99,11 +99,11 @@ type place struct {
 	stop func() // agent and watches
 }
 
-func newPlace(t *testing.T) *place {
+func newPlace(t testing.TB) *place {
 	t.Helper()
 	p := &place{world: newWorld(t), lan: nodetest.NewWorld(t), dir: t.TempDir(), vms: map[int]*vm{}}
 	p.node = p.lan.AddNode("10")
-	p.road = newRoad(t, p.config)
+	p.road = newRoad(t, p.config, func() (net.Listener, error) { return net.Listen("tcp", "127.0.0.1:0") })
 	p.create(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "prod"}})
 	p.create(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}})
 	p.create(&v1alpha1.FloatingIPPool{ObjectMeta: metav1.ObjectMeta{Name: "lan"}, Spec: v1alpha1.FloatingIPPoolSpec{
@@ -151,7 +151,7 @@ func (p *place) start() {
 // vm is a pod with a guest and a sidecar, and its objects.
 type vm struct {
 	*nodetest.Pod
-	t       *testing.T
+	t       testing.TB
 	address netip.Addr
 	object  *corev1.Pod
 	socket  string
@@ -160,14 +160,22 @@ type vm struct {
 
 func (p *place) addVM(number int, address string) {
 	p.t.Helper()
-	name := fmt.Sprintf("vm%d", number)
-	owner := floatip.Owner{Namespace: "prod", Name: name, UID: "uid-" + name}
 	v := &vm{
 		Pod: p.node.AddPod(fmt.Sprint(number), fmt.Sprintf("100.0.0.%d", number)), t: p.t, address: netip.MustParseAddr(address),
 	}
-	v.Guest.Serve(name, ":80")
+	v.Guest.Serve(fmt.Sprintf("vm%d", number), ":80")
 	go echo(v.Guest.Listen(":81"))
 	nodetest.Translate(p.t, v.Pod, v.address)
+	p.addObjects(number, v)
+	v.startSidecar()
+	p.vms[number] = v
+}
+
+// addObjects adds the objects of a VM, and what the kubelet makes for its pod.
+func (p *place) addObjects(number int, v *vm) {
+	p.t.Helper()
+	name, address := fmt.Sprintf("vm%d", number), v.address.String()
+	owner := floatip.Owner{Namespace: "prod", Name: name, UID: "uid-" + name}
 	p.create(&v1alpha1.FloatingIP{ObjectMeta: metav1.ObjectMeta{Name: address}, Spec: v1alpha1.FloatingIPSpec{
 		Address: address, Pool: "lan", VM: v1alpha1.VMReference{Namespace: "prod", Name: name, UID: types.UID(owner.UID)},
 	}})
@@ -190,8 +198,6 @@ func (p *place) addVM(number int, address string) {
 	if err := os.MkdirAll(filepath.Dir(v.socket), 0o755); err != nil {
 		p.t.Fatal(err)
 	}
-	v.startSidecar()
-	p.vms[number] = v
 }
 
 func (v *vm) startSidecar() {
@@ -314,14 +320,14 @@ type road struct {
 	conns map[net.Conn]bool
 }
 
-func newRoad(t *testing.T, config *rest.Config) *road {
+func newRoad(t testing.TB, config *rest.Config, listen func() (net.Listener, error)) *road {
 	t.Helper()
 	target, err := url.Parse(config.Host)
 	if err != nil || target.Host == "" {
 		target = &url.URL{Host: config.Host}
 	}
 	r := &road{to: target.Host, conns: map[net.Conn]bool{}}
-	if r.listener, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+	if r.listener, err = listen(); err != nil {
 		t.Fatal(err)
 	}
 	go func() {
