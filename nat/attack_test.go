@@ -119,6 +119,45 @@ func guarded(t *testing.T, vm *lab.VM) (n uint64) {
 	return n
 }
 
+// What the node's kernel says to the pod's on the leg itself is heard and answered, and is no call that was refused.
+func TestNeighboursOnTheLeg(t *testing.T) {
+	w := newWorld(t, map[string][]lab.Port{"vm1": nil})
+	vm := w.vms["vm1"]
+	vm.KubeVirt(t)
+	vm.PlugLeg(t)
+	if err := openKernel(t, vm.Pod).Apply(Desired(podNAT(vm))); err != nil {
+		t.Fatal(err)
+	}
+	w.Node.IP(t, "route add 224.0.0.0/4 dev fip1")
+	fields := strings.Fields(vm.Pod.Run(t, "", "ip", "-6", "-o", "addr", "show", "dev", "fip0", "scope", "link"))
+	pod, _, _ := strings.Cut(fields[3], "/") // index, link, inet6, address
+	say := func(network, to string) {
+		t.Helper()
+		err := w.Node.Do(func() error {
+			conn, err := net.Dial(network, to)
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			_, err = conn.Write([]byte("hello"))
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	say("udp4", "224.0.0.1:9")
+	say("udp6", "[ff02::1%fip1]:9")
+	w.check(t, []flow{{"host", "vm1's", "udp", 80, "host"}}) // behind them on the leg
+	if n := refused(t, vm); n != 0 {
+		t.Errorf("%d packets to everybody on the leg were counted as refused calls", n)
+	}
+	say("udp6", "["+pod+"%fip1]:9")
+	eventually(t, "the pod says where its link-local address is", func() bool {
+		return strings.Contains(w.Node.Run(t, "", "ip", "-6", "neigh", "show", pod, "dev", "fip1"), "lladdr")
+	})
+}
+
 // Whoever calls by the leg as the guest or its gateway gets nothing in, although the pod's kernel does not look at sources
 // there (the agent's settings).
 func TestPretendersAreRefused(t *testing.T) { eachVariant(t, pretendersAreRefused) }
