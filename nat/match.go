@@ -165,10 +165,6 @@ func (f family) admitted(offset uint32, set string) part {
 	return append(append(network(offset, f.length), service(register(behind), register(behind+1))...), in(set))
 }
 
-func ctSource(direction uint32, match expr.Any) part {
-	return part{&expr.Ct{Key: expr.CtKeySRC, Register: reg, Direction: direction}, match}
-}
-
 func ctDestination(direction uint32, match expr.Any) part {
 	return part{&expr.Ct{Key: expr.CtKeyDST, Register: reg, Direction: direction}, match}
 }
@@ -234,7 +230,5 @@ func count(name string) part {
 }
 
 func verdict(kind expr.VerdictKind) part { return part{&expr.Verdict{Kind: kind}} }
-
-func jump(chain string) part { return part{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}} }
 
 func gotoChain(chain string) part { return part{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}} }
