@@ -19,7 +19,7 @@ var (
 	fiftyOne    = netip.MustParseAddr("192.168.100.51")
 	fifty6      = netip.MustParseAddr("2001:db8:100::50")
 	providerNet = netip.MustParsePrefix("192.168.100.0/24")
-	red         = leg.NIC{Name: "red0", Up: true, MTU: 1500, Networks: []netip.Prefix{providerNet}}
+	red         = leg.NIC{Name: "red0", Up: true, MTU: 1500, Networks: []netip.Prefix{providerNet}, Own: []netip.Addr{netip.MustParseAddr("192.168.100.10")}}
 	green       = leg.NIC{Name: "green0", Up: true, MTU: 1500, Networks: []netip.Prefix{netip.MustParsePrefix("201.0.0.0/24")}}
 )
 
