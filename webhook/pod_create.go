@@ -35,7 +35,9 @@ func (h *Hooks) createPod(ctx context.Context, req admission.Request) Decision {
 	if err != nil {
 		return refuse(internal(req), fmt.Errorf("VMI %s/%s with UID %s of the pod: %w", req.Namespace, ref.Name, ref.UID, err))
 	}
-	if optsOut(vmi.Annotations) {
+	// What an instance carries was decided when it was created, and its floatip.io/address is frozen: an opt-out that is
+	// written on an instance that runs does not take the address from the pod that it migrates to.
+	if optsOut(vmi.Annotations) && vmi.Annotations[floatip.AnnotationAddress] == "" {
 		return plainPod(pod, Decision{Action: OptedOut, Reason: "the VM's template opted out"})
 	}
 	vm, ok := kubevirt.VMOf(vmi.Name, vmi.OwnerReferences)

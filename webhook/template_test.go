@@ -106,6 +106,12 @@ func TestOptedOutLater(t *testing.T) {
 	if got := operations(t, response); len(got) != 1 || got[0] != "remove /metadata/annotations/floatip.io~1nat" {
 		t.Errorf("the pod: %q", got)
 	}
+	// An edit of the instance that runs takes nothing from the pod that it migrates to.
+	w.vmis["vms/a"].Annotations[floatip.AnnotationAddress] = "192.168.100.50"
+	response = w.post(PathPodCreate, review{kind: podGVK, user: kubevirtController, object: pod})
+	if got := response.AuditAnnotations["action"]; got != string(Injected) {
+		t.Errorf("the target of a migration: %s", got)
+	}
 	if lines := w.ledger.ByOwner("uid-a"); len(lines) != 1 || lines[0].State != ipam.Bound {
 		t.Errorf("the ledger has %+v", lines)
 	}

@@ -34,6 +34,7 @@ func TestAdmission(t *testing.T) {
 			"Bodies":                bodies,
 			"Bindings":              bindings,
 			"TemplateOptsOut":       templateOptsOut,
+			"ClientCertificates":    clientCertificates,
 		} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()

@@ -3,9 +3,7 @@ package admission
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"fmt"
-	"net"
 	"net/http"
 	"sync"
 	"syscall"
@@ -84,12 +82,8 @@ func webhookStarting(t *testing.T, w *world) {
 	if err := w.launchWebhook(n.ctx); err != nil {
 		t.Fatal(err)
 	}
-	direct := &http.Client{Transport: &http.Transport{
-		TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
-		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-			return process.Dialer(w.netns)(ctx, network, fmt.Sprintf("127.0.0.1:%d", webhookPort))
-		},
-	}}
+	_, cert, key := w.cluster.WebhookClient()
+	direct := w.direct(t, cert, key)
 	n.wait("floatip to answer", func(ctx context.Context) error {
 		answer, err := direct.Post("https://floatip/mutate-vm-create", "application/json", bytes.NewReader([]byte("{}")))
 		if err != nil {

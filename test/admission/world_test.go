@@ -133,6 +133,7 @@ func (w *world) startCluster(ctx context.Context) (err error) {
 	w.cluster, err = cluster.Start(ctx, cluster.Options{
 		Dir: filepath.Join(w.dir, "cluster"), BinDir: bin, NetNS: w.netns, Group: w.group,
 		Advertise: netip.MustParseAddr(advertise), EtcdURL: "http://" + etcdRelay,
+		WebhookHost: "floatip-webhook.floatip-system.svc",
 	})
 	if err != nil {
 		return err
@@ -215,8 +216,10 @@ func (w *world) webhookArgs(ctx context.Context) ([]string, error) {
 		return nil, err
 	}
 	raw = []byte(strings.ReplaceAll(string(raw), w.cluster.URL(), fmt.Sprintf("https://%s:%d", advertise, apiRelay)))
+	authority, _, _ := w.cluster.WebhookClient()
 	return append(args,
 		"--kubeconfig="+kubeconfig,
+		"--client-ca-file="+authority,
 		"--ledger="+w.path("ledger.db"),
 		"--ledger-socket="+w.path("ledger.sock"),
 		"--metrics-bind-address=0",

@@ -29,6 +29,9 @@ type Options struct {
 	// EtcdURL is where the API server looks for etcd. Defaults to etcd itself, http://127.0.0.1:2379; a test may stand
 	// in between.
 	EtcdURL string
+	// WebhookHost is a webhook's name, such as "floatip-webhook.floatip-system.svc", to which the API server presents a client
+	// certificate. Empty for none.
+	WebhookHost string
 	// Group starts the processes, ends them, and decides whether they survive the rig.
 	Group *process.Group
 	// Progress hears what is started and waited for. Nil is silence.

@@ -41,6 +41,8 @@ type pki struct {
 	apiServer      pair
 	frontProxyCall pair
 	kubeletCall    pair // the API server's calls to kubelets
+	webhookCall    pair // the API server's calls to Options.WebhookHost
+	webhooks       *authority
 	serviceAccount pair // cert is the public key
 }
 
@@ -76,6 +78,17 @@ func newPKI(dir string, opts Options) (p *pki, err error) {
 		return nil, err
 	}
 	if p.kubeletCall, err = p.client("kube-apiserver-kubelet-client", "system:masters"); err != nil {
+		return nil, err
+	}
+	// An authority of its own: who has another certificate of the cluster may not call webhooks.
+	if p.webhooks, err = newAuthority(dir, "webhook-client-ca", "webhook-client-ca"); err != nil {
+		return nil, err
+	}
+	p.webhookCall, err = p.webhooks.issue(dir, "webhook-client", &x509.Certificate{
+		Subject:     pkix.Name{CommonName: "kube-apiserver"},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	})
+	if err != nil {
 		return nil, err
 	}
 	p.serviceAccount, err = newKeyPair(dir, "sa")

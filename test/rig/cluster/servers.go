@@ -41,11 +41,15 @@ func (c *Cluster) startAPIServer(ctx context.Context) error {
 	if err := writeFile(c.path(auditPolicyFile), auditPolicy); err != nil {
 		return err
 	}
+	flags, err := c.webhookFlags()
+	if err != nil {
+		return err
+	}
 	if err := c.connect(); err != nil {
 		return err
 	}
 	ready := func(ctx context.Context) error { return c.kube.ready(ctx, "/readyz") }
-	return c.run(ctx, program{name: "kube-apiserver", args: c.apiServerFlags()}, ready)
+	return c.run(ctx, program{name: "kube-apiserver", args: append(c.apiServerFlags(), flags...)}, ready)
 }
 
 func (c *Cluster) apiServerFlags() []string {
