@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/tools/clientcmd/api"
 
 	"floatip.io/floatip/ipam/v1alpha1"
 	"floatip.io/floatip/nat/node/nodetest"
@@ -78,8 +80,13 @@ func (p *place) startProgram(binary string) (pid int) {
 	})
 	dir := p.t.TempDir()
 	kubeconfig, log := filepath.Join(dir, "kubeconfig"), filepath.Join(dir, "log")
-	text := strings.ReplaceAll(string(p.env.KubeConfig), p.config.Host, road.listener.Addr().String())
-	if err := os.WriteFile(kubeconfig, []byte(text), 0o600); err != nil {
+	const name = "place"
+	config := api.NewConfig()
+	config.Clusters[name] = &api.Cluster{Server: road.host(), CertificateAuthorityData: p.config.CAData}
+	config.AuthInfos[name] = &api.AuthInfo{ClientCertificateData: p.config.CertData, ClientKeyData: p.config.KeyData}
+	config.Contexts[name] = &api.Context{Cluster: name, AuthInfo: name}
+	config.CurrentContext = name
+	if err := clientcmd.WriteToFile(*config, kubeconfig); err != nil {
 		p.t.Fatal(err)
 	}
 	out, err := os.Create(log)

@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 
 	"floatip.io/floatip/ipam/v1alpha1"
@@ -84,6 +85,20 @@ func TestIsAway(t *testing.T) {
 	} {
 		if have := isAway(tt.err); have != tt.want {
 			t.Errorf("%v: away is %t, want %t", tt.err, have, tt.want)
+		}
+	}
+}
+
+// TestManyStatusesAtOnce: client-go holds nobody's status back when all VMs of a node start together.
+func TestManyStatusesAtOnce(t *testing.T) {
+	c, err := New(&rest.Config{Host: "127.0.0.1:1"}, "n1", func() {}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const vms, writes = 250, 2 // Bound and Ready
+	for n := range vms * writes {
+		if !c.floatip.GetRateLimiter().TryAccept() {
+			t.Fatalf("request %d of %d at once has to wait", n+1, vms*writes)
 		}
 	}
 }
