@@ -36,10 +36,12 @@ func TestFloatip(t *testing.T) {
 		{"what a tenant writes himself is worth nothing", forgedAnnotations},
 		{"overlapping pools, and the nodes' own addresses", overlappingPools},
 		{"a pool in use shrinks and goes only when it is drained and empty; one address of each family", shrinkAndDrain},
-		{"the ledger's file is lost: it is rebuilt, and no address moves", lostLedger},
+		{"the cluster's IPv6 networks are configured", sixNetworks},
+		{"the ledger's file is lost: it is rebuilt, and no address moves", lostLedger}, // with a new webhook
 		{"an old copy of the ledger is put back: what disagrees is held until somebody decides", disputedAddress},
 		{"a deleted VM gives its address back, and it rests", release},
 		{"people ask the ledger in the webhook's container", ledgerCommands},
+		{"a VM with an address of each family; its guest reboots", dualStack},
 		{"KubeVirt takes the guests' hints, and what is left alone is told", guestHints},
 		{"a VM in a restricted namespace is reached by NAT on the node", restrictedNodeNAT},
 		{"what the API server trusts the webhook by heals by itself", certificatesHeal},
