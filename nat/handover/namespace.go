@@ -8,9 +8,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// own is the network namespace of this process. It is looked up by the thread that asks: what runs inside other namespaces
+// (package netns) locks its thread, while /proc/self is the main thread, and that may be the one that is away.
+const own = "/proc/thread-self/ns/net"
+
 // OwnNamespace opens the network namespace of this process. No capability is needed for that.
 func OwnNamespace() (*os.File, error) {
-	return os.Open("/proc/self/ns/net")
+	return os.Open(own)
 }
 
 // checkNamespace wants fd to be a network namespace.
@@ -33,14 +37,14 @@ func checkForeign(fd int) error {
 	if err := checkNamespace(fd); err != nil {
 		return err
 	}
-	var given, own unix.Stat_t
+	var given, home unix.Stat_t
 	if err := unix.Fstat(fd, &given); err != nil {
 		return fmt.Errorf("%w: %w", ErrNoNamespace, err)
 	}
-	if err := unix.Stat("/proc/self/ns/net", &own); err != nil {
+	if err := unix.Stat(own, &home); err != nil {
 		return fmt.Errorf("own network namespace: %w", err)
 	}
-	if given.Dev == own.Dev && given.Ino == own.Ino {
+	if given.Dev == home.Dev && given.Ino == home.Ino {
 		return ErrOwnNamespace
 	}
 	return nil

@@ -41,7 +41,7 @@ func Listen(path string) (*net.UnixListener, error) {
 
 // Server is the sidecar's end. Its fields are set before Serve.
 type Server struct {
-	// NetNS is the network namespace to hand over, for instance an open /proc/self/ns/net.
+	// NetNS is the network namespace to hand over, for instance that of OwnNamespace.
 	NetNS *os.File
 	// Pod is sent along for people.
 	Pod Pod
