@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -43,7 +45,11 @@ func (c *cluster) Report(r Report) {
 	c.reports <- r
 }
 
+// set gives the agent a copy: the test goes on writing to its own while the agent reads.
 func (c *cluster) set(v View) {
+	v.Pods = slices.Clone(v.Pods)
+	v.Addresses, v.Pools, v.Machines = maps.Clone(v.Addresses), maps.Clone(v.Pools), maps.Clone(v.Machines)
+	v.Unknown, v.Peers = maps.Clone(v.Unknown), maps.Clone(v.Peers)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.view, c.complete = v, true
