@@ -55,9 +55,11 @@ migrations: packages build rig-binaries ## 50 live migrations of a real guest in
 	@test/run-tests migrations
 
 .PHONY: lint
-lint: ## gofmt, go vet, staticcheck, also of the rig
+lint: ## gofmt, go vet, staticcheck, also of the rig; no large file is tracked
 	@unformatted=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); \
 	if [ -n "$$unformatted" ]; then echo "gofmt would change:"; echo "$$unformatted"; exit 1; fi
+	@large=$$(git ls-files -z | xargs -0 sh -c 'find "$$@" -maxdepth 0 -size +256k' -); \
+	if [ -n "$$large" ]; then echo "tracked, and over 256 KiB; a built program?"; echo "$$large"; exit 1; fi
 	@mkdir -p $(BIN) && go build -o $(BIN)/staticcheck honnef.co/go/tools/cmd/staticcheck
 	@for module in . test/kubevirt; do (cd $$module && go vet ./... && $(BIN)/staticcheck ./...); done
 
