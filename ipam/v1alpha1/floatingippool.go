@@ -53,11 +53,12 @@ const (
 // +kubebuilder:printcolumn:name="Addresses",type=string,JSONPath=`.spec.addresses`
 // +kubebuilder:printcolumn:name="Auto",type=boolean,JSONPath=`.spec.autoAssign`
 // +kubebuilder:printcolumn:name="Delivery",type=string,JSONPath=`.spec.delivery`
-// +kubebuilder:printcolumn:name="Used",type=integer,JSONPath=`.status.ipv4.used`
-// +kubebuilder:printcolumn:name="Capacity",type=string,JSONPath=`.status.ipv4.capacity`
-// +kubebuilder:printcolumn:name="Resting",type=integer,JSONPath=`.status.ipv4.quarantined`
-// +kubebuilder:printcolumn:name="Used6",type=integer,JSONPath=`.status.ipv6.used`,priority=1
+// +kubebuilder:printcolumn:name="Used",type=string,JSONPath=`.status.usage`
+// +kubebuilder:printcolumn:name="Resting",type=string,JSONPath=`.status.resting`
+// +kubebuilder:printcolumn:name="Capacity4",type=string,JSONPath=`.status.ipv4.capacity`,priority=1
+// +kubebuilder:printcolumn:name="Pending4",type=integer,JSONPath=`.status.ipv4.pending`,priority=1
 // +kubebuilder:printcolumn:name="Capacity6",type=string,JSONPath=`.status.ipv6.capacity`,priority=1
+// +kubebuilder:printcolumn:name="Pending6",type=integer,JSONPath=`.status.ipv6.pending`,priority=1
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
 // +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
 // +kubebuilder:printcolumn:name="Overlapping",type=string,JSONPath=`.status.conditions[?(@.type=="Overlapping")].status`,priority=1
@@ -196,6 +197,15 @@ type FloatingIPPoolStatus struct {
 	//
 	// +optional
 	IPv6 *AddressCount `json:"ipv6,omitempty"`
+	// Usage is how many addresses are used of how many, for people and kubectl's columns; IPv4 and IPv6 say it exactly:
+	// "12/50", "3/2^64", and for a pool of both families, IPv4 first, "12/50,3/2^64".
+	//
+	// +optional
+	Usage string `json:"usage,omitempty"`
+	// Resting is how many addresses rest after their release, in the same way: "2", or "2,0".
+	//
+	// +optional
+	Resting string `json:"resting,omitempty"`
 	// Conditions: Ready, Overlapping, Exhausted, NodeConflict, DeliveryReady.
 	//
 	// +optional

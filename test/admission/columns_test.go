@@ -73,29 +73,36 @@ func columns(t *testing.T, w *world) {
 	n.remove(gone)
 	n.addPool(n.ns+"-younger", n.address(5)+"-"+n.address(14))
 	n.addPool(n.ns+"-six", "2001:db8:c01::/64")
+	n.addPool(n.ns+"-both", n.address(110)+"-"+n.address(112))
+	if err := n.setPool(n.ns+"-both", map[string]any{"addresses": []string{n.address(110) + "-" + n.address(112), "2001:db8:c02::/64"}}); err != nil {
+		t.Fatal(err)
+	}
+	n.create("both", map[string]string{floatip.AnnotationPool: n.ns + "-both"})
 	n.addPool(n.ns+"-empty", n.address(100)+"-"+n.address(101))
 	if err := n.setPool(n.ns+"-empty", map[string]any{"drain": true}); err != nil {
 		t.Fatal(err)
 	}
 
-	short := strings.Fields("NAME ADDRESSES AUTO DELIVERY USED CAPACITY RESTING READY REASON AGE")
+	short := strings.Fields("NAME ADDRESSES AUTO DELIVERY USED RESTING READY REASON AGE")
 	got := n.awaitRow(map[string]string{
 		"NAME": n.ns, "ADDRESSES": `["` + n.address(1) + "-" + n.address(10) + `"]`, "AUTO": "true", "DELIVERY": "Leg",
-		"USED": "1", "CAPACITY": "10", "RESTING": "1", "READY": "True", "REASON": "Serving",
+		"USED": "1/10", "RESTING": "1", "READY": "True", "REASON": "Serving",
 	}, "floatingippools", n.ns)
 	if !slices.Equal(got, short) {
 		t.Errorf("kubectl get floatingippools has the columns %q, want %q", got, short)
 	}
-	wide := strings.Fields("NAME ADDRESSES AUTO DELIVERY USED CAPACITY RESTING USED6 CAPACITY6 READY REASON OVERLAPPING AGE")
-	got = n.awaitRow(map[string]string{"USED": "0", "CAPACITY": "4", "READY": "True", "REASON": "Serving", "OVERLAPPING": "True"},
+	// 2^64 addresses without the first one: more than an int64 can say.
+	n.awaitRow(map[string]string{"USED": "0/2^64", "RESTING": "0", "READY": "True"}, "fippool", n.ns+"-six")
+	n.awaitRow(map[string]string{"USED": "1/3,1/2^64", "RESTING": "0,0", "READY": "True"}, "fippool", n.ns+"-both")
+	n.awaitRow(map[string]string{"USED": "0/2", "RESTING": "0", "READY": "False", "REASON": "Draining"}, "fippool", n.ns+"-empty")
+	wide := strings.Fields("NAME ADDRESSES AUTO DELIVERY USED RESTING CAPACITY4 PENDING4 CAPACITY6 PENDING6 READY REASON OVERLAPPING AGE")
+	got = n.awaitRow(map[string]string{"USED": "0/4", "CAPACITY4": "4", "PENDING4": "0", "READY": "True", "OVERLAPPING": "True"},
 		"fippool", n.ns+"-younger", "-o", "wide")
 	if !slices.Equal(got, wide) {
 		t.Errorf("kubectl get floatingippools -o wide has the columns %q, want %q", got, wide)
 	}
-	// 2^64 addresses without the first one: more than an int64 can say.
-	n.awaitRow(map[string]string{"USED": "", "CAPACITY": "", "USED6": "0", "CAPACITY6": "18446744073709551615", "READY": "True", "OVERLAPPING": "False"},
+	n.awaitRow(map[string]string{"CAPACITY4": "", "CAPACITY6": "18446744073709551615", "PENDING6": "0", "OVERLAPPING": "False"},
 		"fippool", n.ns+"-six", "-o", "wide")
-	n.awaitRow(map[string]string{"CAPACITY": "2", "USED": "0", "READY": "False", "REASON": "Draining"}, "fippool", n.ns+"-empty")
 
 	short = strings.Fields("NAME ADDRESS POOL NAMESPACE VM PHASE REASON NODE AGE")
 	cells := map[string]string{"NAME": address, "ADDRESS": address, "POOL": n.ns, "NAMESPACE": n.ns, "VM": "vm", "PHASE": "Bound", "NODE": ""}

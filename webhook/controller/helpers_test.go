@@ -242,10 +242,10 @@ func mergeStatus(t *testing.T, status map[string]any) client.Patch {
 	return client.RawPatch(types.MergePatchType, raw)
 }
 
-// counted returns "capacity used".
+// counted returns "capacity used pending quarantined".
 func counted(c *v1alpha1.AddressCount) string {
 	if c == nil {
 		return ""
 	}
-	return fmt.Sprintf("%s %d", c.Capacity, c.Used)
+	return fmt.Sprintf("%s %d %d %d", c.Capacity, c.Used, c.Pending, c.Quarantined)
 }

@@ -191,6 +191,7 @@ func statusOf(p poolObject, figures *ipam.PoolStatus) v1alpha1.FloatingIPPoolSta
 		return status
 	}
 	status.IPv4, status.IPv6 = count(figures.IPv4), count(figures.IPv6)
+	status.Usage, status.Resting = usageOf(*figures)
 	set(ConditionOverlapping, len(figures.Overlaps) > 0, overlapReason(*figures), overlapText(*figures))
 	set(ConditionExhausted, exhausted(*figures), exhaustedReason(*figures), "")
 	switch {

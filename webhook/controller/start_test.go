@@ -147,9 +147,10 @@ func TestPoolStatus(t *testing.T) {
 	tiny := pool("tiny", "192.168.102.1-192.168.102.1")
 	no := false
 	tiny.Spec.AutoAssign = &no
-	w := newWorld(t, young, drained, tiny, pool("broken", "nonsense"), pool("v6", "2001:db8::/64"))
+	both := pool("both", "192.168.103.0/28", "2001:db8:1::/64", "2001:db8:2::/64")
+	w := newWorld(t, young, drained, tiny, pool("broken", "nonsense"), pool("v6", "2001:db8::/64"), both)
 	w.start()
-	for i, pool := range []string{"tiny", "provider"} {
+	for i, pool := range []string{"tiny", "provider", "both", "both"} {
 		claim := floatip.NewClaim()
 		if _, err := w.ledger.Reserve(t.Context(), ipam.Request{Claim: claim, Namespace: "vms", Pools: []string{pool}}); err != nil {
 			t.Fatal(err)
@@ -159,20 +160,28 @@ func TestPoolStatus(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if _, err := w.ledger.Bind(t.Context(), floatip.Claim{}, floatip.Owner{Namespace: "vms", Name: "both", UID: "uid-2"}, ipam.Cause{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.ledger.Release(t.Context(), "uid-3", ipam.Cause{}); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := w.pools.Reconcile(t.Context(), reconcile.Request{}); err != nil {
 		t.Fatal(err)
 	}
 	for _, tc := range []struct {
 		pool                          string
 		ready, overlapping, exhausted string // reasons
-		ipv4, ipv6                    string // capacity used
+		ipv4, ipv6                    string // capacity, used, pending, quarantined
+		usage, resting                string
 	}{
-		{"provider", "Serving", "NoOverlap", "FreeAddresses", "10 1", ""},
-		{"young", "Serving", "OlderPool", "FreeAddresses", "6 0", ""},
-		{"drained", "Draining", "NoOverlap", "FreeAddresses", "254 0", ""},
-		{"tiny", "Exhausted", "NoOverlap", "NoFreeAddress", "1 1", ""},
-		{"broken", "Invalid", "", "", "", ""},
-		{"v6", "Serving", "NoOverlap", "FreeAddresses", "", "18446744073709551615 0"},
+		{"provider", "Serving", "NoOverlap", "FreeAddresses", "10 1 1 0", "", "1/10", "0"},
+		{"young", "Serving", "OlderPool", "FreeAddresses", "6 0 0 0", "", "0/6", "0"},
+		{"drained", "Draining", "NoOverlap", "FreeAddresses", "254 0 0 0", "", "0/254", "0"},
+		{"tiny", "Exhausted", "NoOverlap", "NoFreeAddress", "1 1 1 0", "", "1/1", "0"},
+		{"broken", "Invalid", "", "", "", "", "", ""},
+		{"v6", "Serving", "NoOverlap", "FreeAddresses", "", "18446744073709551615 0 0 0", "0/2^64", "0"},
+		{"both", "Serving", "NoOverlap", "FreeAddresses", "14 1 0 1", "36893488147419103230 1 0 1", "1/14,1/2^65", "1,1"},
 	} {
 		t.Run(tc.pool, func(t *testing.T) {
 			var have v1alpha1.FloatingIPPool
@@ -181,9 +190,9 @@ func TestPoolStatus(t *testing.T) {
 			}
 			got := []string{
 				reason(have, ConditionReady), reason(have, ConditionOverlapping), reason(have, ConditionExhausted),
-				counted(have.Status.IPv4), counted(have.Status.IPv6),
+				counted(have.Status.IPv4), counted(have.Status.IPv6), have.Status.Usage, have.Status.Resting,
 			}
-			if diff := cmp.Diff([]string{tc.ready, tc.overlapping, tc.exhausted, tc.ipv4, tc.ipv6}, got); diff != "" {
+			if diff := cmp.Diff([]string{tc.ready, tc.overlapping, tc.exhausted, tc.ipv4, tc.ipv6, tc.usage, tc.resting}, got); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
@@ -257,7 +266,7 @@ func TestNodesKeepTheirAddresses(t *testing.T) {
 		}
 	}
 	var have v1alpha1.FloatingIPPool
-	if err := w.client.Get(t.Context(), types.NamespacedName{Name: "provider"}, &have); err != nil || counted(have.Status.IPv4) != "9 0" {
+	if err := w.client.Get(t.Context(), types.NamespacedName{Name: "provider"}, &have); err != nil || counted(have.Status.IPv4) != "9 0 0 0" {
 		t.Errorf("status: %s, %v; want a capacity of 9", counted(have.Status.IPv4), err)
 	}
 	// Another node joins: only a change of the annotation is worth a look at the pools.
