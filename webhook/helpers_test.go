@@ -50,6 +50,8 @@ type world struct {
 	vmis   map[string]*kubevirt.VirtualMachineInstance
 	events []string
 
+	announced int // how often a node is still said to answer for what a VM held
+
 	policies []*networkingv1.NetworkPolicy
 	defaults map[string]firewall.Default // by pool
 
@@ -136,6 +138,17 @@ func (w *world) Carrier(_ context.Context, owner floatip.Owner) (string, error) 
 		return "VM", nil
 	}
 	return "", nil
+}
+
+// Announcer says that a node answers for an address as often as announced says, which counts down.
+func (w *world) Announcer(context.Context, string, []netip.Addr) (string, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.announced == 0 {
+		return "", nil
+	}
+	w.announced--
+	return "node1", nil
 }
 
 func (w *world) VMExists(_ context.Context, namespace, name string) (bool, error) {

@@ -50,6 +50,9 @@ type Cluster interface {
 	// Carrier says what is left in the API server, at this moment, of the VirtualMachine with the owner's name and UID:
 	// CarrierVM, its instance, or a pod that translates its addresses. It is empty if nothing is.
 	Carrier(ctx context.Context, owner floatip.Owner) (string, error)
+	// Announcer says which node has answered for one of the addresses on behalf of the VM with that UID, and has not said
+	// that it stopped. It is empty if there is none.
+	Announcer(ctx context.Context, uid string, addresses []netip.Addr) (string, error)
 	// VMI returns the VirtualMachineInstance with that name and UID.
 	VMI(ctx context.Context, namespace, name string, uid types.UID) (*kubevirt.VirtualMachineInstance, error)
 	// The rest is what FirewallOf and DeliveryOf need.
@@ -98,7 +101,8 @@ type Hooks struct {
 	// Now defaults to time.Now.
 	Now func() time.Time
 
-	sidecar *rendered
+	sidecar  *rendered
+	patience time.Duration // withdrawalPatience; tests take less
 }
 
 // Server is what Register needs of controller-runtime's webhook server.
@@ -117,6 +121,9 @@ func (h *Hooks) Register(server Server, gate *Gate) {
 func (h *Hooks) Handlers() map[string]admission.Handler {
 	if h.Now == nil {
 		h.Now = time.Now
+	}
+	if h.patience == 0 {
+		h.patience = withdrawalPatience
 	}
 	h.sidecar = render(h.Options.SidecarImage)
 	return map[string]admission.Handler{

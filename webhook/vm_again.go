@@ -3,6 +3,8 @@ package webhook
 import (
 	"context"
 	"fmt"
+	"net/netip"
+	"time"
 
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
@@ -15,7 +17,7 @@ import (
 // What VMs held of which nothing is left in the API server is given back, so that the new VM may have it. The controller
 // does the same when it sees that they are gone; whoever deletes a VM and creates it again at once, as "kubectl replace
 // --force" does, is faster, and would be told that the VM itself has its address. What is disputed, and what the cluster
-// did not show when floatip started, waits for the controller or a person.
+// did not show when floatip started, waits for the controller or a person; so does what a node may still answer for.
 func (h *Hooks) clearName(ctx context.Context, req admission.Request, name string) (stored bool, err error) {
 	if name == "" {
 		return false, nil
@@ -36,6 +38,13 @@ func (h *Hooks) clearName(ctx context.Context, req admission.Request, name strin
 		if by != "" || line.Missing || line.Disputed || isDryRun(req) {
 			continue
 		}
+		node, err := h.announcer(ctx, line.Owner.UID)
+		if err != nil {
+			return false, fmt.Errorf("look for a node that answers for VM %s: %w", line.Owner, err)
+		}
+		if node != "" {
+			continue // the pod may have been deleted by force, and run on
+		}
 		cause := causeOf(req)
 		cause.Reason = "VM, VMI and pods are gone, and a VM of that name is created"
 		if _, err := h.Ledger.Release(ctx, line.Owner.UID, cause); err != nil {
@@ -43,4 +52,33 @@ func (h *Hooks) clearName(ctx context.Context, req admission.Request, name strin
 		}
 	}
 	return false, nil
+}
+
+// The node agent says that an address has left a moment after the pod has.
+const (
+	withdrawalPatience = time.Second
+	withdrawalPause    = 20 * time.Millisecond
+)
+
+// announcer returns the node that answers for what the VM with that UID holds, after it had a moment to say that it
+// stopped.
+func (h *Hooks) announcer(ctx context.Context, uid string) (string, error) {
+	var addresses []netip.Addr
+	for _, line := range h.Ledger.ByOwner(uid) {
+		addresses = append(addresses, line.Address)
+	}
+	late := time.After(h.patience)
+	for {
+		node, err := h.Cluster.Announcer(ctx, uid, addresses)
+		if node == "" || err != nil {
+			return node, err
+		}
+		select {
+		case <-time.After(withdrawalPause):
+		case <-late:
+			return node, nil
+		case <-ctx.Done():
+			return node, ctx.Err()
+		}
+	}
 }

@@ -61,6 +61,41 @@ func TestCreatedAgainAtOnce(t *testing.T) {
 	}
 }
 
+// The node agent says that an address has left a moment after the VM's pod has: that moment is waited for. A node that says
+// nothing may run a pod that was deleted by force, and the new VM gets another address.
+func TestCreatedAgainWhileANodeAnswers(t *testing.T) {
+	for name, tc := range map[string]struct {
+		answers int // how often the node is still said to answer
+		want    string
+	}{
+		"it stops in a moment": {3, "192.168.100.50"}, "it does not stop": {1 << 30, "192.168.100.51"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, testPool(t, "192.168.100.50-192.168.100.59"))
+			if _, refused := w.createVM(vm("a", nil), "uid-1"); refused != nil {
+				t.Fatal(refused)
+			}
+			w.store("a", "uid-1")
+			w.mu.Lock()
+			clear(w.vms)
+			w.announced = tc.answers
+			w.mu.Unlock()
+			if tc.answers > 1000 {
+				w.hooks.patience = 1 // nanosecond
+			}
+			if _, refused := w.createVM(vm("a", nil), "uid-2"); refused != nil {
+				t.Fatal(refused)
+			}
+			if lines := w.ledger.ByOwner("uid-2"); len(lines) != 1 || lines[0].Address.String() != tc.want {
+				t.Errorf("the VM of the same name holds %v, want %s", lines, tc.want)
+			}
+			if held := len(w.ledger.ByOwner("uid-1")) == 1; held != (tc.want != "192.168.100.50") {
+				t.Errorf("the VM that is gone holds its address: %t", held)
+			}
+		})
+	}
+}
+
 // Whoever is refused later, and tries again under the same name, is promised the same address under the same claim.
 func TestTriedAgain(t *testing.T) {
 	w := newWorld(t, testPool(t, "192.168.100.50-192.168.100.59"))

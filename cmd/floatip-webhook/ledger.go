@@ -41,7 +41,7 @@ type ledgerBook interface {
 	List(ctx context.Context, after netip.Addr, limit int) (admin.Lines, error)
 	Disputes(ctx context.Context) (admin.Disputes, error)
 	Resolve(ctx context.Context, address netip.Addr, keep, reason string) (admin.Line, error)
-	Release(ctx context.Context, address netip.Addr, reason string) (admin.Lines, error)
+	Release(ctx context.Context, address netip.Addr, stoppedOn, reason string) (admin.Lines, error)
 	Backup(ctx context.Context, w io.Writer) error
 }
 
@@ -50,6 +50,7 @@ type ledgerFlags struct {
 	socket, file, vms, output   string
 	vm, namespace, since, until string
 	keep, reason, after         string
+	stoppedOn                   string
 	limit                       int
 }
 
@@ -66,6 +67,8 @@ func (f *ledgerFlags) register(flags *flag.FlagSet) {
 	flags.StringVar(&f.since, "since", "", "history: from this time on, 2026-01-02T15:04:05Z, or this long ago, 24h.")
 	flags.StringVar(&f.until, "until", "", "history: before this time, or before this long ago.")
 	flags.StringVar(&f.keep, "keep", "", "resolve: UID of the VM that shall have the address; the others lose it.")
+	flags.StringVar(&f.stoppedOn, "stopped-on", "", "release: node that cannot say itself that it stopped to answer for the "+
+		"address, and does not: you have looked.")
 	flags.StringVar(&f.reason, "reason", "", "resolve, release: why, in some words, for the history.")
 	flags.StringVar(&f.after, "after", "", "list: go on after this address.")
 	flags.IntVar(&f.limit, "limit", 0,
@@ -241,7 +244,7 @@ var ledgerCommands = map[string]struct {
 		return f.tell(out, line, err)
 	}},
 	"release": {mustAddress, func(ctx context.Context, f *ledgerFlags, b ledgerBook, a netip.Addr, out io.Writer) error {
-		lines, err := b.Release(ctx, a, f.reason)
+		lines, err := b.Release(ctx, a, f.stoppedOn, f.reason)
 		return f.tell(out, lines, err)
 	}},
 	"backup": {noAddress, func(ctx context.Context, _ *ledgerFlags, b ledgerBook, _ netip.Addr, out io.Writer) error {

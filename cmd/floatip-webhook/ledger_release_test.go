@@ -18,11 +18,13 @@ import (
 // goneVM is a cluster in which the VM is, or is not, there any more.
 type goneVM struct {
 	admin.Cluster // nothing else is asked
-	carrier       string
+	carrier, node string
 	settled       []floatip.Owner
 }
 
 func (c *goneVM) Carrier(context.Context, floatip.Owner) (string, error) { return c.carrier, nil }
+
+func (c *goneVM) Announcer(context.Context, floatip.Owner) (string, error) { return c.node, nil }
 
 func (c *goneVM) Settle(_ context.Context, _ netip.Addr, owners []floatip.Owner) error {
 	c.settled = append(c.settled, owners...)
@@ -61,8 +63,12 @@ func TestLedgerRelease(t *testing.T) {
 	if line, _ := ledger.Lookup(held); code != 1 || !strings.Contains(complaints, "delete the VM") || line.State != ipam.Bound {
 		t.Fatalf("while the VM is there: code %d, %s\n%s%s", code, line.State, out, complaints)
 	}
-	cluster.carrier = ""
-	code, out, complaints = ask("release", "192.0.2.1", "--reason", "the rack burned", "-o", "json")
+	cluster.carrier, cluster.node = "", "node1"
+	code, _, complaints = ask("release", "192.0.2.1")
+	if line, _ := ledger.Lookup(held); code != 1 || !strings.Contains(complaints, "--stopped-on node1") || line.State != ipam.Bound {
+		t.Fatalf("while a node may answer: code %d, %s\n%s", code, line.State, complaints)
+	}
+	code, out, complaints = ask("release", "192.0.2.1", "--stopped-on", "node1", "--reason", "the rack burned", "-o", "json")
 	var lines struct {
 		Lines []struct{ Address netip.Addr }
 	}

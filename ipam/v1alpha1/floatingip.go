@@ -57,6 +57,8 @@ const (
 // Reasons of ConditionCarried. All but the first go with False, and are undone by a restart of the VM once the cause is
 // gone.
 const (
+	// ReasonWaitsForNode, of Allocated: the VM is gone, but a node has not said that it stopped to answer for the address.
+	ReasonWaitsForNode = "WaitsForNode"
 	// ReasonCarried: the instance was created with the address.
 	ReasonCarried = "Carried"
 	// ReasonUnsupportedBinding: the instance has no masquerade interface on the pod network, or one that cannot be

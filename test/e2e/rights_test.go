@@ -34,6 +34,7 @@ func (r right) String() string {
 var unused = map[string]map[right]string{
 	"floatip-webhook": {
 		{"get", "", "namespaces"}:                "a VM in a namespace that was made a moment ago and is not in the cache yet",
+		{"get", "", "nodes"}:                     "a VM that is gone and for whose address a node still answers",
 		{"get", "floatip.io", "floatingippools"}: "a pod of a pool that was made a moment ago and is not in the cache yet",
 		{"patch", "floatip.io", "floatingips"}:   "an address that another pool has taken over, by a split",
 	},

@@ -44,6 +44,7 @@ type cluster struct {
 	seen    []ipam.Sighting
 	later   []ipam.Sighting // seen from the second look on, if not nil
 	carrier string
+	node    string // that still answers
 	err     error
 	settled []floatip.Owner
 }
@@ -59,6 +60,8 @@ func (c *cluster) Seen(context.Context) ([]ipam.Sighting, error) {
 }
 
 func (c *cluster) Carrier(context.Context, floatip.Owner) (string, error) { return c.carrier, c.err }
+
+func (c *cluster) Announcer(context.Context, floatip.Owner) (string, error) { return c.node, c.err }
 
 func (c *cluster) Settle(_ context.Context, _ netip.Addr, owners []floatip.Owner) error {
 	c.settled = owners
@@ -248,23 +251,27 @@ func TestResolve(t *testing.T) {
 func TestRelease(t *testing.T) {
 	d := newDesk(t)
 	d.cluster.carrier = "pod"
-	_, err := d.client.Release(t.Context(), fifty, "")
+	_, err := d.client.Release(t.Context(), fifty, "", "")
 	wantError(t, err, "release 192.0.2.50", "the pod of VM prod/web (UID uid-web) exists", "delete the VM")
 	d.cluster.carrier, d.cluster.err = "", errors.New("no route to host")
-	_, err = d.client.Release(t.Context(), fifty, "")
+	_, err = d.client.Release(t.Context(), fifty, "", "")
 	wantError(t, err, "whether VM prod/web is gone is not known", "no route to host")
-	if line, _ := d.ledger.Lookup(fifty); line.State != ipam.Bound {
-		t.Errorf("after two refusals: %+v", line)
+	d.cluster.err, d.cluster.node = nil, "node1"
+	for _, other := range []string{"", "node2"} {
+		_, err = d.client.Release(t.Context(), fifty, other, "")
+		wantError(t, err, "release 192.0.2.50", "VM prod/web is gone", "node1 has answered", "--stopped-on node1")
 	}
-	d.cluster.err = nil
-	released, err := d.client.Release(t.Context(), fifty, "")
+	if line, _ := d.ledger.Lookup(fifty); line.State != ipam.Bound {
+		t.Errorf("after four refusals: %+v", line)
+	}
+	released, err := d.client.Release(t.Context(), fifty, "node1", "")
 	if err != nil || len(released.Lines) != 1 || released.Lines[0].Address != fifty {
 		t.Errorf("%+v, %v", released, err)
 	}
 	if line, _ := d.ledger.Lookup(fifty); line.State != ipam.Released {
 		t.Errorf("%+v", line)
 	}
-	_, err = d.client.Release(t.Context(), fifty, "")
+	_, err = d.client.Release(t.Context(), fifty, "", "")
 	wantError(t, err, "release 192.0.2.50: not held")
 }
 
@@ -275,9 +282,9 @@ func TestBounds(t *testing.T) {
 	wantError(t, err, "at most 5000 at once")
 	_, err = d.client.History(t.Context(), ipam.Query{Limit: -1})
 	wantError(t, err, "at most 10000 at once")
-	_, err = d.client.Release(t.Context(), fifty, strings.Repeat("x", maxReason+1))
+	_, err = d.client.Release(t.Context(), fifty, "", strings.Repeat("x", maxReason+1))
 	wantError(t, err, "the reason has 257 bytes")
-	_, err = d.client.Release(t.Context(), fifty, strings.Repeat("x", 2*maxQuestion))
+	_, err = d.client.Release(t.Context(), fifty, "", strings.Repeat("x", 2*maxQuestion))
 	wantError(t, err, "too large")
 	if line, _ := d.ledger.Lookup(fifty); line.State != ipam.Bound {
 		t.Errorf("%+v", line)
@@ -358,7 +365,7 @@ func TestFile(t *testing.T) {
 	}
 	_, err = file.Resolve(t.Context(), fifty, web.UID, "")
 	wantError(t, err, "a copied ledger is not changed")
-	_, err = file.Release(t.Context(), fifty, "")
+	_, err = file.Release(t.Context(), fifty, "", "")
 	wantError(t, err, "a copied ledger is not changed")
 	dir := file.dir
 	if err := file.Close(); err != nil {

@@ -31,6 +31,8 @@ type Cluster interface {
 	Seen(ctx context.Context) ([]ipam.Sighting, error)
 	// Carrier asks the API server what still carries the owner's addresses: "VM", "VMI", "pod", or nothing.
 	Carrier(ctx context.Context, owner floatip.Owner) (string, error)
+	// Announcer asks which node has answered for the owner's addresses and has not said that it stopped; "" for none.
+	Announcer(ctx context.Context, owner floatip.Owner) (string, error)
 	// Settle makes the objects of the cluster show what was decided about address; owners are those whom it concerned.
 	Settle(ctx context.Context, address netip.Addr, owners []floatip.Owner) error
 }
@@ -174,8 +176,9 @@ func (b Book) parties(address netip.Addr) []floatip.Owner {
 }
 
 // Release gives back all addresses of the VM that holds address, if neither it nor anything of it is left in the
-// cluster.
-func (b Book) Release(ctx context.Context, address netip.Addr, reason string) (Lines, error) {
+// cluster. A node that has not said that it stopped to answer for them must be the one that the person has looked at,
+// stoppedOn.
+func (b Book) Release(ctx context.Context, address netip.Addr, stoppedOn, reason string) (Lines, error) {
 	if b.Cluster == nil {
 		return Lines{}, fmt.Errorf("release %s: %w: ask the running floatip-webhook, without --file", address, ErrCopy)
 	}
@@ -191,6 +194,9 @@ func (b Book) Release(ctx context.Context, address netip.Addr, reason string) (L
 		return Lines{}, fmt.Errorf("release %s: %w: the %s of VM %s (UID %s) exists; delete the VM, and floatip releases "+
 			"the address", address, ErrCarried, by, line.Owner, line.Owner.UID)
 	}
+	if err := b.announced(ctx, line, stoppedOn); err != nil {
+		return Lines{}, fmt.Errorf("release %s: %w", address, err)
+	}
 	parties := b.parties(address)
 	released, err := b.Ledger.Release(ctx, line.Owner.UID, causeOf(reason, "released"))
 	if err != nil {
@@ -204,6 +210,20 @@ func (b Book) Release(ctx context.Context, address netip.Addr, reason string) (L
 		return Lines{}, fmt.Errorf("the ledger has released %s, but not all objects show it yet: %w", address, err)
 	}
 	return answer, nil
+}
+
+// announced returns an error if a node may still answer for what line's VM held, other than the one that was looked at.
+func (b Book) announced(ctx context.Context, line ipam.Allocation, stoppedOn string) error {
+	node, err := b.Cluster.Announcer(ctx, line.Owner)
+	switch {
+	case err != nil:
+		return fmt.Errorf("whether a node still answers for it is not known: %w", err)
+	case node == "" || node == stoppedOn:
+		return nil
+	}
+	return fmt.Errorf("%w: VM %s is gone, but node %s has answered for it and has not said that it stopped, so the guest may "+
+		"run on there; bring back the node and its agent, or make sure that the node is off and repeat this with --stopped-on %s",
+		ErrCarried, line.Owner, node, node)
 }
 
 // Backup writes a copy of the file as it is at one moment.

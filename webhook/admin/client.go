@@ -54,12 +54,12 @@ func (c *Client) Disputes(ctx context.Context) (Disputes, error) {
 
 // Resolve is Book.Resolve.
 func (c *Client) Resolve(ctx context.Context, address netip.Addr, keep, reason string) (Line, error) {
-	return ask[Line](ctx, c, pathResolve, nil, &decision{address, keep, reason})
+	return ask[Line](ctx, c, pathResolve, nil, &decision{Address: address, Keep: keep, Reason: reason})
 }
 
 // Release is Book.Release.
-func (c *Client) Release(ctx context.Context, address netip.Addr, reason string) (Lines, error) {
-	return ask[Lines](ctx, c, pathRelease, nil, &decision{Address: address, Reason: reason})
+func (c *Client) Release(ctx context.Context, address netip.Addr, stoppedOn, reason string) (Lines, error) {
+	return ask[Lines](ctx, c, pathRelease, nil, &decision{Address: address, StoppedOn: stoppedOn, Reason: reason})
 }
 
 // Backup is Book.Backup.

@@ -121,7 +121,7 @@ func (s *Server) Handler() http.Handler {
 		if err != nil {
 			return nil, err
 		}
-		return s.Book.Release(r.Context(), d.Address, d.Reason)
+		return s.Book.Release(r.Context(), d.Address, d.StoppedOn, d.Reason)
 	}))
 	mux.HandleFunc("GET "+pathBackup, func(w http.ResponseWriter, r *http.Request) {
 		if err := s.Book.Backup(r.Context(), w); err != nil {

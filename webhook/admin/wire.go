@@ -96,7 +96,9 @@ type Problem struct {
 type decision struct {
 	Address netip.Addr `json:"address"`
 	Keep    string     `json:"keep,omitempty"`
-	Reason  string     `json:"reason,omitempty"`
+	// StoppedOn is the node that does not answer for the address any more, by the word of whoever asks.
+	StoppedOn string `json:"stoppedOn,omitempty"`
+	Reason    string `json:"reason,omitempty"`
 }
 
 // failure is the body of an answer that is an error.

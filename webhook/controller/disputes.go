@@ -101,6 +101,10 @@ func (r *VMs) dropClaims(ctx context.Context, key types.NamespacedName, now carr
 			if live.carry(c.Owner.UID) != "" {
 				return fmt.Errorf("end the claim of VM %s to %s: the cache lags behind the API server", c.Owner, c.Address)
 			}
+			held := append(addressesOfLines(r.Ledger.ByOwner(c.Owner.UID)), c.Address)
+			if node, err := r.Cluster.Announcer(ctx, c.Owner.UID, held); err != nil || node != "" {
+				return err // a node that still answers says so in the object, and whether it does is seen there
+			}
 			if _, err := r.Ledger.Release(ctx, c.Owner.UID, ipam.Cause{Reason: "VM, VMI and pods are gone"}); err != nil {
 				return err
 			}

@@ -44,6 +44,11 @@ func (p *People) Carrier(ctx context.Context, owner floatip.Owner) (string, erro
 	return Cluster{Live: p.Live}.Carrier(ctx, owner)
 }
 
+// Announcer implements admin.Cluster.
+func (p *People) Announcer(ctx context.Context, owner floatip.Owner) (string, error) {
+	return Cluster{Live: p.Live}.Announcer(ctx, owner.UID, addressesOfLines(p.Ledger.ByOwner(owner.UID)))
+}
+
 // Settle implements admin.Cluster: no VM shows the address but the one that holds it, those that have lost it are told,
 // and the controller looks at all of them.
 func (p *People) Settle(ctx context.Context, address netip.Addr, owners []floatip.Owner) error {

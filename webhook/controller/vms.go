@@ -227,6 +227,12 @@ func (r *VMs) release(ctx context.Context, key types.NamespacedName, lines []ipa
 	if by := now.carry(uid); by != "" {
 		return 0, fmt.Errorf("release what VM %s held: the cache lags behind the API server, which still has its %s", lines[0].Owner, by)
 	}
+	switch node, err := r.Cluster.Announcer(ctx, uid, addressesOfLines(lines)); {
+	case err != nil:
+		return 0, err
+	case node != "":
+		return heldAgain, r.tellHeld(ctx, lines, node)
+	}
 	released, err := r.Ledger.Release(ctx, uid, ipam.Cause{Reason: "VM, VMI and pods are gone"})
 	if err != nil {
 		return 0, err

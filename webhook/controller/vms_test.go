@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -112,6 +113,89 @@ func TestOrphanedGuestKeepsItsAddress(t *testing.T) {
 	w.look()
 	if got := w.state(); got != "Bound uid-a" {
 		t.Error(got)
+	}
+}
+
+// A pod that was deleted by force, on a node that nobody reaches, may run on, and that node's agent answers for the address
+// without the API server. Until it says that it stopped, or somebody says that the node is off, the address is held.
+func TestForcedDeletionKeepsTheAddress(t *testing.T) {
+	node := func() *corev1.Node { return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node1"}} }
+	for name, tc := range map[string]struct {
+		before, after func(w *world) // what is so when the pod is deleted, and what ends the waiting
+		waits         bool
+	}{
+		"the agent says that it stopped": {
+			func(w *world) { w.create(node()); w.announced("node1") }, func(w *world) { w.announced("") }, true,
+		},
+		"the Node object is deleted": {
+			func(w *world) { w.create(node()); w.announced("node1") }, func(w *world) { w.remove(node()) }, true,
+		},
+		"the node is declared to be off": {
+			func(w *world) { w.create(node()); w.announced("node1") },
+			func(w *world) {
+				off := node()
+				patch := client.RawPatch(types.MergePatchType, []byte(`{"spec":{"taints":[{"key":"node.kubernetes.io/out-of-service","effect":"NoExecute"}]}}`))
+				if err := w.client.Patch(w.t.Context(), off, patch); err != nil {
+					w.t.Fatal(err)
+				}
+			}, true,
+		},
+		"no node has it":       {func(w *world) { w.create(node()); w.announced("") }, nil, false},
+		"its node is gone":     {func(w *world) { w.announced("node1") }, nil, false},
+		"it was never carried": {func(w *world) { w.create(node()) }, nil, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.start()
+			object, pod := vm("a", "uid-a", w.commit("a", "uid-a")), launcher(t, "virt-launcher-a-1", "uid-a")
+			w.create(object, pod)
+			w.look()
+			tc.before(w)
+			w.remove(object, pod)
+			again := w.look()
+			if tc.waits {
+				if got := w.state(); got != "Bound uid-a" || again.RequeueAfter == 0 {
+					t.Fatalf("while a node may answer: %s, looks again after %s", got, again.RequeueAfter)
+				}
+				var ip v1alpha1.FloatingIP
+				if err := w.client.Get(t.Context(), types.NamespacedName{Name: "192.168.100.50"}, &ip); err != nil {
+					t.Fatal(err)
+				}
+				c := meta.FindStatusCondition(ip.Status.Conditions, v1alpha1.ConditionAllocated)
+				if c == nil || c.Reason != v1alpha1.ReasonWaitsForNode || !strings.Contains(c.Message, "node1") || !strings.Contains(c.Message, "--stopped-on") {
+					t.Errorf("the object says %+v", c)
+				}
+				w.vms.Cluster.Live = onlyNodesFail{w.client}
+				if _, err := w.vms.Reconcile(t.Context(), requestOf("a")); err == nil || w.state() != "Bound uid-a" {
+					t.Errorf("when the node cannot be read: %s, %v", w.state(), err)
+				}
+				w.vms.Cluster.Live = w.client
+				tc.after(w)
+				w.look()
+			}
+			if got := w.state(); got != "Released uid-a" {
+				t.Error(got)
+			}
+		})
+	}
+}
+
+// onlyNodesFail is an API server that answers about everything but nodes.
+type onlyNodesFail struct{ client.Reader }
+
+func (r onlyNodesFail) Get(ctx context.Context, key client.ObjectKey, o client.Object, opts ...client.GetOption) error {
+	if _, ok := o.(*corev1.Node); ok {
+		return context.DeadlineExceeded
+	}
+	return r.Reader.Get(ctx, key, o, opts...)
+}
+
+// announced is what the node's agent writes into the object of 192.168.100.50.
+func (w *world) announced(node string) {
+	w.t.Helper()
+	ip := &v1alpha1.FloatingIP{ObjectMeta: metav1.ObjectMeta{Name: "192.168.100.50"}}
+	if err := w.client.Status().Patch(w.t.Context(), ip, mergeStatus(w.t, map[string]any{"node": node})); err != nil {
+		w.t.Fatal(err)
 	}
 }
 
