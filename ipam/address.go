@@ -72,6 +72,9 @@ func withoutLeadingZeros(text string) string {
 	return strings.Join(octets, ".")
 }
 
+// canonical reports whether a is as ParseAddress returns it: another value of the same address would be another key.
+func canonical(a netip.Addr) bool { return a.IsValid() && !a.Is4In6() && a.Zone() == "" }
+
 // unusable says what kind of address a is if no host can have it on a provider network.
 func unusable(a netip.Addr) string {
 	switch {

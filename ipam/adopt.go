@@ -58,8 +58,9 @@ type Adoption struct {
 // Errors: ErrInvalid if a sighting lacks its address or UID, and those of the file. After an error nothing has changed.
 func (l *Ledger) Adopt(ctx context.Context, seen []Sighting, complete bool) (Adoption, error) {
 	for _, s := range seen {
-		if !s.Address.IsValid() || s.Owner.UID == "" {
-			return Adoption{}, fmt.Errorf("adopt %s for VM %s: %w: address and UID are needed", s.Address, s.Owner, ErrInvalid)
+		if !canonical(s.Address) || s.Owner.UID == "" {
+			return Adoption{}, fmt.Errorf("adopt %s for VM %s: %w: a UID, and an address as ParseAddress returns it, are needed",
+				s.Address, s.Owner, ErrInvalid)
 		}
 	}
 	var found Adoption

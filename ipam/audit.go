@@ -62,6 +62,9 @@ func (a *auditor) records() {
 		if found != want {
 			a.complain(line.Address, "not found by its name, UID or claim")
 		}
+		if h := a.book.homeAt(rec.at, rec.family); h != nil && line.Pool != h.pool.Name {
+			a.complain(line.Address, "it is counted in pool "+line.Pool+", which does not have it")
+		}
 		wantListed := rec.state == Pending || rec.state == Released && !a.promised[line.Address]
 		if rec.listed != wantListed {
 			a.complain(line.Address, "it is in a list, or is not, against its state "+rec.state.String())

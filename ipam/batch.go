@@ -90,6 +90,9 @@ func (b *batch) rollback(m mark) {
 		if s := &b.steps[i]; s.before == nil {
 			book.remove(s.after.Address)
 		} else {
+			if h := book.homeOf(s.before.Address); h != nil {
+				s.before.Pool = h.pool.Name // pools may have changed since
+			}
 			book.put(s.before)
 		}
 	}
@@ -97,10 +100,7 @@ func (b *batch) rollback(m mark) {
 		a.home.cursor = a.before
 	}
 	for _, f := range slices.Backward(b.ended[m.ended:]) {
-		b.ledger.offers.add(f)
-		for _, a := range f.addresses {
-			book.hide(a)
-		}
+		b.ledger.restore(f)
 	}
 	for _, undo := range slices.Backward(b.undo[m.undo:]) {
 		undo()

@@ -220,11 +220,14 @@ func (m *model) rehome() {
 	}
 }
 
-// poolOf returns the oldest pool that has a.
+// poolOf returns the oldest pool that has a, unless it is the first or last address of an older one's network.
 func (m *model) poolOf(a netip.Addr) *Pool {
 	for i := range m.pools {
 		if within(m.pools[i].Addresses, a) {
 			return &m.pools[i]
+		}
+		if within(m.pools[i].Edges, a) {
+			return nil
 		}
 	}
 	return nil

@@ -3,6 +3,7 @@ package ipam
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"net/netip"
 	"reflect"
 	"strings"
@@ -132,6 +133,55 @@ func TestOverlappingPools(t *testing.T) {
 	}
 	if len(shares[1].ranges) != 1 || len(shares[1].overlap) != 0 {
 		t.Errorf("the older pool lost something: %+v", shares[1])
+	}
+}
+
+// What no host of a network may have is given by no pool, in which pool it is written: gateways at all, the first and last
+// address of a network by no younger pool. What one pool excludes another may give.
+func TestNetworksOfOtherPools(t *testing.T) {
+	parse := func(age int64, text PoolText) Pool {
+		p, err := ParsePool(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Created, p.Quarantine = time.Unix(age, 0), 0
+		return p
+	}
+	older := parse(1, PoolText{
+		Name: "older", Addresses: []string{"192.0.2.8/29"}, Exclude: []string{"192.0.2.12"},
+		Networks: []string{"192.0.2.0/27", "2001:db8::/64"}, Gateways: []string{"192.0.2.1", "2001:db8::1"},
+	})
+	younger := parse(2, PoolText{Name: "younger", Addresses: []string{"192.0.2.0-192.0.2.40", "2001:db8::-2001:db8::3"}, Gateways: []string{"192.0.2.10"}})
+	l, _ := start(t, older, younger)
+	given := map[string]string{}
+	for {
+		offer, err := l.Reserve(t.Context(), ask(Request{Families: []Family{IPv4}}))
+		if err != nil {
+			break
+		}
+		given[offer.Addresses[0].String()] = offer.Pools[0]
+	}
+	want := map[string]string{}
+	for i := range 41 {
+		a := fmt.Sprintf("192.0.2.%d", i)
+		switch {
+		case i == 0, i == 31, i == 8, i == 15: // networks and broadcasts of the older pool
+		case i == 1, i == 10: // gateways, also that of the younger pool
+		case i > 8 && i < 15 && i != 12:
+			want[a] = "older"
+		default:
+			want[a] = "younger"
+		}
+	}
+	if diff := cmp.Diff(want, given); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	six, err := l.Reserve(t.Context(), ask(Request{Families: []Family{IPv6}}))
+	if err != nil || six.Addresses[0] != addr("2001:db8::2") {
+		t.Errorf("the first IPv6 address is %v, %v; want 2001:db8::2, the first that is no router's", six.Addresses, err)
+	}
+	if _, err := l.Reserve(t.Context(), ask(Request{Addresses: []netip.Addr{addr("192.0.2.1")}})); !errors.Is(err, ErrNeverGiven) {
+		t.Errorf("the gateway: %v", err)
 	}
 }
 

@@ -33,6 +33,10 @@ type Pool struct {
 	// Never holds what lies in the written ranges and is not handed out. ParsePool sets it.
 	Never []Range
 
+	// Gateways are never handed out by any pool, Edges, the first and last addresses of the written networks, by no younger one.
+	// Both may lie outside of Addresses and Never. ParsePool sets them.
+	Gateways, Edges []Range
+
 	// Reserved are further addresses that are never handed out, such as those of the nodes.
 	Reserved []netip.Addr
 	// AutoAssign admits requests that name no pool.
@@ -57,9 +61,9 @@ func ParsePool(text PoolText) (Pool, error) {
 	p := parser{}
 	given := p.ranges("addresses", text.Addresses, true)
 	never := p.ranges("exclude", text.Exclude, false)
-	never = append(never, p.networks(text.Networks)...)
-	never = append(never, p.gateways(text.Gateways)...)
-	never = append(never, p.never...)
+	edges := union(append(p.networks(text.Networks), p.never...))
+	gateways := union(p.gateways(text.Gateways))
+	never = slices.Concat(never, edges, gateways)
 	if len(text.Addresses) == 0 {
 		p.complain("addresses", -1, "", errors.New("a pool needs at least one network or range"))
 	}
@@ -67,6 +71,8 @@ func ParsePool(text PoolText) (Pool, error) {
 	pool := Pool{
 		Name:       text.Name,
 		Addresses:  subtract(addresses, blocked),
+		Gateways:   gateways,
+		Edges:      edges,
 		AutoAssign: true,
 		Quarantine: DefaultQuarantine,
 	}
@@ -153,13 +159,19 @@ type share struct {
 	overlap map[string][]Range // by the name of the older pool
 }
 
-// divide gives every address to one pool at most: of pools that overlap, the oldest. The answer is ordered by name.
+// divide gives every address to one pool at most: of pools that overlap, the oldest. What is no host's address on the
+// network of one pool is none in another: a gateway in none, the first and last address of a network in no younger one.
+// What a pool excludes another may have. The answer is ordered by name.
 func divide(pools []Pool) []share {
 	byAge := slices.Clone(pools)
 	slices.SortFunc(byAge, func(a, b Pool) int {
 		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.Name, b.Name))
 	})
 	shares := make([]share, 0, len(byAge))
+	var unfit []Range
+	for _, pool := range pools {
+		unfit = append(unfit, pool.Gateways...)
+	}
 	for i, pool := range byAge {
 		s := share{pool: pool, overlap: map[string][]Range{}}
 		s.ranges = pool.Addresses
@@ -170,11 +182,12 @@ func divide(pools []Pool) []share {
 			}
 			s.ranges = rest
 		}
-		var reserved []Range
+		reserved := slices.Clone(unfit)
 		for _, a := range pool.Reserved {
 			reserved = append(reserved, single(a.Unmap()))
 		}
 		s.ranges = subtract(s.ranges, union(reserved))
+		unfit = append(unfit, pool.Edges...)
 		shares = append(shares, s)
 	}
 	slices.SortFunc(shares, func(a, b share) int { return cmp.Compare(a.pool.Name, b.pool.Name) })

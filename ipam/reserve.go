@@ -81,6 +81,20 @@ func (l *Ledger) withdraw(f *offer) {
 	}
 }
 
+// restore puts back a promise that was taken up by a transaction that failed, unless what it promised was released before
+// that and is promised anew by now. Commit takes its addresses all the same if they are free.
+func (l *Ledger) restore(f *offer) {
+	if l.offers.byClaim[f.claim] != nil {
+		return
+	}
+	for _, a := range f.addresses {
+		if l.offers.byAddress[a] != nil {
+			return
+		}
+	}
+	l.promise(f)
+}
+
 // repeated answers a claim that has its addresses already.
 func (l *Ledger) repeated(r Request) (Offer, bool, error) {
 	if r.Claim.IsZero() {
@@ -135,7 +149,7 @@ func (r Request) validate() error {
 	}
 	var seen [2]netip.Addr
 	for _, a := range r.Addresses {
-		if !a.IsValid() || a.Is4In6() || a.Zone() != "" {
+		if !canonical(a) {
 			return fmt.Errorf("%w: address %s does not come from ParseAddress", ErrInvalid, a)
 		}
 		other := &seen[slot(FamilyOf(a))]
@@ -256,7 +270,7 @@ func (l *Ledger) exact(r Request, pools []*home, a netip.Addr, chosen []string, 
 // outside says why no pool may give a.
 func (l *Ledger) outside(a netip.Addr) error {
 	for _, h := range l.book.homes {
-		if within(h.pool.Never, a) || slices.Contains(h.pool.Reserved, a) {
+		if within(h.pool.Never, a) || within(h.pool.Gateways, a) || slices.Contains(h.pool.Reserved, a) {
 			return fmt.Errorf("%s: %w: in pool %s it is excluded, a gateway, a node's, or the first or last address of its network",
 				a, ErrNeverGiven, h.pool.Name)
 		}

@@ -24,6 +24,9 @@ func (l *Ledger) Commit(ctx context.Context, claim floatip.Claim, owner floatip.
 	if claim.IsZero() || owner.UID == "" || owner.Namespace == "" || owner.Name == "" {
 		return nil, fmt.Errorf("commit for VM %s: %w: claim, namespace, name and UID are needed", owner, ErrInvalid)
 	}
+	if err := (Request{Namespace: owner.Namespace, Addresses: addresses}).validate(); err != nil {
+		return nil, fmt.Errorf("commit for VM %s: %w", owner, err)
+	}
 	var lines []Allocation
 	err := l.writer.do(ctx, func(b *batch) (err error) {
 		lines, err = b.commit(claim, owner, addresses, cause)
@@ -184,11 +187,11 @@ func (l *Ledger) Release(ctx context.Context, uid string, cause Cause) ([]Alloca
 	err := l.writer.do(ctx, func(b *batch) error {
 		released = nil
 		for _, line := range onlyHeld(b.ledger.book.ofUID(uid)) {
-			if line.Disputed {
+			if line.Disputed && len(b.ledger.disputes[line.Address]) > 0 {
 				b.handOver(line, cause)
 				continue
 			}
-			line.State, line.Since, line.Missing = Released, b.now, false
+			line.State, line.Since, line.Missing, line.Disputed = Released, b.now, false, false
 			b.put(line, Freed, cause)
 			released = append(released, line)
 		}

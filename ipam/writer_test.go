@@ -3,6 +3,7 @@ package ipam
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -173,4 +174,108 @@ func TestPromiseOfAFailedRelease(t *testing.T) {
 		t.Errorf("commit of the promise, now that the address is released: %v", err)
 	}
 	s.check()
+}
+
+// TestPromiseThatWasPromisedAgain: a promise is taken up, what it gave is released and promised to somebody else, and all of
+// that fails. The address is promised once.
+func TestPromiseThatWasPromisedAgain(t *testing.T) {
+	s := newStuck(t, "192.0.2.1-192.0.2.2", "a")
+	ctx, c := t.Context(), vm("c")
+	p := pool(t, "red", "192.0.2.1-192.0.2.2")
+	p.Quarantine = 0
+	s.l.SetPools([]Pool{p})
+	first, err := s.l.Reserve(ctx, Request{Claim: floatip.NewClaim(), Namespace: c.Namespace, Name: c.Name})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.hold()
+	answers := []<-chan error{s.startSpoilt("a")}
+	answers = append(answers, s.start(s.waiting(1), func() error {
+		_, err := s.l.Commit(ctx, first.Claim, c, nil, Cause{})
+		return err
+	}))
+	answers = append(answers, s.start(s.waiting(2), func() error {
+		_, err := s.l.Release(ctx, c.UID, Cause{})
+		return err
+	}))
+	second, err := s.l.Reserve(ctx, Request{Claim: floatip.NewClaim(), Namespace: "other", Name: "x"})
+	if err != nil || second.Addresses[0] != first.Addresses[0] {
+		t.Fatalf("promised again: %v, %v; want %v", second.Addresses, err, first.Addresses)
+	}
+	if err := s.tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	for _, answer := range answers {
+		if <-answer == nil {
+			t.Fatal("the transactions were to fail")
+		}
+	}
+	s.check()
+	s.l.Withdraw(first.Claim) // as when the API server is told of the failure
+	s.check()
+	if third, err := s.l.Reserve(ctx, Request{Claim: floatip.NewClaim(), Namespace: "third", Name: "y"}); !errors.Is(err, ErrFull) {
+		t.Errorf("a third VM is promised %v, %v; want nothing", third.Addresses, err)
+	}
+	x := floatip.Owner{Namespace: "other", Name: "x", UID: "uid-x"}
+	if _, err := s.l.Commit(ctx, second.Claim, x, nil, Cause{}); err != nil {
+		t.Errorf("commit of the second promise: %v", err)
+	}
+	if _, err := s.l.Commit(ctx, first.Claim, c, first.Addresses, Cause{}); !errors.Is(err, ErrTaken) {
+		t.Errorf("commit of the first one: %v, want that x has it", err)
+	}
+	s.check()
+}
+
+// TestPoolsThatChangeUnderATransaction: a transaction fails after its address went to another pool. What is put back counts
+// where it is.
+func TestPoolsThatChangeUnderATransaction(t *testing.T) {
+	s := newStuck(t, "192.0.2.1-192.0.2.4", "a", "b")
+	s.hold()
+	spoilt := s.startSpoilt("a")
+	released := s.start(s.waiting(1), func() error {
+		_, err := s.l.Release(t.Context(), "uid-b", Cause{})
+		return err
+	})
+	s.l.SetPools([]Pool{pool(t, "blue", "192.0.2.1-192.0.2.4")})
+	if err := s.tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	if <-spoilt == nil || <-released == nil {
+		t.Fatal("the transactions were to fail")
+	}
+	s.check()
+	if counts := s.l.Pools()[0].IPv4; counts.Used != 2 {
+		t.Errorf("%d are used in the pool that has them, want 2", counts.Used)
+	}
+	if err := s.l.CanDelete("blue"); !errors.Is(err, ErrInUse) {
+		t.Errorf("the pool that has them may go: %v", err)
+	}
+}
+
+// TestOneKeyForOneAddress: what is not written as ParseAddress writes it is taken by no verb: under a second key it would be a
+// second address, which a promise does not protect, and a mapped one could not be read from the file again.
+func TestOneKeyForOneAddress(t *testing.T) {
+	c, path := newClock(), filepath.Join(t.TempDir(), "ledger.db")
+	red := pool(t, "red", "192.0.2.0/29", "2001:db8::/64")
+	l := openTest(t, path, c, red)
+	promised, err := l.Reserve(t.Context(), ask(Request{Name: "a", Families: []Family{IPv6}}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range []netip.Addr{addr("::ffff:192.0.2.1"), promised.Addresses[0].WithZone("eth0"), {}} {
+		if _, err := l.Commit(t.Context(), floatip.NewClaim(), vm("b"), []netip.Addr{a}, Cause{}); !errors.Is(err, ErrInvalid) {
+			t.Errorf("commit of %s: %v", a, err)
+		}
+		if _, err := l.Adopt(t.Context(), []Sighting{sighting(vm("b"), a)}, false); !errors.Is(err, ErrInvalid) {
+			t.Errorf("adopt %s: %v", a, err)
+		}
+	}
+	checkClean(t, l, Against{})
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l = openTest(t, path, c, red)
+	for line := range l.All() {
+		t.Errorf("the file has %+v", line)
+	}
 }
