@@ -3,7 +3,9 @@ package controller
 import (
 	"strings"
 	"testing"
+	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -37,30 +39,80 @@ func (w *world) conditionOfA(kind string) *metav1.Condition {
 	return meta.FindStatusCondition(ip.Status.Conditions, kind)
 }
 
+// on puts the guest of an instance on a node.
+func on(node string, o *kubevirt.VirtualMachineInstance) *kubevirt.VirtualMachineInstance {
+	o.Status = kubevirt.VMIStatus{NodeName: node, ActivePods: map[types.UID]string{}}
+	return o
+}
+
+// podOf is a launcher of the instance of the VM "a" on a node, made at a time in seconds.
+func podOf(name, node string, at int, like *corev1.Pod) *corev1.Pod {
+	pod := like.DeepCopy()
+	pod.Name, pod.UID, pod.Spec.NodeName = name, types.UID("pod-"+name), node
+	pod.CreationTimestamp = metav1.NewTime(epoch.Add(time.Duration(at) * time.Second))
+	pod.OwnerReferences = []metav1.OwnerReference{{
+		APIVersion: "kubevirt.io/v1", Kind: kubevirt.KindVMI, Name: "a", UID: "vmi-a", Controller: new(true),
+	}}
+	return pod
+}
+
+// strangerOf gives a pod to an earlier instance of that name.
+func strangerOf(pod *corev1.Pod) *corev1.Pod {
+	pod.OwnerReferences[0].UID = "vmi-before"
+	return pod
+}
+
 // A VM that runs without its address says why, by what there is now; one that does not run says nothing.
 func TestCarried(t *testing.T) {
 	ranges := masquerade
 	ranges.Domain.Devices.Interfaces = []kubevirt.Interface{{
 		Name: "default", Masquerade: &kubevirt.Masquerade{}, PortRanges: []kubevirt.PortRange{{}},
 	}}
+	carrying := func() *kubevirt.VirtualMachineInstance {
+		return instance("uid-a", masquerade, floatip.AnnotationAddress, "192.168.100.50")
+	}
+	marked := carrying()
+	marked.Annotations[kubevirt.AnnotationTemporary] = "true"
+	translating, bare, temporary := launcher(t, "", "uid-a"), launcher(t, "", "uid-a"), launcher(t, "", "uid-a")
+	bare.Annotations, temporary.Annotations = nil, map[string]string{kubevirt.AnnotationTemporary: "true"}
+	old, moved := podOf("old", "node-a", 1, translating), podOf("new", "node-b", 2, bare)
+	optedOut := map[string]string{floatip.LabelEnabled: "false"}
 	for _, tc := range []struct {
 		name         string
 		vmi          *kubevirt.VirtualMachineInstance
 		labels       map[string]string
 		reason, text string
+		pods         []*corev1.Pod
 	}{
-		{"no instance", nil, nil, "", ""},
-		{"of another VM", instance("uid-b", masquerade, floatip.AnnotationAddress, "192.168.100.50"), nil, "", ""},
-		{"carried", instance("uid-a", masquerade, floatip.AnnotationAddress, "192.168.100.50"), nil, v1alpha1.ReasonCarried, "carries the address"},
+		{"no instance", nil, nil, "", "", nil},
+		{"of another VM", instance("uid-b", masquerade, floatip.AnnotationAddress, "192.168.100.50"), nil, "", "", nil},
+		{"carried", instance("uid-a", masquerade, floatip.AnnotationAddress, "192.168.100.50"), nil, v1alpha1.ReasonCarried, "carries the address", nil},
 		{"carried, and the label is gone", instance("uid-a", masquerade, floatip.AnnotationAddress, "192.168.100.50"),
-			map[string]string{floatip.LabelEnabled: "false"}, v1alpha1.ReasonCarried, "carries the address"},
-		{"other binding", instance("uid-a", kubevirt.VMISpec{}, "x", "y"), nil, v1alpha1.ReasonUnsupportedBinding, "no interface with masquerade binding"},
-		{"port ranges", instance("uid-a", ranges, "x", "y"), nil, v1alpha1.ReasonUnsupportedBinding, "portRanges cannot be forwarded"},
+			map[string]string{floatip.LabelEnabled: "false"}, v1alpha1.ReasonCarried, "carries the address", nil},
+		{"other binding", instance("uid-a", kubevirt.VMISpec{}, "x", "y"), nil, v1alpha1.ReasonUnsupportedBinding, "no interface with masquerade binding", nil},
+		{"port ranges", instance("uid-a", ranges, "x", "y"), nil, v1alpha1.ReasonUnsupportedBinding, "portRanges cannot be forwarded", nil},
 		{"Pod Security", instance("uid-a", masquerade, "x", "y"),
-			map[string]string{"pod-security.kubernetes.io/enforce": "restricted"}, v1alpha1.ReasonForbiddenSidecar, "level restricted"},
-		{"label gone", instance("uid-a", masquerade, "x", "y"), map[string]string{floatip.LabelEnabled: "false"}, v1alpha1.ReasonNotOptedIn, "set it and restart"},
-		{"template opted out", instance("uid-a", kubevirt.VMISpec{}, floatip.LabelEnabled, "false"), nil, v1alpha1.ReasonOptedOut, "spec.template.metadata"},
-		{"cause gone", instance("uid-a", masquerade, "x", "y"), nil, v1alpha1.ReasonStartedWithout, "restart the VM"},
+			map[string]string{"pod-security.kubernetes.io/enforce": "restricted"}, v1alpha1.ReasonForbiddenSidecar, "level restricted", nil},
+		{"label gone", instance("uid-a", masquerade, "x", "y"), map[string]string{floatip.LabelEnabled: "false"}, v1alpha1.ReasonNotOptedIn, "set it and restart", nil},
+		{"template opted out", instance("uid-a", kubevirt.VMISpec{}, floatip.LabelEnabled, "false"), nil, v1alpha1.ReasonOptedOut, "spec.template.metadata", nil},
+		{"cause gone", instance("uid-a", masquerade, "x", "y"), nil, v1alpha1.ReasonStartedWithout, "restart the VM", nil},
+		{"migrated, and the label is gone", on("node-b", carrying()), optedOut, v1alpha1.ReasonNotOptedIn,
+			"set it and migrate or restart the VM", []*corev1.Pod{old, moved}},
+		{"migrating, and the label is gone", on("node-a", carrying()), optedOut, v1alpha1.ReasonCarried,
+			"carries the address", []*corev1.Pod{old, moved}},
+		{"migrated to and fro, and the label is back", on("node-a", carrying()), nil, v1alpha1.ReasonStartedWithout,
+			"migrate or restart the VM", []*corev1.Pod{old, podOf("back", "node-a", 3, bare), podOf("between", "node-b", 2, translating)}},
+		{"not scheduled", on("", carrying()), optedOut, v1alpha1.ReasonNotOptedIn,
+			"set it and migrate or restart the VM", []*corev1.Pod{podOf("new", "", 1, bare)}},
+		{"no pod yet", on("", carrying()), optedOut, v1alpha1.ReasonCarried, "carries the address", nil},
+		{"a temporary pod", on("", carrying()), nil, v1alpha1.ReasonCarried,
+			"carries the address", []*corev1.Pod{podOf("new", "", 1, temporary)}},
+		{"all pods look temporary", on("", marked), nil, v1alpha1.ReasonOptedOut,
+			"look like those that carry no guest", []*corev1.Pod{podOf("new", "", 1, temporary)}},
+		{"a pod of an earlier instance", on("node-a", carrying()), nil, v1alpha1.ReasonCarried,
+			"carries the address", []*corev1.Pod{old, strangerOf(podOf("new", "node-a", 2, bare))}},
+		{"a pod that translates for another VM", on("node-a", carrying()), nil, v1alpha1.ReasonStartedWithout,
+			"migrate or restart the VM", []*corev1.Pod{podOf("new", "node-a", 1, launcher(t, "", "uid-b"))}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			w := newWorld(t)
@@ -77,6 +129,12 @@ func TestCarried(t *testing.T) {
 				}
 			}
 			if tc.vmi != nil {
+				for _, pod := range tc.pods {
+					w.create(pod.DeepCopy())
+					if node := pod.Spec.NodeName; node != "" {
+						tc.vmi.Status.ActivePods[pod.UID] = node
+					}
+				}
 				w.create(tc.vmi)
 			}
 			w.look()

@@ -20,6 +20,8 @@ type carriers struct {
 	vmi *kubevirt.VirtualMachineInstance
 	// pods by the UID of the VM whose addresses they translate.
 	pods map[string]int
+	// launcher is the pod of the instance that the guest runs in, nil if none is known yet.
+	launcher *metav1.PartialObjectMetadata
 }
 
 // carry says what still carries the VM with that UID; an empty text says nothing does.
@@ -66,7 +68,28 @@ func carriersOf(ctx context.Context, reader client.Reader, key types.NamespacedN
 			found.pods[uid]++
 		}
 	}
+	if found.vmi != nil {
+		found.launcher = launcherOf(found.vmi, pods.Items)
+	}
 	return found, nil
+}
+
+// launcherOf returns the pod that the guest of an instance runs in, or will if it has not been scheduled: of a migration's
+// two pods the one on the guest's node, and of several there, as after a migration to and fro, the youngest.
+func launcherOf(vmi *kubevirt.VirtualMachineInstance, pods []metav1.PartialObjectMetadata) (running *metav1.PartialObjectMetadata) {
+	_, marked := vmi.Annotations[kubevirt.AnnotationTemporary]
+	for i := range pods {
+		pod := &pods[i]
+		owner, _ := kubevirt.OwnerOf(pod.OwnerReferences, kubevirt.KindVMI)
+		_, temporary := pod.Annotations[kubevirt.AnnotationTemporary]
+		switch node := vmi.Status.NodeName; {
+		case owner.UID != vmi.UID, temporary && !marked:
+		case node != "" && vmi.Status.ActivePods[pod.UID] != node:
+		case running == nil || running.CreationTimestamp.Before(&pod.CreationTimestamp):
+			running = pod
+		}
+	}
+	return running
 }
 
 // translates returns the UID of the VM whose addresses a pod translates. The annotation is floatip's: an admission

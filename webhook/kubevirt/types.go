@@ -4,6 +4,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // GroupVersion is the group and version of KubeVirt's objects.
@@ -29,7 +30,8 @@ type VirtualMachineInstance struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
-	Spec VMISpec `json:"spec"`
+	Spec   VMISpec   `json:"spec"`
+	Status VMIStatus `json:"status,omitempty"`
 }
 
 // VirtualMachineInstanceList is a list of views.
@@ -47,6 +49,15 @@ type VMISpec struct {
 	Domain   Domain    `json:"domain"`
 	Networks []Network `json:"networks,omitempty"`
 	Volumes  []Volume  `json:"volumes,omitempty"`
+}
+
+// VMIStatus is the view of where the guest runs.
+type VMIStatus struct {
+	// NodeName is the guest's node. It changes when a migration is done (pkg/virt-handler/migration-target.go).
+	NodeName string `json:"nodeName,omitempty"`
+	// ActivePods are all pods that KubeVirt made for the instance, ended ones and targets of migrations included: UID to
+	// node (pkg/virt-controller/watch/vmi/lifecycle.go, setActivePods).
+	ActivePods map[types.UID]string `json:"activePods,omitempty"`
 }
 
 // Domain is the view of the machine.
