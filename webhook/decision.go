@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -74,7 +75,7 @@ func (d Decision) respond() admission.Response {
 	audit := map[string]string{"action": string(d.Action)}
 	note := func(key, value string) {
 		if value != "" {
-			audit[key] = value[:min(len(value), auditLimit)]
+			audit[key] = strings.ToValidUTF8(value[:min(len(value), auditLimit)], "") // a letter may be cut in two
 		}
 	}
 	note("reason", d.Reason)

@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -66,14 +67,21 @@ func (e *endpoint) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// readBody reads at most maxRequest bytes. A length that is announced is made room for at once.
+// atOnce is how many bytes of an announced length are made room for before they come: more than most reviews have. Who
+// announces a long one and sends nothing shall not take memory from the others.
+const atOnce = 64 << 10
+
+// readBody reads at most maxRequest bytes.
 func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	limited := http.MaxBytesReader(w, r.Body, maxRequest)
 	defer limited.Close()
-	if r.ContentLength <= 0 || r.ContentLength > maxRequest {
-		return io.ReadAll(limited)
+	if r.ContentLength > 0 && r.ContentLength <= atOnce {
+		body := make([]byte, r.ContentLength)
+		_, err := io.ReadFull(limited, body)
+		return body, err
 	}
-	body := make([]byte, r.ContentLength)
-	_, err := io.ReadFull(limited, body)
-	return body, err
+	var body bytes.Buffer
+	body.Grow(int(min(max(r.ContentLength, 0), atOnce)))
+	_, err := body.ReadFrom(limited)
+	return body.Bytes(), err
 }

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"net/http/httptest"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -71,6 +73,24 @@ func TestNoReview(t *testing.T) {
 type zeros struct{}
 
 func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
+
+// Who announces a large review and sends little costs little.
+func TestAnnouncedReview(t *testing.T) {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	const requests = 8
+	for range requests {
+		request := httptest.NewRequest(http.MethodPost, PathVMCreate, strings.NewReader("{"))
+		request.ContentLength = maxRequest
+		if body, err := readBody(httptest.NewRecorder(), request); string(body) != "{" {
+			t.Errorf("%d bytes, %v", len(body), err)
+		}
+	}
+	runtime.ReadMemStats(&after)
+	if each := (after.TotalAlloc - before.TotalAlloc) / requests; each > 1<<20 {
+		t.Errorf("%d bytes are made room for, for one that came", each)
+	}
+}
 
 // The largest review that an API server sends is answered: old and new object of a mebibyte each, twice.
 func TestLargeReview(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -20,6 +21,12 @@ import (
 // failed, and a patch can be applied.
 func FuzzHooks(f *testing.F) {
 	for _, object := range []string{
+		`{` + strange + `,"metadata":{"name":"b",` + strange + `,"annotations":{"x":"y"},"annotations":{"z":"y"}},"spec":{` + strange + `}}`,
+		`{"metadata":{"name":"b","annotations":null,"managedFields":[]},"spec":{"template":null}}`,
+		`{"metadata":{"name":"b","annotations":{"floatip.io/address":null,"floatip.io/claim":""}},"spec":{"template":{"metadata":null}}}`,
+		`{"metadata":{"name":"b"},"spec":{"template":{"metadata":{"annotations":{"floatip.io/enabled":false}}}}}`,
+		`{"metadata":{"name":"b"},"spec":` + strings.Repeat(`{"a":[`, 200) + `1` + strings.Repeat(`]}`, 200) + `}`,
+		aLauncher,
 		vm("a", nil), vm("a", map[string]string{"floatip.io/request": "192.168.100.50", "floatip.io/pool": "provider"}),
 		`{"metadata":{"name":"a","annotations":{"floatip.io/claim":"00000000000000000000000000000000","floatip.io/address":"::1"}}}`,
 		vmiWith(source("cloudInitNoCloud", field64(mine))), vmiWith(source("cloudInitConfigDrive", `"userData":"#!/bin/sh"`)),
@@ -48,13 +55,13 @@ func checkAnswer(t *testing.T, path, object string, response admission.Response)
 	t.Helper()
 	if !response.Allowed {
 		code := response.Result.Code
-		if code < 400 || code >= 500 && path != PathPodCreate {
+		if code < 400 || code >= 500 {
 			t.Errorf("%s: refused with %d: %s", path, code, response.Result.Message)
 		}
-		if code >= 500 && code != http.StatusInternalServerError {
-			t.Errorf("%s: %d", path, code)
-		}
 		return
+	}
+	if response.AuditAnnotations["action"] == "" || response.AuditAnnotations["reason"] == "" {
+		t.Errorf("%s: the audit log would not say what was decided, and why: %v", path, response.AuditAnnotations)
 	}
 	// An object that is no JSON comes with no review: the skimming of what is not needed relies on it.
 	if len(response.Patch) == 0 || !json.Valid([]byte(object)) {
@@ -67,6 +74,44 @@ func checkAnswer(t *testing.T, path, object string, response admission.Response)
 	if _, err := patch.Apply([]byte(object)); err != nil {
 		t.Errorf("%s: %v: %s on %s", path, err, response.Patch, object)
 	}
+	for _, op := range patch {
+		at, err := op.Path()
+		if err != nil || !ownPaths[path].MatchString(at) {
+			t.Errorf("%s: touches %q (%v), which is not floatip's", path, at, err)
+		}
+		if makesMap.MatchString(at) && !absent(t, object, strings.Split(at[1:], "/")) {
+			t.Errorf("%s: replaces %s, which is there: %s", path, at, object)
+		}
+	}
+}
+
+// ownPaths is what the patch of a hook may touch: all else survives by the meaning of a JSON patch.
+var ownPaths = map[string]*regexp.Regexp{
+	PathVMCreate:   regexp.MustCompile(`^/metadata/(annotations(/floatip\.io~1(address|claim))?|managedFields(/-)?)$`),
+	PathVMUpdate:   regexp.MustCompile(`^/metadata/(annotations(/floatip\.io~1(address|claim))?|managedFields(/-)?)$`),
+	PathVMCommit:   regexp.MustCompile(`^$`),
+	PathPoolChange: regexp.MustCompile(`^$`),
+	PathVMICreate: regexp.MustCompile(`^/metadata/annotations(/floatip\.io~1(address|claim|nat))?$` +
+		`|^/spec/domain/chassis(/asset)?$|^/spec/volumes/\d+/cloudInit(NoCloud|ConfigDrive)/userData(Base64)?$`),
+	PathPodCreate: regexp.MustCompile(`^/metadata/annotations(/floatip\.io~1(address|nat))?$` +
+		`|^/spec/(initContainers(/0)?|volumes(/-)?|nodeSelector(/pool\.floatip\.io~1provider)?)$`),
+}
+
+// makesMap are paths of maps and lists, which may be made and never replaced.
+var makesMap = regexp.MustCompile(`/(annotations|managedFields|chassis|initContainers|volumes|nodeSelector)$`)
+
+// absent reports whether there is nothing at the path, or nothing in it.
+func absent(t *testing.T, object string, path []string) bool {
+	t.Helper()
+	switch v := get(t, object, path...).(type) {
+	case nil:
+		return true
+	case map[string]any:
+		return len(v) == 0
+	case []any:
+		return len(v) == 0
+	}
+	return false
 }
 
 // FuzzReviews gives the endpoint of every hook any bytes: what is a review is answered under its UID, what is none with a

@@ -33,7 +33,7 @@ func (h *Hooks) createPod(ctx context.Context, req admission.Request) Decision {
 	}
 	vmi, err := h.Cluster.VMI(ctx, req.Namespace, ref.Name, ref.UID)
 	if err != nil {
-		return refuse(internal(req), fmt.Errorf("VMI %s/%s with UID %s of the pod: %w", req.Namespace, ref.Name, ref.UID, err))
+		return unread(req, fmt.Errorf("VMI %s/%s with UID %s of the pod: %w", req.Namespace, ref.Name, ref.UID, err))
 	}
 	// What an instance carries was decided when it was created, and its floatip.io/address is frozen: an opt-out that is
 	// written on an instance that runs does not take the address from the pod that it migrates to.
@@ -59,7 +59,7 @@ func (h *Hooks) createPod(ctx context.Context, req admission.Request) Decision {
 	if delivery.InPod() {
 		labels, err := h.Cluster.NamespaceLabels(ctx, req.Namespace)
 		if err != nil {
-			return refuse(internal(req), fmt.Errorf("labels of namespace %s: %w", req.Namespace, err))
+			return unread(req, fmt.Errorf("labels of namespace %s: %w", req.Namespace, err))
 		}
 		if err := sidecarForbidden(labels); err != nil {
 			// With the sidecar the pod would be refused. The VM's owner was told when the VMI was created.

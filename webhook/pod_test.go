@@ -174,7 +174,7 @@ func TestCreatePodOwnership(t *testing.T) {
 		w.addVMI(masquerade)
 		w.vmis["vms/a"].UID = types.UID("uid-later")
 		response := w.post(PathPodCreate, review{kind: podGVK, user: kubevirtController, object: object})
-		wantRefusedText(t, response.Result, http.StatusInternalServerError, "could not decide")
+		wantRefusedText(t, response.Result, http.StatusNotFound, "VMI vms/a with UID uid-vmi of the pod: ")
 	})
 	t.Run("VMI without a VM", func(t *testing.T) {
 		w := worldWithVM(t, nil)

@@ -36,7 +36,7 @@ func (h *Hooks) changePool(_ context.Context, req admission.Request) Decision {
 		return refuse(invalid(req, errs), nil)
 	}
 	if req.Operation == admissionv1.Create {
-		return poolDecision(req, nil)
+		return Decision{Action: Accepted, Reason: "the pool can be read", Pool: pool.Name}
 	}
 	if d := h.changeDelivery(req, pool.Spec.Delivery); d != nil {
 		return *d
@@ -68,7 +68,7 @@ func poolDecision(req admission.Request, err error) Decision {
 	if err != nil {
 		return refuse(conflict(req, field.NewPath("spec", "addresses").String(), err), err)
 	}
-	return Decision{Action: Accepted, Pool: req.Name}
+	return Decision{Action: Accepted, Reason: "no address that is held is left out", Pool: req.Name}
 }
 
 // PoolOf reads a FloatingIPPool. All that is wrong is reported together.

@@ -1,10 +1,13 @@
 package webhook
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
@@ -78,9 +81,23 @@ func invalid(req admission.Request, errs field.ErrorList) *metav1.Status {
 	return s
 }
 
-// malformed serves objects that are no JSON of their kind. The API server does not send such ones.
+// malformed serves objects that are no JSON of their kind, and names the field where that is known. The API server sends
+// such ones where a schema leaves a field open.
 func malformed(req admission.Request, err error) *metav1.Status {
-	return status(req, http.StatusBadRequest, metav1.StatusReasonBadRequest, "", err)
+	path := ""
+	if mistyped := (*json.UnmarshalTypeError)(nil); errors.As(err, &mistyped) {
+		path = strings.Replace(mistyped.Field, "metadata.metadata.", "metadata.", 1) // podMetadata has one embedded
+	}
+	return status(req, http.StatusBadRequest, metav1.StatusReasonBadRequest, path, err)
+}
+
+// unread makes a Decision of an error of reading the cluster: what the request is about may be gone by now, which is told
+// as the API server tells it. Everything else is floatip's fault.
+func unread(req admission.Request, err error) Decision {
+	if apierrors.IsNotFound(err) {
+		return refuse(status(req, http.StatusNotFound, metav1.StatusReasonNotFound, "", err), nil)
+	}
+	return refuse(internal(req), err)
 }
 
 // internal tells the user that floatip is at fault, and nothing else.

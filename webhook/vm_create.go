@@ -34,7 +34,7 @@ func (h *Hooks) createVM(ctx context.Context, req admission.Request) Decision {
 	}
 	labels, err := h.Cluster.NamespaceLabels(ctx, req.Namespace)
 	if err != nil {
-		return refuse(internal(req), fmt.Errorf("labels of namespace %s: %w", req.Namespace, err))
+		return unread(req, fmt.Errorf("labels of namespace %s: %w", req.Namespace, err))
 	}
 	ask := ipam.Request{
 		Namespace:       req.Namespace,

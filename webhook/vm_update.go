@@ -111,7 +111,7 @@ func userKeys(m metadata) map[string]string {
 
 // changedWish returns what is wrong with a changed request or pool, or nil.
 func changedWish(before, after metadata, wish Request, have holding) *field.Error {
-	const remedy = "an address does not change with an edit: delete and create the VM, or move the address with kubectl floatip"
+	const remedy = "an address does not change with an edit: delete and create the VM"
 	for _, key := range []string{floatip.AnnotationRequest, floatip.AnnotationPool} {
 		value := after.Annotations[key]
 		if value == "" || value == before.Annotations[key] {

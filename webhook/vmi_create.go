@@ -41,7 +41,7 @@ func (h *Hooks) createVMI(ctx context.Context, req admission.Request) Decision {
 	}
 	delivery, obstacle, err := carriage(ctx, h.Cluster, owner, have, vmi.Spec, h.Options.ClusterNetworks)
 	if err != nil {
-		return refuse(internal(req), err)
+		return unread(req, err)
 	}
 	if obstacle != nil {
 		return h.unnatable(ctx, req, vmi, owner, have, *obstacle)

@@ -112,7 +112,7 @@ func TestCreateVMIUnnatable(t *testing.T) {
 
 // A namespace that forbids the sidecar: warned of at VM create, told by an event at start, and the pod is not broken.
 func TestForbiddenSidecar(t *testing.T) {
-	for level, forbidden := range map[string]bool{"": false, "privileged": false, "baseline": true, "restricted": true} {
+	for level, forbidden := range map[string]bool{"": false, "privileged": false, "baseline": true, "restricted": true, "novel": true} {
 		t.Run(level, func(t *testing.T) {
 			w := worldWithVM(t, nil)
 			w.addVMI(masquerade)

@@ -20,8 +20,9 @@ const (
 	// connection which closes at that moment, since it is a POST (net/http transport.go, shouldRetryRequest): the VM would be
 	// refused. So it must be the API server who closes.
 	idleTimeout = 5 * time.Minute
-	// headerTimeout bounds handshake and header of a request; 30 s is the longest time limit of a hook.
-	headerTimeout = 32 * time.Second
+	// readTimeout bounds handshake, header and body of a request; 30 s is the longest time limit of a hook. Without it
+	// whoever reaches the port could keep connections, and what is read from them, for ever.
+	readTimeout = 32 * time.Second
 	// shutdownTimeout lets requests end that have begun.
 	shutdownTimeout = time.Minute
 	maxHeader       = 1 << 20 // bytes
@@ -33,6 +34,8 @@ type Server struct {
 	config  *tls.Config
 	mux     *http.ServeMux
 	started atomic.Bool
+
+	readTimeout time.Duration
 }
 
 var _ webhook.Server = (*Server)(nil)
@@ -46,7 +49,7 @@ func New(address string, config *tls.Config) *Server {
 	// The API server resumes no session (client-go transport.TLSConfigFor sets no ClientSessionCache): a ticket would be a
 	// tenth of a handshake for nothing.
 	config.SessionTicketsDisabled = true
-	return &Server{address: address, config: config, mux: http.NewServeMux()}
+	return &Server{address: address, config: config, mux: http.NewServeMux(), readTimeout: readTimeout}
 }
 
 // Register serves hook at path. It panics if there is one already.
@@ -71,7 +74,7 @@ func (s *Server) Start(ctx context.Context) error {
 // Serve is Start with a listener, which it closes.
 func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 	server := &http.Server{
-		Handler: s.mux, MaxHeaderBytes: maxHeader, IdleTimeout: idleTimeout, ReadHeaderTimeout: headerTimeout,
+		Handler: s.mux, MaxHeaderBytes: maxHeader, IdleTimeout: idleTimeout, ReadTimeout: s.readTimeout,
 		BaseContext: func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
 	}
 	ended := make(chan error, 1)

@@ -19,7 +19,7 @@ import (
 )
 
 // serve starts a server with hook at "/hook". Stop ends it and returns when it has ended.
-func serve(t *testing.T, hook http.HandlerFunc) (address string, client *tls.Config, stop func()) {
+func serve(t *testing.T, hook http.HandlerFunc, change ...func(*Server)) (address string, client *tls.Config, stop func()) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -39,6 +39,9 @@ func serve(t *testing.T, hook http.HandlerFunc) (address string, client *tls.Con
 	}
 	config := &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
 	server := New("127.0.0.1:0", config)
+	for _, c := range change {
+		c(server)
+	}
 	server.Register("/hook", hook)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -101,6 +104,31 @@ func TestShutdownLetsRequestsEnd(t *testing.T) {
 		t.Errorf("answer %q, %v; the request's context: %v", body, err, during)
 	}
 	<-stopped
+}
+
+// Who sends half of a request, or nothing, does not keep its connection.
+func TestSlowRequestEnds(t *testing.T) {
+	if server := New("", &tls.Config{}); server.readTimeout <= 30*time.Second {
+		t.Errorf("a request may take %s, the API server gives a hook up to 30 s", server.readTimeout)
+	}
+	address, client, _ := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if _, err := io.ReadAll(r.Body); err == nil {
+			t.Error("the body was read to an end that did not come")
+		}
+	}, func(s *Server) { s.readTimeout = 100 * time.Millisecond })
+	for _, sent := range []string{"", "POST /hook HT", "POST /hook HTTP/1.1\r\nHost: webhook\r\nContent-Length: 9\r\n\r\n{"} {
+		c, err := tls.Dial("tcp", address, client)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(c, sent); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.Copy(io.Discard, c); err != nil { // until the server closes it
+			t.Errorf("after %q: %v", sent, err)
+		}
+		c.Close()
+	}
 }
 
 // TLS 1.3 only, HTTP/1.1 only, and no tickets for sessions that nobody resumes.
