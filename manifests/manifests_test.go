@@ -184,7 +184,10 @@ func TestWebhookConfigurations(t *testing.T) {
 		if *service.Path == webhook.PathVMUpdate && *h.failure != admissionregistrationv1.Ignore {
 			t.Errorf("%s: a dead webhook would hold up finalizers", h.name)
 		}
-		if *service.Path == webhook.PathVMCommit && *h.sideEffects != admissionregistrationv1.SideEffectClassNoneOnDryRun {
+		// The others write the ledger, or events, unless it is a dry run.
+		none := *service.Path == webhook.PathPodCreate || *service.Path == webhook.PathPoolChange
+		if (*h.sideEffects == admissionregistrationv1.SideEffectClassNone) != none ||
+			!none && *h.sideEffects != admissionregistrationv1.SideEffectClassNoneOnDryRun {
 			t.Errorf("%s: sideEffects %s", h.name, *h.sideEffects)
 		}
 	}
@@ -234,8 +237,9 @@ func TestExpressions(t *testing.T) {
 	controller := kubevirt.ControllerUser(kubevirt.DefaultNamespace)
 	for name, mentions := range map[string][]string{
 		"vm-create.floatip.io":               {floatip.LabelEnabled, floatip.AnnotationAddress, floatip.AnnotationClaim},
-		"vm-update.floatip.io":               {floatip.AnnotationAddress, floatip.AnnotationClaim, floatip.AnnotationRequest, floatip.AnnotationPool, floatip.AnnotationAllow, webhookUser, "deletionTimestamp"},
+		"vm-update.floatip.io":               {floatip.AnnotationAddress, floatip.AnnotationClaim, floatip.AnnotationRequest, floatip.AnnotationPool, floatip.AnnotationAllow, floatip.LabelEnabled, floatip.AnnotationRequire, floatip.AnnotationUserData, webhookUser, "deletionTimestamp"},
 		"vm-commit.floatip.io":               {floatip.AnnotationAddress, floatip.AnnotationClaim},
+		"vmi-create.floatip.io":              {floatip.LabelEnabled, floatip.AnnotationAddress, floatip.AnnotationClaim, floatip.AnnotationNAT, kubevirt.KindVM},
 		"pod-create.floatip.io":              {controller, floatip.AnnotationAddress, floatip.AnnotationNAT, kubevirt.AnnotationTemporary},
 		"virtualmachines.floatip.io":         append(kubevirt.Users(kubevirt.DefaultNamespace), webhookUser, floatip.AnnotationAddress, floatip.AnnotationClaim, floatip.LabelEnabled),
 		"virtualmachineinstances.floatip.io": append(kubevirt.Users(kubevirt.DefaultNamespace), webhookUser, floatip.AnnotationAddress, floatip.AnnotationNAT, floatip.LabelEnabled),
