@@ -33,6 +33,8 @@ func TestAdmission(t *testing.T) {
 			"NotAsked":              notAsked,
 			"Bodies":                bodies,
 			"Bindings":              bindings,
+			"Launchers":             launchers,
+			"Hints":                 hints,
 			"TemplateOptsOut":       templateOptsOut,
 			"ClientCertificates":    clientCertificates,
 		} {

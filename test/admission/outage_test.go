@@ -104,6 +104,10 @@ func webhookDown(t *testing.T, w *world) {
 		t.Errorf("a VM whose template opted out: %v", err)
 	}
 	n.awaitPod(n.ns, "started")
+	if err := n.admin.Create(n.ctx, n.bare("bare", nil)); err != nil {
+		t.Errorf("an instance that no VM made: %v", err)
+	}
+	n.awaitPod(n.ns, "bare") // it starts, too
 	err := n.admin.Create(n.ctx, n.newVM("refused", nil))
 	wantRefusal(t, "a VM that asks", err, `"vm-create.floatip.io"`, "floatip-webhook.floatip-system.svc")
 	wantRefusal(t, "a change of a pool", n.setPool(n.ns, map[string]any{"drain": true}), `"pool.floatip.io"`)

@@ -35,7 +35,14 @@ func templateOptsOut(t *testing.T, w *world) {
 	misspelt := n.optedOut("misspelt")
 	misspelt.Spec.Template.ObjectMeta.Annotations[floatip.LabelEnabled] = "no"
 	wantRefusal(t, "a value that is none", n.admin.Create(n.ctx, misspelt), "spec.template.metadata.annotations[floatip.io/enabled]")
-	bare := n.newVM("bare", nil) // a template without metadata
+	unquoted := `{"apiVersion":"kubevirt.io/v1","kind":"VirtualMachine","metadata":{"name":"unquoted"},"spec":{"runStrategy":"Halted",
+		"template":{"metadata":{"annotations":{"floatip.io/enabled":false}},"spec":{"domain":{"devices":{}}}}}}`
+	_, err := n.kubectl(unquoted, "create", "--validate=ignore", "-f", "-")
+	wantRefusal(t, "false without quotes, which is no annotation", err, "annotations")
+	null := strings.Replace(unquoted, `{"annotations":{"floatip.io/enabled":false}}`, "null", 1)
+	_, err = n.kubectl(null, "create", "--validate=ignore", "-f", "-")
+	wantRefusal(t, "metadata that are null", err, "spec.template.metadata in body must be of type object") // by the schema
+	bare := n.newVM("bare", nil)                                                                           // a template without metadata
 	if err := n.admin.Create(n.ctx, bare); err != nil {
 		t.Fatal(err)
 	}

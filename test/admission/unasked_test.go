@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -44,6 +45,14 @@ func (n *tenant) optedOut(name string) *kubevirtv1.VirtualMachine {
 	vm.Spec.RunStrategy = new(kubevirtv1.RunStrategyAlways)
 	vm.Spec.Template.ObjectMeta.Annotations = map[string]string{floatip.LabelEnabled: "false"}
 	return vm
+}
+
+// bare is an instance that nobody but a person made.
+func (n *tenant) bare(name string, annotations map[string]string) *kubevirtv1.VirtualMachineInstance {
+	n.t.Helper()
+	vmi := &kubevirtv1.VirtualMachineInstance{Spec: n.newVM(name, nil).Spec.Template.Spec}
+	vmi.Namespace, vmi.Name, vmi.Annotations = n.ns, name, annotations
+	return vmi
 }
 
 // notAsked: VMs that ask for nothing, and everything about the others that is not floatip's, never reach floatip.
@@ -106,6 +115,19 @@ func notAsked(t *testing.T, w *world) {
 			return n.admin.Create(n.ctx, pod("like", launcher, map[string]string{floatip.AnnotationAddress: n.address(1)}))
 		}, nil},
 		{"the target of a migration without an address", func() error { return controller.Create(n.ctx, pod("target", target, nil)) }, nil},
+		{"a hotplug pod", func() error {
+			return controller.Create(n.ctx, pod("hp-volume-x", map[string]string{"kubevirt.io": "hotplug-disk"},
+				map[string]string{floatip.AnnotationAddress: n.address(1)}))
+		}, nil},
+		{"an instance that no VM made", func() error { return n.admin.Create(n.ctx, n.bare("bare", nil)) }, nil},
+		{"the same with a forged key", func() error {
+			forged := n.bare("forged", map[string]string{floatip.AnnotationAddress: n.address(1)})
+			err := n.admin.Create(n.ctx, forged)
+			if err == nil && forged.Annotations[floatip.AnnotationAddress] != "" {
+				err = fmt.Errorf("the instance has %v", forged.Annotations)
+			}
+			return err
+		}, []string{"vmi-create"}},
 		{"a temporary pod", func() error {
 			return controller.Create(n.ctx, pod("temporary", launcher, map[string]string{
 				floatip.AnnotationAddress: n.address(1), "kubevirt.io/ephemeral-provisioning": "true",

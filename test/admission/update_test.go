@@ -151,6 +151,9 @@ func edit(t *testing.T, w *world) {
 		{"kubectl annotate that removes the request", func() (string, error) {
 			return n.kubectl("", "annotate", "vm", "vm", floatip.AnnotationRequest+"-")
 		}, "the VM keeps " + n.address(1)},
+		{"kubectl annotate with a value that is none", func() (string, error) {
+			return n.kubectl("", "annotate", "vm", "vm", floatip.AnnotationRequire+"=yes", floatip.AnnotationUserData+"=no")
+		}, `metadata.annotations[floatip.io/require]: Unsupported value: "yes"`},
 		{"kubectl label", func() (string, error) { return n.kubectl("", "label", "vm", "vm", "a=b") }, ""},
 		{"kubectl replace without annotations", func() (string, error) {
 			return n.kubectl(n.manifest("vm", nil), "replace", "-f", "-")
