@@ -28,7 +28,7 @@ type auditor struct {
 }
 
 func (a *auditor) complain(address netip.Addr, text string) {
-	a.problems = append(a.problems, Problem{address, "memory: " + text})
+	a.problems = append(a.problems, Problem{address, "memory: " + text, true})
 }
 
 // records proves that each record is found by each of its keys, and that the counts are theirs.

@@ -25,6 +25,9 @@ type Problem struct {
 	// Address that it is about, if it is about one.
 	Address netip.Addr
 	Text    string
+	// Damage: file or memory contradict themselves. Otherwise they disagree with the pools or the cluster, or a virtual
+	// machine has more than it should.
+	Damage bool
 }
 
 // String returns "192.0.2.1: text".
@@ -45,6 +48,12 @@ func (r Report) Err() error {
 		errs = append(errs, errors.New(p.String()))
 	}
 	return errors.Join(errs...)
+}
+
+// Damage is Err for the problems that are damage.
+func (r Report) Damage() error {
+	r.Problems = slices.DeleteFunc(slices.Clone(r.Problems), func(p Problem) bool { return !p.Damage })
+	return r.Err()
 }
 
 // Against is what Check compares the ledger with. The zero value of each field compares nothing.
@@ -92,8 +101,13 @@ type checker struct {
 	claims map[netip.Addr][]Claimant
 }
 
+// complain notes damage, differ what is none.
 func (c *checker) complain(a netip.Addr, format string, args ...any) {
-	c.report.Problems = append(c.report.Problems, Problem{a, fmt.Sprintf(format, args...)})
+	c.report.Problems = append(c.report.Problems, Problem{a, fmt.Sprintf(format, args...), true})
+}
+
+func (c *checker) differ(a netip.Addr, format string, args ...any) {
+	c.report.Problems = append(c.report.Problems, Problem{a, fmt.Sprintf(format, args...), false})
 }
 
 func (c *checker) file(tx *bbolt.Tx) {
@@ -189,10 +203,10 @@ func (c *checker) identities() {
 		}
 		claim, uid := byClaim{line.Claim, FamilyOf(a)}, byUID{line.Owner.UID, FamilyOf(a)}
 		if other, twice := claims[claim]; twice && !line.Claim.IsZero() {
-			c.complain(a, "its claim %s has %s as well", line.Claim, other)
+			c.differ(a, "its claim %s has %s as well", line.Claim, other)
 		}
 		if other, twice := uids[uid]; twice && !line.Disputed && !c.lines[other].Disputed {
-			c.complain(a, "VM %s has %s as well", line.Owner, other)
+			c.differ(a, "VM %s has %s as well", line.Owner, other)
 		}
 		claims[claim], uids[uid] = a, a
 	}
@@ -310,7 +324,7 @@ func (c *checker) against(against Against) {
 		ranges = union(ranges)
 		for a, line := range c.lines {
 			if line.held() && !within(ranges, a) {
-				c.complain(a, "it is held by VM %s and lies in no pool", line.Owner)
+				c.differ(a, "it is held by VM %s and lies in no pool", line.Owner)
 			}
 		}
 	}
@@ -326,9 +340,9 @@ func (c *checker) seen(seen []Sighting) {
 		line, ok := c.lines[s.Address]
 		switch {
 		case !ok || !line.held():
-			c.complain(s.Address, "%s of VM %s has it, the ledger says that nobody holds it", s.Source, s.Owner)
+			c.differ(s.Address, "%s of VM %s has it, the ledger says that nobody holds it", s.Source, s.Owner)
 		case line.Owner.UID != s.Owner.UID:
-			c.complain(s.Address, "%s of VM %s (%s) has it, the ledger says that VM %s (%s) holds it",
+			c.differ(s.Address, "%s of VM %s (%s) has it, the ledger says that VM %s (%s) holds it",
 				s.Source, s.Owner, s.Owner.UID, line.Owner, line.Owner.UID)
 		default:
 			shown[s.Address] = true
@@ -336,7 +350,7 @@ func (c *checker) seen(seen []Sighting) {
 	}
 	for a, line := range c.lines {
 		if line.State == Bound && !shown[a] && !line.Disputed {
-			c.complain(a, "the ledger says that VM %s (%s) holds it, the cluster does not show it", line.Owner, line.Owner.UID)
+			c.differ(a, "the ledger says that VM %s (%s) holds it, the cluster does not show it", line.Owner, line.Owner.UID)
 		}
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -91,7 +93,15 @@ func TestParsePool(t *testing.T) {
 		{"host bits", PoolText{Addresses: []string{"192.0.2.7/24"}}, "", `addresses[0]: "192.0.2.7/24" has host bits set, write "192.0.2.0/24"`},
 		{"backwards", PoolText{Addresses: []string{"192.0.2.1", "192.0.2.9-192.0.2.3"}}, "", `addresses[1]: the range runs backwards, write "192.0.2.3-192.0.2.9"`},
 		{"two families", PoolText{Addresses: []string{"192.0.2.1-2001:db8::1"}}, "", "two families"},
-		{"mapped network", PoolText{Addresses: []string{"::ffff:192.0.2.0/120"}}, "", "IPv4-mapped"},
+		{"mapped network", PoolText{Addresses: []string{"::ffff:192.0.2.0/120"}}, "", `IPv4-mapped network, write "192.0.2.0/24"`},
+		{"blanks in a network", PoolText{Addresses: []string{" 192.0.2.0 /24"}}, "", `addresses[0]: " 192.0.2.0 /24" is not a network, write "192.0.2.0/24"`},
+		{"leading zeros in a network", PoolText{Addresses: []string{"192.000.02.0/024"}}, "", `write "192.0.2.0/24"`},
+		{"zone of a network", PoolText{Addresses: []string{"2001:db8::%eth0/64"}}, "", `write "2001:db8::/64"`},
+		{"length that no network has", PoolText{Addresses: []string{"192.0.2.0/33"}}, "", `write "192.0.2.0/24" or "2001:db8::/64"`},
+		{"network and mask", PoolText{Addresses: []string{"192.0.2.0/255.255.255.0"}}, "", `write "192.0.2.0/24" or`},
+		{"leading zeros in a range", PoolText{Addresses: []string{"192.0.2.01-192.0.2.9"}}, "", `write "192.0.2.1"`},
+		{"CIDR suffix of a gateway", PoolText{Addresses: []string{"192.0.2.7"}, Gateways: []string{"192.0.2.1/24"}}, "", `gateways[0]: "192.0.2.1/24" is not an IP address, write "192.0.2.1"`},
+		{"zone of a gateway", PoolText{Addresses: []string{"2001:db8::7"}, Gateways: []string{"fe80::1%eth0"}}, "", `write "fe80::1"`},
 		{"all of IPv4", PoolText{Addresses: []string{"0.0.0.0/0"}}, "", "addresses[0]"},
 		{"loopback", PoolText{Addresses: []string{"127.0.0.0/8"}}, "", "loopback"},
 		{"bad exclude", PoolText{Addresses: []string{"192.0.2.1"}, Exclude: []string{"x"}}, "", "exclude[0]: \"x\" is not an IP address"},
@@ -183,6 +193,29 @@ func TestNetworksOfOtherPools(t *testing.T) {
 	if _, err := l.Reserve(t.Context(), ask(Request{Addresses: []netip.Addr{addr("192.0.2.1")}})); !errors.Is(err, ErrNeverGiven) {
 		t.Errorf("the gateway: %v", err)
 	}
+}
+
+// A network that is accepted is one as it is written; what its refusal says to write is accepted, or an example.
+func FuzzParseNetwork(f *testing.F) {
+	for _, text := range []string{"192.0.2.0/24", "2001:db8::/64", "192.0.2.7/24", " 192.0.02.0/024", "::ffff:192.0.2.0/120", "fe80::%1/64", "1.2.3.4/-1"} {
+		f.Add(text)
+	}
+	written := regexp.MustCompile(`write ("[^"]*")`)
+	f.Fuzz(func(t *testing.T, text string) {
+		network, err := ParseNetwork(text)
+		if err == nil {
+			if again, err := ParseNetwork(network.String()); err != nil || again != network || network.Masked() != network || network.Addr().Is4In6() {
+				t.Errorf("%q: %s reads as %s, %v", text, network, again, err)
+			}
+			return
+		}
+		if m := written.FindStringSubmatch(err.Error()); m != nil {
+			advice, quoted := strconv.Unquote(m[1])
+			if _, err := netip.ParsePrefix(advice); quoted != nil || err != nil {
+				t.Errorf("%q: told to write %s, which is no network", text, m[1])
+			}
+		}
+	})
 }
 
 // What is accepted has one spelling, and is read from it again.

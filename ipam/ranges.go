@@ -6,6 +6,7 @@ import (
 	"math/big"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -75,10 +76,10 @@ func parseRange(text string) (Range, netip.Prefix, error) {
 func ParseNetwork(text string) (netip.Prefix, error) {
 	network, err := netip.ParsePrefix(text)
 	if err != nil {
-		return netip.Prefix{}, fmt.Errorf(`%q is not a network, write "192.0.2.0/24" or "2001:db8::/64"`, text)
+		return netip.Prefix{}, fmt.Errorf("%q is not a network, write %s", text, networkHint(text))
 	}
 	if network.Addr().Is4In6() {
-		return netip.Prefix{}, fmt.Errorf("%q is an IPv4-mapped network, write it as IPv4", text)
+		return netip.Prefix{}, fmt.Errorf("%q is an IPv4-mapped network, write %s", text, networkHint(text))
 	}
 	if network != network.Masked() {
 		return netip.Prefix{}, fmt.Errorf("%q has host bits set, write %q for the network", text, network.Masked())
@@ -90,6 +91,22 @@ func ParseNetwork(text string) (netip.Prefix, error) {
 		return netip.Prefix{}, errors.New("the whole address space is no pool")
 	}
 	return network, nil
+}
+
+// networkHint says how to write what text probably means.
+func networkHint(text string) string {
+	address, bits, _ := strings.Cut(strings.Join(strings.Fields(text), ""), "/")
+	address, _, _ = strings.Cut(address, "%")
+	length, err := strconv.Atoi(bits) // which reads leading zeros
+	if a, wrong := netip.ParseAddr(withoutLeadingZeros(address)); wrong == nil && err == nil {
+		if a.Is4In6() {
+			length -= 96
+		}
+		if network, err := a.Unmap().Prefix(length); err == nil {
+			return strconv.Quote(network.String())
+		}
+	}
+	return `"192.0.2.0/24" or "2001:db8::/64"`
 }
 
 // lastOf returns the highest address of network.

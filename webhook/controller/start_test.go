@@ -1,14 +1,19 @@
 package controller
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"go.etcd.io/bbolt"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -123,6 +128,58 @@ func TestUnknownVMs(t *testing.T) {
 				t.Errorf("looks again after %s", again.RequeueAfter)
 			}
 		})
+	}
+}
+
+// A file whose indexes contradict each other is noticed before anything is built on it: floatip ends, says what to do, and
+// leaves the file as it is.
+func TestDamagedLedgerIsNotServed(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "damaged.db")
+	open := func() *ipam.Ledger {
+		ledger, err := ipam.Open(path, ipam.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ledger
+	}
+	ledger := open()
+	owner := floatip.Owner{Namespace: "vms", Name: "a", UID: "uid-a"}
+	_, err := ledger.Adopt(t.Context(), []ipam.Sighting{{Address: address(50), Owner: owner, Source: "FloatingIP"}}, false)
+	if err := errors.Join(err, ledger.Close()); err != nil {
+		t.Fatal(err)
+	}
+	db, err := bbolt.Open(path, 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forget := func(tx *bbolt.Tx) error {
+		owners := tx.Bucket([]byte("owners"))
+		key, _ := owners.Cursor().First()
+		return owners.Delete(key)
+	}
+	if err := errors.Join(db.Update(forget), db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t, floatingIP("50", "a", "uid-a"))
+	w.starter.Ledger = open()
+	err = w.starter.Start(t.Context())
+	for _, text := range []string{"192.168.100.50", "the owner index does not list it under vms/a", "keep a copy"} {
+		if !errors.Is(err, ipam.ErrDamaged) || !strings.Contains(err.Error(), text) {
+			t.Errorf("%v, want damage with %q", err, text)
+		}
+	}
+	if w.gate.Ready(nil) == nil {
+		t.Error("it serves")
+	}
+	if err := w.starter.Ledger.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if after, err := os.ReadFile(path); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("the file was changed, %v", err)
 	}
 }
 

@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -58,6 +59,9 @@ func (s *Starter) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := s.check(ctx); err != nil {
+		return err
+	}
 	found, err := s.adopt(ctx, seen)
 	if err != nil {
 		return err
@@ -76,6 +80,23 @@ func (s *Starter) Start(ctx context.Context) error {
 		again = append(again, d.Holder)
 	}
 	return s.lookAt(ctx, again)
+}
+
+// check looks whether the ledger contradicts itself, before anything is built on it: an address that one of its indexes
+// gives to somebody and the other to nobody would be given twice.
+func (s *Starter) check(ctx context.Context) error {
+	report, err := s.Ledger.Check(ctx, ipam.Against{})
+	if err != nil {
+		return err
+	}
+	if err := report.Damage(); err != nil {
+		return fmt.Errorf("check before the start: %w; the file is left as it is: keep a copy of it, then restore a backup, or "+
+			"move it away and let floatip rebuild it from the FloatingIP objects and the VMs", err)
+	}
+	for _, p := range report.Problems {
+		s.Log.Info("the ledger's check found something", "problem", p.String())
+	}
+	return nil
 }
 
 func (s *Starter) lookAt(ctx context.Context, lines []ipam.Allocation) error {
