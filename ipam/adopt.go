@@ -46,6 +46,9 @@ type Adoption struct {
 	Confirmed int
 	// Disputed addresses are held by one and claimed by another virtual machine. Nothing was taken from anybody.
 	Disputed []Dispute
+	// Superseded are held by virtual machines that are shown with another address of that family, which they have now. They
+	// stay held; see GiveUp.
+	Superseded []Allocation
 	// Missing are held by virtual machines that a complete view did not show. They stay held.
 	Missing []Allocation
 }
@@ -85,9 +88,13 @@ func (b *batch) adopt(seen []Sighting, complete bool) Adoption {
 		case had && b.replaced(line, s):
 			// What replaced it stands in the ledger and is about to be shown.
 		case !had || line.State == Released:
-			found.Adopted = append(found.Adopted, b.adoptFree(s))
+			adopted := b.adoptFree(s)
+			found.Adopted = append(found.Adopted, adopted)
+			found.Superseded = append(found.Superseded, b.supersede(adopted, s.Source+" shows the VM")...)
 		case line.Owner.UID == s.Owner.UID:
-			b.confirm(line, s)
+			if !b.ledger.book.superseded(line) {
+				b.confirm(line, s)
+			}
 			found.Confirmed++
 		default:
 			b.dispute(line, s)
@@ -119,13 +126,13 @@ func (b *batch) adoptFree(s Sighting) Allocation {
 }
 
 func (b *batch) confirm(line Allocation, s Sighting) {
-	if line.State == Bound && !line.Missing {
+	if line.State == Bound && !line.Missing && !line.Superseded {
 		return
 	}
 	if line.State != Bound {
 		line.State, line.Since = Bound, b.now
 	}
-	line.Missing = false
+	line.Missing, line.Superseded = false, false
 	b.put(line, Bounded, Cause{Reason: "seen in " + s.Source})
 }
 
@@ -164,9 +171,10 @@ func (b *batch) handOver(line Allocation, cause Cause) {
 	claimants := b.ledger.disputes[line.Address]
 	first := claimants[0]
 	line.Owner, line.Claim, line.State, line.Since = first.Owner, first.Claim, Bound, b.now
-	line.Missing, line.Disputed = false, len(claimants) > 1
+	line.Missing, line.Superseded, line.Disputed = false, false, len(claimants) > 1
 	b.setClaimants(line.Address, claimants[1:])
 	b.put(line, Resolved, cause)
+	b.supersede(line, "the dispute ended")
 }
 
 // dropClaims forgets what the virtual machine with that UID, which is gone, claims without holding it.
@@ -235,9 +243,10 @@ func (l *Ledger) Resolve(ctx context.Context, address netip.Addr, uid string, ca
 			line.Owner, line.Claim = claimants[at].Owner, claimants[at].Claim
 			line.State, line.Since = Bound, b.now
 		}
-		line.Disputed, line.Missing = false, false
+		line.Disputed, line.Missing, line.Superseded = false, false, false
 		b.setClaimants(address, nil)
 		b.put(line, Resolved, cause)
+		b.supersede(line, "the dispute ended")
 		winner = line
 		return nil
 	})

@@ -158,6 +158,72 @@ func TestAdoptWhatIsNotHeld(t *testing.T) {
 	}
 }
 
+// An old copy of the file has a VM with an address that it had before, and the cluster shows it with a later one: both are
+// held, the VM has the later one, also after a restart, and the earlier one goes with the VM or by command.
+func TestEarlierAddressOfTheSameVM(t *testing.T) {
+	for name, end := range map[string]func(l *Ledger, earlier, later netip.Addr) error{
+		"given up by command": func(l *Ledger, earlier, later netip.Addr) error {
+			if _, err := l.GiveUp(t.Context(), later, vm("a").UID, Cause{}); !errors.Is(err, ErrNotHeld) {
+				t.Errorf("give up what the VM has: %v", err)
+			}
+			if _, err := l.GiveUp(t.Context(), earlier, vm("b").UID, Cause{}); !errors.Is(err, ErrNotHeld) {
+				t.Errorf("give up in the name of another VM: %v", err)
+			}
+			_, err := l.GiveUp(t.Context(), earlier, vm("a").UID, Cause{})
+			return err
+		},
+		"the VM is gone": func(l *Ledger, earlier, later netip.Addr) error {
+			_, err := l.Release(t.Context(), vm("a").UID, Cause{})
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, path := newClock(), filepath.Join(t.TempDir(), "ledger.db")
+			red := pool(t, "red", "192.0.2.1-192.0.2.3", "2001:db8::/64")
+			l := openTest(t, path, c, red)
+			line := give(t, l, vm("a"))
+			if _, err := l.Bind(t.Context(), line.Claim, vm("a"), Cause{}); err != nil {
+				t.Fatal(err)
+			}
+			earlier, later := line.Address, addr("192.0.2.2")
+			shown := Sighting{Address: later, Owner: vm("a"), Claim: line.Claim, Source: "FloatingIP"}
+			both := []Sighting{shown, {Address: earlier, Owner: vm("a"), Claim: line.Claim, Source: "FloatingIP"}}
+			for n, seen := range [][]Sighting{{shown}, both} {
+				found, err := l.Adopt(t.Context(), seen, true)
+				if err != nil || len(found.Superseded) != 1-n || len(found.Missing)+len(found.Disputed) != 0 {
+					t.Fatalf("%+v, %v", found, err)
+				}
+				if err := l.Close(); err != nil {
+					t.Fatal(err)
+				}
+				l = openTest(t, path, c, red)
+				checkClean(t, l, Against{})
+				var has []string
+				for _, line := range l.ByOwner(vm("a").UID) {
+					has = append(has, line.Address.String())
+				}
+				if diff := cmp.Diff([]string{"192.0.2.2", "2001:db8::1"}, has); diff != "" {
+					t.Errorf("the VM has (-want +got):\n%s", diff)
+				}
+				if line, _ := l.Lookup(earlier); line.State != Bound || !line.Superseded || line.Owner != vm("a") {
+					t.Errorf("the earlier address: %+v", line)
+				}
+			}
+			_, err := l.Reserve(t.Context(), ask(Request{Addresses: []netip.Addr{earlier}}))
+			if !errors.Is(err, ErrTaken) {
+				t.Errorf("somebody else asks for the earlier one: %v", err)
+			}
+			if err := end(l, earlier, later); err != nil {
+				t.Fatal(err)
+			}
+			if line, _ := l.Lookup(earlier); line.State != Released || line.Superseded {
+				t.Errorf("in the end the earlier one is %+v", line)
+			}
+			checkClean(t, l, Against{})
+		})
+	}
+}
+
 // Check names what does not agree with the cluster.
 func TestCheckAgainstVMs(t *testing.T) {
 	l, _ := start(t, pool(t, "red", "192.0.2.0/28"))

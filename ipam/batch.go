@@ -113,6 +113,9 @@ func (b *batch) rollback(m mark) {
 
 // put makes after the allocation of its address and notes why.
 func (b *batch) put(after Allocation, action Action, cause Cause) {
+	if after.State == Released {
+		after.Missing, after.Superseded = false, false
+	}
 	b.steps = append(b.steps, step{after: after, action: action, cause: cause})
 	last := &b.steps[len(b.steps)-1]
 	last.before = b.ledger.book.put(&last.after)

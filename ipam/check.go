@@ -185,7 +185,7 @@ func (c *checker) claimants(tx *bbolt.Tx) {
 	})
 }
 
-// identities proves that a claim and a virtual machine have at most one address of each family.
+// identities proves that a claim and a virtual machine have at most one address of each family, besides what is superseded.
 func (c *checker) identities() {
 	type byClaim struct {
 		floatip.Claim
@@ -198,7 +198,7 @@ func (c *checker) identities() {
 	claims, uids := map[byClaim]netip.Addr{}, map[byUID]netip.Addr{}
 	for _, a := range slices.SortedFunc(maps.Keys(c.lines), netip.Addr.Compare) {
 		line := c.lines[a]
-		if !line.held() {
+		if !line.held() || line.Superseded {
 			continue
 		}
 		claim, uid := byClaim{line.Claim, FamilyOf(a)}, byUID{line.Owner.UID, FamilyOf(a)}

@@ -196,6 +196,7 @@ func (r *reader) end() error {
 const (
 	flagDisputed = 1 << iota
 	flagMissing
+	flagSuperseded
 )
 
 // appendAllocation appends state, flags, time, claim, pool and owner; the address is written elsewhere.
@@ -208,7 +209,7 @@ func appendAllocation(to []byte, line *Allocation) []byte {
 func (r *reader) allocation(a netip.Addr) Allocation {
 	line := Allocation{Address: a, State: State(r.byte())}
 	flags := r.byte()
-	line.Disputed, line.Missing = flags&flagDisputed != 0, flags&flagMissing != 0
+	line.Disputed, line.Missing, line.Superseded = flags&flagDisputed != 0, flags&flagMissing != 0, flags&flagSuperseded != 0
 	line.Since, line.Claim = r.time(), r.claim()
 	line.Pool, line.Owner = r.text(), r.owner()
 	if r.err == nil && (line.State < Pending || line.State > Released) {

@@ -180,11 +180,12 @@ func (l *Ledger) Lookup(address netip.Addr) (Allocation, bool) {
 	return l.book.get(address)
 }
 
-// ByOwner returns what the virtual machine with that UID holds (Pending or Bound), IPv4 first.
+// ByOwner returns what the virtual machine with that UID holds (Pending or Bound), IPv4 first, one of each family: what is
+// superseded (see Adopt) is not in it.
 func (l *Ledger) ByOwner(uid string) []Allocation {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return onlyHeld(l.book.ofUID(uid))
+	return current(onlyHeld(l.book.ofUID(uid)))
 }
 
 // ByName returns what virtual machines of that name hold (Pending or Bound), IPv4 first. Two machines that followed
@@ -203,7 +204,7 @@ func (l *Ledger) ByClaim(claim floatip.Claim) []Allocation {
 	if f := l.offers.byClaim[claim]; f != nil {
 		return f.lines(l.opts.Reservation)
 	}
-	return onlyHeld(l.book.ofClaim(claim))
+	return current(onlyHeld(l.book.ofClaim(claim)))
 }
 
 func onlyHeld(lines []Allocation) []Allocation {

@@ -24,20 +24,28 @@ func (m *model) adopt() {
 	if err != nil {
 		m.t.Errorf("adopt %+v: %v", seen, err)
 	}
-	adopted, confirmed := 0, 0
+	adopted, confirmed, superseded := 0, 0, 0
 	shown := map[string]bool{}
 	for _, s := range seen {
 		shown[s.Owner.UID] = true
 		switch line, had := m.lines[s.Address]; {
+		case had && line.State == Released && line.Owner.UID == s.Owner.UID && len(m.others(s.Address, s.Owner.UID)) > 0:
+			// It was replaced.
 		case !had || line.State == Released:
 			m.adoptFree(s)
+			superseded += m.supersede(s.Address, s.Owner.UID)
 			adopted++
 		case line.Owner.UID == s.Owner.UID:
-			m.confirm(line)
+			if !m.superseded(line.Allocation) {
+				m.confirm(line)
+			}
 			confirmed++
 		default:
 			m.dispute(s)
 		}
+	}
+	if len(found.Superseded) != superseded {
+		m.t.Errorf("adopt %+v: superseded %+v, want %d", seen, found.Superseded, superseded)
 	}
 	missing := 0
 	for _, line := range m.lines {
@@ -60,9 +68,61 @@ func (m *model) sighting() Sighting {
 		s.Claim = floatip.Claim{}
 	}
 	if line, ok := m.someLine(); ok && line.held() && m.random.IntN(2) == 0 {
-		s.Address, s.Owner, s.Claim = line.Address, line.Owner, line.Claim
+		s.Owner = line.Owner
+		if m.random.IntN(3) > 0 { // else another address of the same one
+			s.Address, s.Claim = line.Address, line.Claim
+		}
 	}
 	return s
+}
+
+// others returns what the virtual machine holds besides a of the same family.
+func (m *model) others(a netip.Addr, uid string) []modelLine {
+	var others []modelLine
+	for _, line := range m.lines {
+		if line.held() && line.Owner.UID == uid && line.Address != a && FamilyOf(line.Address) == FamilyOf(a) {
+			others = append(others, line)
+		}
+	}
+	return others
+}
+
+// supersede marks what the virtual machine holds besides a, which it has now.
+func (m *model) supersede(a netip.Addr, uid string) (marked int) {
+	for _, other := range m.others(a, uid) {
+		if !other.Superseded {
+			other.Superseded = true
+			m.write(other.Allocation)
+			marked++
+		}
+	}
+	return marked
+}
+
+func (m *model) superseded(line Allocation) bool {
+	for _, other := range m.others(line.Address, line.Owner.UID) {
+		younger := other.Since.After(line.Since) || other.Since.Equal(line.Since) && line.Address.Less(other.Address)
+		if line.Superseded && (!other.Superseded || younger) {
+			return true
+		}
+	}
+	return false
+}
+
+// giveUp gives back what is superseded, and nothing else.
+func (m *model) giveUp() {
+	line, ok := m.someLine()
+	if !ok {
+		return
+	}
+	may := line.held() && !line.Disputed && m.superseded(line.Allocation)
+	_, err := m.ledger.GiveUp(m.t.Context(), line.Address, line.Owner.UID, Cause{})
+	if may != (err == nil) {
+		m.t.Errorf("give up %+v: %v, want success %t", line, err, may)
+	}
+	if may {
+		m.giveBack(line.Address, line)
+	}
 }
 
 func (m *model) adoptFree(s Sighting) {
@@ -77,17 +137,20 @@ func (m *model) adoptFree(s Sighting) {
 
 // confirm is what it does to line that its holder was seen.
 func (m *model) confirm(line modelLine) {
-	if line.State == Bound && !line.Missing {
+	if line.State == Bound && !line.Missing && !line.Superseded {
 		return
 	}
 	if line.State != Bound {
 		line.State, line.Since = Bound, m.clock.now()
 	}
-	line.Missing = false
+	line.Missing, line.Superseded = false, false
 	m.write(line.Allocation)
 }
 
 func (m *model) dispute(s Sighting) {
+	if slices.ContainsFunc(m.claims[s.Address], func(c Claimant) bool { return c.Owner.UID == s.Owner.UID }) {
+		return
+	}
 	claims := append(m.claims[s.Address], Claimant{s.Address, s.Owner, s.Claim, s.Source, m.clock.now()})
 	slices.SortFunc(claims, firstClaimant)
 	m.claims[s.Address] = claims
@@ -98,7 +161,7 @@ func (m *model) dispute(s Sighting) {
 
 // giveBack is what the release of its holder does to line.
 func (m *model) giveBack(a netip.Addr, line modelLine) {
-	line.Since, line.Missing = m.clock.now(), false
+	line.Since, line.Missing, line.Superseded = m.clock.now(), false, false
 	line.State = Released
 	if claims := m.claims[a]; len(claims) > 0 {
 		line.Owner, line.Claim, line.State = claims[0].Owner, claims[0].Claim, Bound
@@ -106,6 +169,9 @@ func (m *model) giveBack(a netip.Addr, line modelLine) {
 		m.claims[a] = claims[1:]
 	}
 	m.write(line.Allocation)
+	if line.held() {
+		m.supersede(a, line.Owner.UID)
+	}
 }
 
 // dropClaims: the virtual machine claims nothing any more, because it is gone.
@@ -127,7 +193,7 @@ func (m *model) goneClaimant(a netip.Addr, uid string) {
 	if _, err := m.ledger.Release(m.t.Context(), uid, Cause{}); err != nil {
 		m.t.Errorf("release claimant %s of %s: %v", uid, a, err)
 	}
-	m.dropClaims(uid)
+	m.gone(uid)
 }
 
 // resolve decides a dispute for one of the parties, or for a stranger, or lets a party go.
@@ -159,8 +225,9 @@ func (m *model) resolve() {
 		line.Owner, line.Claim, line.State = one.Owner, one.Claim, Bound
 		line.Since = m.clock.now()
 	}
-	line.Disputed, line.Missing = false, false
+	line.Disputed, line.Missing, line.Superseded = false, false, false
 	m.write(line.Allocation)
+	m.supersede(a, uid)
 	delete(m.claims, a)
 	if err != nil || got != line.Allocation {
 		m.t.Errorf("resolve %s for %s: %+v, %v, want %+v", a, uid, got, err, line.Allocation)

@@ -85,7 +85,7 @@ func (m *model) pick() func() {
 	}{
 		{30, m.reserve}, {25, m.commit}, {12, m.bind}, {20, m.release}, {6, m.advance},
 		{1, m.setBack}, {1, m.restart}, {2, m.changePools}, {2, m.withdraw}, {2, m.dryRun},
-		{4, m.adopt}, {2, m.resolve}, {1, m.check},
+		{4, m.adopt}, {2, m.resolve}, {2, m.giveUp}, {1, m.check},
 	}
 	sum := 0
 	for _, w := range weighted {
@@ -397,13 +397,17 @@ func (m *model) bind() {
 		return
 	}
 	_, err := m.ledger.Bind(m.t.Context(), line.Claim, line.Owner, Cause{})
-	if line.held() != (err == nil) {
+	var holds []modelLine
+	for _, other := range m.lines {
+		if other.Owner.UID == line.Owner.UID && other.held() && !m.superseded(other.Allocation) {
+			holds = append(holds, other)
+		}
+	}
+	if (len(holds) > 0) != (err == nil) {
 		m.t.Errorf("bind %+v: %v", line, err)
 	}
-	for _, other := range m.lines {
-		if other.Owner.UID == line.Owner.UID && other.held() {
-			m.confirm(other)
-		}
+	for _, other := range holds {
+		m.confirm(other)
 	}
 }
 
@@ -415,12 +419,17 @@ func (m *model) release() {
 	if _, err := m.ledger.Release(m.t.Context(), line.Owner.UID, Cause{}); err != nil {
 		m.t.Errorf("release %+v: %v", line, err)
 	}
-	for a, other := range m.lines {
-		if other.Owner.UID == line.Owner.UID && other.held() {
-			m.giveBack(a, other)
+	m.gone(line.Owner.UID)
+}
+
+// gone is what the release of a virtual machine does.
+func (m *model) gone(uid string) {
+	for a, line := range m.lines {
+		if line.Owner.UID == uid && line.held() {
+			m.giveBack(a, line)
 		}
 	}
-	m.dropClaims(line.Owner.UID)
+	m.dropClaims(uid)
 }
 
 // compare looks at what the ledger shows. Released allocations may be forgotten after a day.

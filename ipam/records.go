@@ -252,6 +252,7 @@ func (r *records) allocation(id uint32) Allocation {
 		Owner:   floatip.Owner{Namespace: party.namespace, Name: rec.name, UID: r.textUID(rec.uid)},
 		Claim:   rec.claim, State: rec.state, Since: time.Unix(0, rec.since).UTC(),
 		Disputed: rec.flags&flagDisputed != 0, Missing: rec.flags&flagMissing != 0,
+		Superseded: rec.flags&flagSuperseded != 0,
 	}
 }
 
@@ -262,6 +263,9 @@ func flagsOf(line *Allocation) uint8 {
 	}
 	if line.Missing {
 		flags |= flagMissing
+	}
+	if line.Superseded {
+		flags |= flagSuperseded
 	}
 	return flags
 }

@@ -48,7 +48,7 @@ func (b *batch) replace(address netip.Addr, uid string, r Request, cause Cause) 
 	}
 	// Given back first, so that it does not count against the limit of its pool.
 	gone := old
-	gone.State, gone.Since, gone.Missing = Released, b.now, false
+	gone.State, gone.Since = Released, b.now
 	b.put(gone, Freed, cause)
 	usable, err := l.usable(nil, r, pools, family, nil)
 	if err != nil {

@@ -110,10 +110,7 @@ func (l *Ledger) repeated(r Request) (Offer, bool, error) {
 		return f.offer(), true, nil
 	}
 	answer := Offer{Claim: r.Claim, Committed: true}
-	for _, line := range l.book.ofClaim(r.Claim) {
-		if !line.held() {
-			continue
-		}
+	for _, line := range current(onlyHeld(l.book.ofClaim(r.Claim))) {
 		if line.Owner.Namespace != r.Namespace || line.State == Bound && r.Name != "" && line.Owner.Name != r.Name {
 			return Offer{}, false, fmt.Errorf("reserve for namespace %s: %w", r.Namespace, &ClaimError{line.Owner})
 		}

@@ -57,6 +57,8 @@ type Allocation struct {
 	Disputed bool
 	// Missing: the last complete view of the cluster did not show the owner. The address stays held.
 	Missing bool
+	// Superseded: the cluster shows the owner with another address of that family. This one stays held; see GiveUp.
+	Superseded bool
 }
 
 // held reports whether a virtual machine holds the address durably.

@@ -76,7 +76,7 @@ func (b *batch) recommit(known []Allocation, owner floatip.Owner, cause Cause) (
 		if line.State != Pending || line.Owner.Namespace != owner.Namespace {
 			return nil, &ClaimError{line.Owner}
 		}
-		line.Owner, line.Since = owner, b.now
+		line.Owner, line.Since, line.Superseded = owner, b.now, false
 		b.put(line, Committed, cause)
 		known[i] = line
 	}
@@ -133,7 +133,7 @@ func (l *Ledger) Bind(ctx context.Context, claim floatip.Claim, owner floatip.Ow
 }
 
 func (b *batch) bind(claim floatip.Claim, owner floatip.Owner, cause Cause) ([]Allocation, error) {
-	lines := onlyHeld(b.ledger.book.ofUID(owner.UID))
+	lines := current(onlyHeld(b.ledger.book.ofUID(owner.UID)))
 	if !claim.IsZero() {
 		for _, line := range onlyHeld(b.ledger.book.ofClaim(claim)) {
 			if line.Owner.UID != owner.UID {
@@ -151,13 +151,13 @@ func (b *batch) bind(claim floatip.Claim, owner floatip.Owner, cause Cause) ([]A
 		if other, twice := otherOf(lines[:i], line.Address); twice && line.Owner.UID != owner.UID {
 			return nil, fmt.Errorf("%s: %w, %s", line.Address, ErrOwnerHolds, other)
 		}
-		if line.State == Bound && !line.Missing {
+		if line.State == Bound && !line.Missing && !line.Superseded {
 			continue
 		}
 		if line.State != Bound {
 			line.State, line.Since = Bound, b.now
 		}
-		line.Owner, line.Missing = owner, false
+		line.Owner, line.Missing, line.Superseded = owner, false, false
 		b.put(line, Bounded, cause)
 		lines[i] = line
 	}
@@ -191,7 +191,7 @@ func (l *Ledger) Release(ctx context.Context, uid string, cause Cause) ([]Alloca
 				b.handOver(line, cause)
 				continue
 			}
-			line.State, line.Since, line.Missing, line.Disputed = Released, b.now, false, false
+			line.State, line.Since, line.Disputed = Released, b.now, false
 			b.put(line, Freed, cause)
 			released = append(released, line)
 		}

@@ -275,6 +275,35 @@ func TestRelease(t *testing.T) {
 	wantError(t, err, "release 192.0.2.50: not held")
 }
 
+// A VM that has another address by now, as an old copy of the file does not know, lives on without the earlier one.
+func TestReleaseOfAnEarlierAddress(t *testing.T) {
+	d := newDesk(t)
+	later := []ipam.Sighting{{Address: fifty.Next(), Owner: web, Source: "FloatingIP"}}
+	if _, err := d.ledger.Adopt(t.Context(), later, true); err != nil {
+		t.Fatal(err)
+	}
+	d.cluster.carrier = "VM"
+	if lines, err := d.client.List(t.Context(), netip.Addr{}, 0); err != nil || len(lines.Lines) != 2 || !lines.Lines[0].Superseded {
+		t.Errorf("%+v, %v", lines, err)
+	}
+	_, err := d.client.Release(t.Context(), fifty, "", "")
+	wantError(t, err, "FloatingIP shows it with VM prod/web") // as the test's cluster does from the beginning
+	d.cluster.seen = later
+	report, err := d.client.Check(t.Context())
+	if err != nil || report.Count != 1 || report.Problems[0].Address != fifty.String() {
+		t.Errorf("check: %+v, %v; want that the cluster does not show the earlier one", report, err)
+	}
+	_, err = d.client.Release(t.Context(), fifty.Next(), "", "")
+	wantError(t, err, "the VM of VM prod/web") // the one that it has
+	released, err := d.client.Release(t.Context(), fifty, "", "seen on the LAN of nobody")
+	if err != nil || len(released.Lines) != 1 || released.Lines[0].Address != fifty {
+		t.Errorf("%+v, %v", released, err)
+	}
+	if has := d.ledger.ByOwner(web.UID); len(has) != 1 || has[0].Address != fifty.Next() {
+		t.Errorf("the VM has %+v", has)
+	}
+}
+
 // Messages have an end in both directions.
 func TestBounds(t *testing.T) {
 	d := newDesk(t)

@@ -176,7 +176,7 @@ func (b Book) parties(address netip.Addr) []floatip.Owner {
 }
 
 // Release gives back all addresses of the VM that holds address, if neither it nor anything of it is left in the
-// cluster. A node that has not said that it stopped to answer for them must be the one that the person has looked at,
+// cluster; or address alone, if the VM has another one instead. A node that has not said that it stopped to answer for them must be the one that the person has looked at,
 // stoppedOn.
 func (b Book) Release(ctx context.Context, address netip.Addr, stoppedOn, reason string) (Lines, error) {
 	if b.Cluster == nil {
@@ -185,6 +185,9 @@ func (b Book) Release(ctx context.Context, address netip.Addr, stoppedOn, reason
 	line, ok := b.Ledger.Lookup(address)
 	if !ok || line.State != ipam.Bound && line.State != ipam.Pending {
 		return Lines{}, fmt.Errorf("release %s: %w", address, ipam.ErrNotHeld)
+	}
+	if b.superseded(line) {
+		return b.giveUp(ctx, line, reason)
 	}
 	by, err := b.Cluster.Carrier(ctx, line.Owner)
 	switch {
@@ -210,6 +213,31 @@ func (b Book) Release(ctx context.Context, address netip.Addr, stoppedOn, reason
 		return Lines{}, fmt.Errorf("the ledger has released %s, but not all objects show it yet: %w", address, err)
 	}
 	return answer, nil
+}
+
+// superseded reports whether the VM that holds line has another address instead.
+func (b Book) superseded(line ipam.Allocation) bool {
+	return line.Superseded && !slices.ContainsFunc(b.Ledger.ByOwner(line.Owner.UID), func(has ipam.Allocation) bool {
+		return has.Address == line.Address
+	})
+}
+
+// giveUp gives back what the VM, which may live on, has no more, unless something in the cluster says that it has.
+func (b Book) giveUp(ctx context.Context, line ipam.Allocation, reason string) (Lines, error) {
+	seen, err := b.Cluster.Seen(ctx)
+	if err != nil {
+		return Lines{}, fmt.Errorf("release %s: whether the cluster shows it is not known: %w", line.Address, err)
+	}
+	for _, s := range seen {
+		if s.Address == line.Address {
+			return Lines{}, fmt.Errorf("release %s: %w: %s shows it with VM %s", line.Address, ErrCarried, s.Source, s.Owner)
+		}
+	}
+	given, err := b.Ledger.GiveUp(ctx, line.Address, line.Owner.UID, causeOf(reason, "released"))
+	if err != nil {
+		return Lines{}, err
+	}
+	return Lines{Lines: []Line{lineOf(given)}}, nil
 }
 
 // announced returns an error if a node may still answer for what line's VM held, other than the one that was looked at.

@@ -28,6 +28,9 @@ func note(l Line) string {
 	if l.Missing {
 		notes = append(notes, "VM not seen")
 	}
+	if l.Superseded {
+		notes = append(notes, "VM has another")
+	}
 	return strings.Join(notes, ", ")
 }
 

@@ -26,9 +26,11 @@ type Line struct {
 	State   string        `json:"state"`
 	VM      floatip.Owner `json:"vm"`
 	Since   time.Time     `json:"since"`
-	// Disputed: other VMs claim it too. Missing: the cluster did not show the VM when floatip started.
-	Disputed bool `json:"disputed,omitempty"`
-	Missing  bool `json:"missing,omitempty"`
+	// Disputed: other VMs claim it too. Missing: the cluster did not show the VM when floatip started. Superseded: it showed
+	// the VM with another address.
+	Disputed   bool `json:"disputed,omitempty"`
+	Missing    bool `json:"missing,omitempty"`
+	Superseded bool `json:"superseded,omitempty"`
 }
 
 // Lines is part of the ledger. More says that there are more after the last one.
@@ -109,7 +111,7 @@ type failure struct {
 func lineOf(a ipam.Allocation) Line {
 	return Line{
 		Address: a.Address, Pool: a.Pool, State: a.State.String(), VM: a.Owner, Since: a.Since.UTC(),
-		Disputed: a.Disputed, Missing: a.Missing,
+		Disputed: a.Disputed, Missing: a.Missing, Superseded: a.Superseded,
 	}
 }
 

@@ -23,6 +23,8 @@ const (
 	EventDisputed = "FloatingIPDisputed"
 	// EventNotHeld: the VM shows an address that the ledger does not give it.
 	EventNotHeld = "FloatingIPNotHeld"
+	// EventSuperseded: the ledger has the VM with another address than the cluster shows, as an old copy of the file does.
+	EventSuperseded = "FloatingIPSuperseded"
 	// EventLost: a command gave the address to another VM.
 	EventLost = "FloatingIPLost"
 	// EventConflict: a host outside of the cluster, or a node of it, has or claims the address. The note says what becomes of it.

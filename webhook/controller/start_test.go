@@ -183,6 +183,33 @@ func TestDamagedLedgerIsNotServed(t *testing.T) {
 	}
 }
 
+// An old copy of the file has the VM with the address that it had before another host took that one: the VM keeps what the
+// cluster shows, the other one is shown nowhere, and its people are told.
+func TestEarlierAddressIsNotShown(t *testing.T) {
+	w := newWorld(t, floatingIP("51", "a", "uid-a"), vm("a", "uid-a", ownKeys("192.168.100.51")))
+	w.ledger.SetPools(valid(mustPools(t, w)))
+	w.bound("a", "uid-a") // 192.168.100.50
+	w.start()
+	w.look()
+	if diff := cmp.Diff([]string{"192.168.100.51 uid-a Bound"}, w.floatingIPs()); diff != "" {
+		t.Errorf("FloatingIPs (-want +got):\n%s", diff)
+	}
+	if got := w.vmAnnotations()[floatip.AnnotationAddress]; got != "192.168.100.51" {
+		t.Errorf("the VM shows %s", got)
+	}
+	if line, _ := w.ledger.Lookup(address(50)); line.State != ipam.Bound || !line.Superseded {
+		t.Errorf("the ledger has %+v", line)
+	}
+	if told := w.events(); len(told) != 1 || !strings.Contains(told[0], EventSuperseded) || !strings.Contains(told[0], "192.168.100.50") {
+		t.Errorf("events %q", told)
+	}
+	w.remove(vm("a", "uid-a", nil))
+	w.look()
+	if got := w.state(); got != "Released uid-a" {
+		t.Errorf("after the VM: %s", got)
+	}
+}
+
 // Before ledger and cluster were compared, nothing is bound or released.
 func TestControllersWaitForTheStart(t *testing.T) {
 	w := newWorld(t)

@@ -134,6 +134,11 @@ func (s *Starter) report(found ipam.Adoption) {
 	for _, line := range found.Adopted {
 		s.Log.Info("adopted address", "address", line.Address, "pool", line.Pool, "vm", line.Owner, "uid", line.Owner.UID)
 	}
+	for _, line := range found.Superseded {
+		s.Log.Info("the cluster shows the VM with another address", "address", line.Address, "vm", line.Owner, "uid", line.Owner.UID)
+		s.Events.Warn(line.Owner, EventSuperseded, fmt.Sprintf("the ledger also has %s with this VM, which has another address by "+
+			"now; it stays held until the VM is deleted, or until ledger release %s", line.Address, line.Address))
+	}
 	for _, d := range found.Disputed {
 		s.Log.Info("disputed address", "address", d.Holder.Address, "holder", d.Holder.Owner, "claimants", len(d.Claimants))
 		s.Events.tellParties(d)

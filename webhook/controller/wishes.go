@@ -34,7 +34,7 @@ func (s *Starter) adopt(ctx context.Context, seen sightings) (ipam.Adoption, err
 	if err != nil {
 		return ipam.Adoption{}, err
 	}
-	adopted, believed := first.Adopted, seen.proven
+	adopted, superseded, believed := first.Adopted, first.Superseded, seen.proven
 	for _, w := range seen.wishes {
 		labels, err := s.Cluster.NamespaceLabels(ctx, w.Owner.Namespace)
 		if client.IgnoreNotFound(err) != nil {
@@ -59,6 +59,7 @@ func (s *Starter) adopt(ctx context.Context, seen sightings) (ipam.Adoption, err
 	found, err := s.Ledger.Adopt(ctx, believed, true)
 	found.Confirmed -= len(adopted)
 	found.Adopted = append(adopted, found.Adopted...)
+	found.Superseded = append(superseded, found.Superseded...)
 	return found, err
 }
 
