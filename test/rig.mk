@@ -31,6 +31,7 @@ rig_commands := kubelet-standin pause real-node virt-launcher-standin
 
 .PHONY: rig-binaries
 rig-binaries: $(kubernetes_stamp) $(kubevirt_stamp) $(rig_commands:%=$(RIG_BIN)/%)
+rig-binaries: $(RIG_BIN)/cert-manager
 rig-binaries: $(kubevirt_commands:%=$(RIG_BIN)/%) ## build the control plane that the rig runs; minutes at first, then kept
 
 # build_one DIRECTORY FLAGS NAME PACKAGE, as a shell command. CGO is off: no program depends on the C library. The new
@@ -69,3 +70,10 @@ $(kubevirt_commands:%=$(RIG_BIN)/%): $(RIG_BIN)/%: $(kubevirt_stamp) $(shell fin
 $(rig_commands:%=$(RIG_BIN)/%): $(RIG_BIN)/%: go.mod $(shell find test/rig -name '*.go' -not -name '*_test.go')
 	@mkdir -p $(RIG_BIN)
 	@$(call build_one,.,-trimpath -buildvcs=false -ldflags '-s -w',$*,./test/rig/cmd/$*)
+
+# cert-manager's definitions come with its module.
+$(RIG_BIN)/cert-manager: $(shell find test/certmanager -type f)
+	@mkdir -p $(RIG_BIN)/cert-manager-crds
+	@$(call build_one,test/certmanager,-trimpath -buildvcs=false -ldflags '-s -w',cert-manager,./cmd/cert-manager)
+	@cd test/certmanager && cp -f $$(go list -m -f '{{.Dir}}' github.com/cert-manager/cert-manager)/deploy/crds/*.yaml $(RIG_BIN)/cert-manager-crds/
+	@chmod -R u+w $(RIG_BIN)/cert-manager-crds

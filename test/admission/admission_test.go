@@ -53,6 +53,7 @@ func TestAdmission(t *testing.T) {
 		{"WebhookSlow", webhookSlow},
 		{"WebhookRestarting", webhookRestarting},
 		{"WebhookStarting", webhookStarting},
+		{"CertManager", certManager}, // last: floatip's own certificates are given up
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, w) })
 	}

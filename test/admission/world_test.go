@@ -189,7 +189,7 @@ func (w *world) install(ctx context.Context) error {
 func (w *world) path(name string) string { return filepath.Join(w.dir, name) }
 
 // webhookArgs are those of the Deployment, with what a process needs that is no pod.
-func (w *world) webhookArgs(ctx context.Context) ([]string, error) {
+func (w *world) webhookArgs(ctx context.Context, more ...string) ([]string, error) {
 	raw, err := os.ReadFile(filepath.Join(w.root, "manifests", "webhook", "deployment.yaml"))
 	if err != nil {
 		return nil, err
@@ -217,7 +217,7 @@ func (w *world) webhookArgs(ctx context.Context) ([]string, error) {
 	}
 	raw = []byte(strings.ReplaceAll(string(raw), w.cluster.URL(), fmt.Sprintf("https://%s:%d", advertise, apiRelay)))
 	authority, _, _ := w.cluster.WebhookClient()
-	return append(args,
+	return append(append(args, more...),
 		"--kubeconfig="+kubeconfig,
 		"--client-ca-file="+authority,
 		"--ledger="+w.path("ledger.db"),
@@ -230,8 +230,8 @@ func (w *world) webhookArgs(ctx context.Context) ([]string, error) {
 }
 
 // launchWebhook starts floatip-webhook and returns at once.
-func (w *world) launchWebhook(ctx context.Context) error {
-	args, err := w.webhookArgs(ctx)
+func (w *world) launchWebhook(ctx context.Context, more ...string) error {
+	args, err := w.webhookArgs(ctx, more...)
 	if err != nil {
 		return err
 	}
@@ -242,8 +242,8 @@ func (w *world) launchWebhook(ctx context.Context) error {
 	return err
 }
 
-func (w *world) startWebhook(ctx context.Context) error {
-	if err := w.launchWebhook(ctx); err != nil {
+func (w *world) startWebhook(ctx context.Context, more ...string) error {
+	if err := w.launchWebhook(ctx, more...); err != nil {
 		return err
 	}
 	return w.webhook.WaitReady(ctx, nil, func(ctx context.Context) error {
