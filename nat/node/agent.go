@@ -250,7 +250,7 @@ func (a *Agent) apply(d *Decision, p plan, holding leg.Holding) (applied, podlin
 
 // follow does what moves call for besides what every pod has.
 func (a *Agent) follow(v View, p plan) error {
-	a.exchange.set(a.departures(p), a.missed(p, v), v, a.Name, time.Now())
+	a.exchange.set(a.departures(p), a.missed(p, v), p.present(v), v, a.Name, time.Now())
 	var errs []error
 	for _, pp := range p.pods {
 		if pp.mode == Staged && !pp.onNode() && !pp.grant.Provisional {

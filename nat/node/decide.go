@@ -35,6 +35,8 @@ type Grant struct {
 	// From is the node that the guest of a Staged pod shall come from, To the one that the guest of an Active pod is about
 	// to move to. "" where nothing moves, or nobody has said yet.
 	From, To string
+	// Into is the name of the pod on the node To.
+	Into string
 	// Came is the node that the guest of an Active pod has come from by live migration.
 	Came string
 	// MACs are those of the guest, as far as they are known.
@@ -191,7 +193,7 @@ func (d *Decision) decidePod(p Pod, v View, self string, f finder, taken map[net
 		case mode == Active && p.MigrationTarget && machine.Migration.TargetPod == p.Name:
 			g.Came = machine.Migration.SourceNode
 		case machine.Migration.leaves(self):
-			g.To = machine.Migration.TargetNode
+			g.To, g.Into = machine.Migration.TargetNode, machine.Migration.TargetPod
 		}
 	}
 	for _, b := range nat.Bindings {

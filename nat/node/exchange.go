@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -29,15 +30,22 @@ type exchange struct {
 	listening  bool
 	departures map[string]departure // by UID of the machine
 	gone       map[string]departure // of guests that have left, with what their pods' kernels knew last
+	here       map[string]Migration // the last one of each machine that runs here
 	agents     map[string]floatip.NodeAgent
+	changed    chan struct{} // closed when departures has others, or here
 }
 
-// departure is a guest that leaves for a node, or has done so at a time. Its Key is set when somebody asks: the agent of
-// that node may start anew meanwhile.
+// departure is a guest that leaves for a pod on another node, or has done so at a time. Its Key is set when somebody asks:
+// the agent of that node may start anew meanwhile.
 type departure struct {
 	peer.Departure
-	to string
-	at time.Time
+	to, pod string
+	at      time.Time
+}
+
+// over reports whether the guest of m is on the node self and does not leave it for the pod any more.
+func (d departure) over(m Machine, self string) bool {
+	return m.Node == self && !(m.Migration.leaves(self) && m.Migration.TargetPod == d.pod)
 }
 
 // remembered is how long a node can be asked about a guest that has left: its new node may be slower than KubeVirt.
@@ -45,7 +53,9 @@ const remembered = 30 * time.Second
 
 func newExchange(o Options, wake func()) (*exchange, error) {
 	identity, err := peer.NewIdentity()
-	return &exchange{identity: identity, netns: o.NetNS, address: o.PeerAddress, log: o.Log, wake: wake}, err
+	return &exchange{
+		identity: identity, netns: o.NetNS, address: o.PeerAddress, log: o.Log, wake: wake, changed: make(chan struct{}),
+	}, err
 }
 
 // run serves other agents until ctx is done. An address that cannot be listened on is tried again: without it guests move
@@ -87,45 +97,49 @@ func (e *exchange) describe(a floatip.NodeAgent) floatip.NodeAgent {
 	return a
 }
 
-func (e *exchange) departure(machine string) (peer.Departure, bool) {
+// departure is what a source knows of the migration of a machine into a pod. What a machine left behind that has come back
+// since is of another migration: it would be told connections as they were then.
+func (e *exchange) departure(machine, pod string) (peer.Departure, peer.Standing, <-chan struct{}) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	d, ok := e.departures[machine]
-	if !ok {
-		d, ok = e.gone[machine]
-		ok = ok && time.Since(d.at) < remembered
+	d, found := e.departures[machine]
+	if !found {
+		d, found = e.gone[machine]
+		found = found && time.Since(d.at) < remembered
 	}
-	d.Key = e.agents[d.to].Key
-	return d.Departure, ok && d.Key != ""
+	if d.Key = e.agents[d.to].Key; found && d.Key != "" && (pod == "" || pod == d.pod) {
+		return d.Departure, peer.Leaving, nil
+	}
+	last, here := e.here[machine]
+	if here && pod != "" && !(last.TargetPod == pod && last.Failed) {
+		return peer.Departure{}, peer.Unheard, e.changed
+	}
+	return peer.Departure{}, peer.Refused, nil
 }
 
+// expected lets the agents of all nodes ask: which of them is told something is seen when it asks.
 func (e *exchange) expected(key string) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for _, d := range e.departures {
-		if e.agents[d.to].Key == key {
-			return true
-		}
-	}
-	for _, d := range e.gone {
-		if e.agents[d.to].Key == key && time.Since(d.at) < remembered {
-			return true
+	for _, a := range e.agents {
+		if a.Key == key {
+			return key != ""
 		}
 	}
 	return false
 }
 
-// set makes departures those of now. Of a guest that has left, as the view says, what is known of its connections is kept
-// for a while; its pod, and with it what the kernel knows, may go at any moment. Missed are guests that have left without
-// having been departures before.
-func (e *exchange) set(departures, missed map[string]departure, v View, self string, now time.Time) {
+// set makes departures those of now. Of a guest that has left, what is known of its connections is kept for a while; its
+// pod, and with it what the kernel knows, may go at any moment, also before KubeVirt has said where the guest is. Missed are
+// guests that have left without having been departures before.
+func (e *exchange) set(departures, missed map[string]departure, here map[string]Migration, v View, self string, now time.Time) {
 	e.mu.Lock()
 	old := e.departures
 	e.mu.Unlock()
 	left := map[string]departure{}
 	for machine, d := range missed {
 		if _, seen := old[machine]; !seen {
-			left[machine] = departure{frozen(d.Departure), d.to, now}
+			left[machine] = d.left(now)
 		}
 	}
 	for machine, d := range old {
@@ -135,20 +149,31 @@ func (e *exchange) set(departures, missed map[string]departure, v View, self str
 		switch m, known := v.Machines[machine]; {
 		case v.Unknown[machine]:
 			departures[machine] = d
-		case known && m.Node == self: // the migration was given up
+		case known && d.over(m, self): // the migration was given up
 		default:
-			left[machine] = departure{frozen(d.Departure), d.to, now}
+			left[machine] = d.left(now)
 		}
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.departures, e.agents = departures, v.Peers
 	for machine, g := range e.gone {
-		if _, again := departures[machine]; !again && left[machine].at.IsZero() && now.Sub(g.at) < remembered {
+		m, known := v.Machines[machine]
+		if left[machine].at.IsZero() && now.Sub(g.at) < remembered && !(known && g.over(m, self)) {
 			left[machine] = g
 		}
 	}
-	e.gone = left
+	same := func(a, b departure) bool { return a.pod == b.pod }
+	if !maps.EqualFunc(e.departures, departures, same) || !maps.EqualFunc(e.gone, left, same) || !maps.Equal(e.here, here) {
+		close(e.changed)
+		e.changed = make(chan struct{})
+	}
+	e.departures, e.gone, e.here, e.agents = departures, left, here, v.Peers
+}
+
+// left is d as it is now, for the time when nobody can look any more.
+func (d departure) left(now time.Time) departure {
+	d.Departure, d.at = frozen(d.Departure), now
+	return d
 }
 
 // frozen is d as it is now.
@@ -169,7 +194,7 @@ func (a *Agent) departures(p plan) map[string]departure {
 		pp.session.granted(pp)
 		if pp.grant.To != "" && !pp.onNode() {
 			pp.session.watch(pp.grant)
-			out[pp.grant.Pod.Machine.UID] = a.departure(pp.session, pp.grant.To)
+			out[pp.grant.Pod.Machine.UID] = a.departure(pp.session, pp.grant.To, pp.grant.Into)
 		}
 	}
 	return out
@@ -186,15 +211,27 @@ func (a *Agent) missed(p plan, v View) map[string]departure {
 	for _, s := range a.sessions {
 		m := v.Machines[s.last.grant.Pod.Machine.UID]
 		if !kept[s] && s.last.active && m.Migration.SourceNode == a.Name && m.Node != a.Name && m.Node == m.Migration.TargetNode {
-			out[m.UID] = a.departure(s, m.Node)
+			out[m.UID] = a.departure(s, m.Node, m.Migration.TargetPod)
 		}
 	}
 	return out
 }
 
-func (a *Agent) departure(s *session, to string) departure {
+// present lists the machines that run here and may be about to migrate, with their last migrations.
+func (p plan) present(v View) map[string]Migration {
+	out := map[string]Migration{}
+	for _, pp := range p.pods {
+		if pp.mode == Active && !pp.onNode() {
+			uid := pp.grant.Pod.Machine.UID
+			out[uid] = v.Machines[uid].Migration
+		}
+	}
+	return out
+}
+
+func (a *Agent) departure(s *session, to, pod string) departure {
 	g, bindings := s.last.grant, s.last.bindings
-	return departure{to: to, Departure: peer.Departure{
+	return departure{to: to, pod: pod, Departure: peer.Departure{
 		Flows:  func() ([]flows.Entry, error) { return s.flows(bindings) },
 		Heard:  func() (time.Time, bool) { return s.heard(g) },
 		Unread: s.unread,

@@ -102,8 +102,15 @@ func TestWithoutHandOver(t *testing.T) {
 	}
 }
 
-// TestSlowTarget: the agent of the target's node is away until KubeVirt has finished. It gets the connections all the same.
+// TestSlowTarget: the agent of the target's node is away until KubeVirt has finished. It gets the connections all the same,
+// also when the old pod has ended before KubeVirt says that the guest is elsewhere.
 func TestSlowTarget(t *testing.T) {
+	for _, said := range []bool{true, false} {
+		t.Run(fmt.Sprintf("KubeVirt says where the guest is: %t", said), func(t *testing.T) { testSlowTarget(t, said) })
+	}
+}
+
+func testSlowTarget(t *testing.T, said bool) {
 	r := newRoadWith(t, closed())
 	s := startDownload(t, r.from.world.Host, r.source.Guest, netip.MustParseAddrPort(nodetest.Beyond+":83"))
 	r.begin()
@@ -112,7 +119,9 @@ func TestSlowTarget(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.cut()
-	r.machine.Node, r.machine.Migration.Arrived = r.to.name, true
+	if said {
+		r.machine.Node, r.machine.Migration.Arrived = r.to.name, true
+	}
 	r.from.set(r.source.entry.UID, func(p *Pod) { p.Final = true })
 	r.from.view.Machines = map[string]Machine{r.machine.UID: r.machine}
 	r.from.publish()
@@ -136,7 +145,10 @@ func TestLateNode(t *testing.T) {
 	// The source knows of the migration, the target of nothing.
 	r.from.view.Machines = map[string]Machine{r.machine.UID: r.machine}
 	r.from.publish()
-	r.from.await("the departure", func() bool { _, ok := r.from.agent.exchange.departure(r.machine.UID); return ok })
+	r.from.await("the departure", func() bool {
+		_, standing, _ := r.from.agent.exchange.departure(r.machine.UID, r.target.entry.Name)
+		return standing == peer.Leaving
+	})
 	r.cut()
 	r.machine.Node, r.machine.Migration.Arrived = r.to.name, true
 	r.to.set(r.target.entry.UID, func(p *Pod) { p.GuestArrived = true })
@@ -175,6 +187,41 @@ func TestLateSource(t *testing.T) {
 			s.proceeds(10)
 		})
 	}
+}
+
+// TestSourceHearsLast: a guest goes there and back, and there again; of that the agent of its old node hears when the guest has
+// arrived already. It tells of this migration, and not of the first one, in which the same machine went the same way.
+func TestSourceHearsLast(t *testing.T) {
+	r := newRoadWith(t, closed())
+	s := startDownload(t, r.from.world.Host, r.source.Guest, netip.MustParseAddrPort(nodetest.Beyond+":83"))
+	told := func(report Report) bool {
+		m := report.Statuses[fifty].Move
+		return m != nil && m.Flows == 1
+	}
+	for range 2 {
+		r.begin()
+		r.to.await("the connection in the target's pod", func() bool { return r.target.Flows(fifty) == 1 })
+		r.cut()
+		r.arrived()
+		r.to.awaitReport("the connection", told)
+		r.finish()
+	}
+	began := time.Now()
+	r.prepare()
+	r.to.view.Machines = map[string]Machine{r.machine.UID: r.machine}
+	r.to.publish()
+	r.to.awaitReport("staged", r.each(func(s Status) bool { return !s.Here && s.LegReady.True && s.NATReady.True }))
+	r.cut()
+	r.to.awaitReport("arrived", r.each(func(s Status) bool { return s.Here && s.Move != nil }))
+	if _, standing, _ := r.from.agent.exchange.departure(r.machine.UID, r.target.entry.Name); standing != peer.Unheard {
+		t.Errorf("before the source has heard of the migration it stands to it as %d, want Unheard", standing)
+	}
+	r.publish()
+	report := r.to.awaitReport("the connection", told)
+	if stall := report.Statuses[fifty].Move.Stall; stall != nil && *stall > time.Since(began) {
+		t.Errorf("the guest is said to have stood still for %s, since before it was moved", stall)
+	}
+	s.proceeds(10)
 }
 
 // TestSourceNodeGone: the source's node dies when the guest has left it. What it had told of the connections by then is enough.
@@ -251,7 +298,7 @@ func (r *road) ask(machine string, own bool) error {
 	}
 	source := r.from.describe()
 	target := peer.Target{
-		Identity: identity, NetNS: r.to.node.File, Address: source.Address, Key: source.Key, Machine: machine,
+		Identity: identity, NetNS: r.to.node.File, Address: source.Address, Key: source.Key, Machine: machine, Pod: r.target.entry.Name,
 		Apply: func(c flows.Changes) { r.t.Errorf("told %d connections", len(c.Put)) },
 	}
 	ctx, cancel := context.WithTimeout(r.t.Context(), patience)

@@ -52,7 +52,7 @@ func (a *Agent) takeOver(s *session, ns *os.File, g Grant, bindings []floatip.Bi
 		source := s.journey.peer()
 		t := peer.Target{
 			Identity: a.exchange.identity, NetNS: a.NetNS, Address: source.Address, Key: source.Key,
-			Machine: g.Pod.Machine.UID, ArrivedAt: s.journey.arrivedAt, Apply: w.apply, Give: w.give,
+			Machine: g.Pod.Machine.UID, Pod: g.Pod.Name, ArrivedAt: s.journey.arrivedAt, Apply: w.apply, Give: w.give,
 		}
 		outcome, err := t.Follow(s.ctx, s.journey.arrival())
 		a.health.handedOver(w.fresh())

@@ -195,7 +195,7 @@ func migrate(ctx context.Context, t *testing.T, s *story.Story, all traffic, n i
 	} else if err := s.Rig.KubeVirt.Migrate(ctx, story.Namespace, story.VMName); err != nil {
 		t.Fatal(err)
 	}
-	arrived(ctx, t, s, from)
+	arrived(ctx, t, s, from, len(all.tracks))
 	marks := make([]int, len(all.tracks))
 	var silences string
 	for i, one := range all.tracks {
@@ -207,7 +207,6 @@ func migrate(ctx context.Context, t *testing.T, s *story.Story, all traffic, n i
 	for _, one := range all.tracks {
 		silences += fmt.Sprintf("; %s %d ms", one.name, one.silence().Milliseconds())
 	}
-	// The old node's word on the stall comes a moment after the rest.
 	fip, err := s.FloatingIP(ctx, story.Floating)
 	if err != nil {
 		t.Fatal(err)
@@ -219,6 +218,9 @@ func migrate(ctx context.Context, t *testing.T, s *story.Story, all traffic, n i
 	stall := "unknown"
 	if move.StallMilliseconds != nil {
 		stall = fmt.Sprintf("%d ms", *move.StallMilliseconds)
+		if said := time.Duration(*move.StallMilliseconds) * time.Millisecond; said > time.Since(begun) {
+			t.Errorf("the FloatingIP says that the guest stood still for %s, longer than the whole migration", said)
+		}
 	}
 	t.Logf("migration %d, %s to %s in %s: by qemu the guest stood still for %d ms, by floatip for %s (%s, %d connections); "+
 		"longest silences%s; UDP packets lost: %d", n, move.From, move.To, time.Since(begun).Round(time.Millisecond),
@@ -234,8 +236,9 @@ func machine(ctx context.Context, t *testing.T, s *story.Story) *kubevirtv1.Virt
 	return vmi
 }
 
-// arrived waits until KubeVirt has finished, and the FloatingIP is Ready on the other node.
-func arrived(ctx context.Context, t *testing.T, s *story.Story, from *kubevirtv1.VirtualMachineInstance) {
+// arrived waits until KubeVirt has finished, and the FloatingIP is Ready on the other node, with so many connections at least
+// that the old one has handed over.
+func arrived(ctx context.Context, t *testing.T, s *story.Story, from *kubevirtv1.VirtualMachineInstance, connections int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
@@ -255,7 +258,8 @@ func arrived(ctx context.Context, t *testing.T, s *story.Story, from *kubevirtv1
 		if fip.Status.Node != vmi.Status.NodeName || fip.Status.Phase != v1alpha1.PhaseReady || fip.Status.Pod != state.TargetPod {
 			return fmt.Errorf("the FloatingIP is %s on %s, pod %s", fip.Status.Phase, fip.Status.Node, fip.Status.Pod)
 		}
-		if fip.Status.LastMove == nil || fip.Status.LastMove.To != vmi.Status.NodeName {
+		// The old node's word comes a moment after the rest.
+		if m := fip.Status.LastMove; m == nil || m.To != vmi.Status.NodeName || int(m.Connections) < connections {
 			return fmt.Errorf("the FloatingIP tells of the move %+v", fip.Status.LastMove)
 		}
 		return nil

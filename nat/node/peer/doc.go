@@ -3,7 +3,9 @@
 //
 //	target's agent                                      source's agent
 //	   | ------------- TLS 1.3, both show a key -------------> |   keys are published on the two Node objects
-//	   | -- {"version":1,"machine":"<UID>","frames":true} ---> |   does this machine migrate to the node of that key?
+//	   | -- {"version":1,"machine":"<UID>","pod":"…", -------> |   does this machine migrate into that pod, and to the node
+//	   |     "frames":true}                                    |   of that key?
+//	   | <- {} ----------------------------------------------- |   nobody has said so yet: wait (twice a second)
 //	   | <- {"put":[…],"remove":[…]} ------------------------- |   all at first, then what has changed, twice a second
 //	   | -- {"arrived":true,"ago":…} ------------------------> |   the guest was heard
 //	   | <- {"frames":[…]} ----------------------------------- |   packets that it had no time to read

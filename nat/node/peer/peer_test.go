@@ -30,11 +30,22 @@ type node struct {
 	entries   []flows.Entry
 	arrived   int
 	unread    [][]byte // each is told once
+	unheard   bool     // it has not heard of the departure
+	asked     int      // how often it was asked meanwhile
+	heard     chan struct{}
+}
+
+// hears lets it hear of the departure.
+func (n *node) hears() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.unheard = false
+	close(n.heard)
 }
 
 func newNode(t *testing.T, key string) *node {
 	t.Helper()
-	n := &node{t: t}
+	n := &node{t: t, heard: make(chan struct{})}
 	n.departure = Departure{
 		Key: key,
 		Flows: func() ([]flows.Entry, error) {
@@ -57,10 +68,17 @@ func newNode(t *testing.T, key string) *node {
 	}
 	n.Source = &Source{
 		Identity: identity(t), Log: slog.New(slog.DiscardHandler),
-		Departure: func(machine string) (Departure, bool) {
+		Departure: func(machine, pod string) (Departure, Standing, <-chan struct{}) {
 			n.mu.Lock()
 			defer n.mu.Unlock()
-			return n.departure, machine == "m"
+			switch {
+			case machine != "m" || pod != "p":
+				return Departure{}, Refused, nil
+			case n.unheard:
+				n.asked++
+				return Departure{}, Unheard, n.heard
+			}
+			return n.departure, Leaving, nil
 		},
 		Expected: func(key string) bool {
 			n.mu.Lock()
@@ -170,7 +188,7 @@ func testFollow(t *testing.T, takes bool) {
 	c := &copied{all: map[flows.Key]bool{}, more: make(chan struct{}, 1)}
 	arrived, at := make(chan struct{}), time.Now()
 	target := Target{
-		Identity: own, Address: n.address, Key: n.Identity.Fingerprint(), Machine: "m", Apply: c.apply,
+		Identity: own, Address: n.address, Key: n.Identity.Fingerprint(), Machine: "m", Pod: "p", Apply: c.apply,
 		ArrivedAt: func() time.Time { return at },
 	}
 	var given [][]byte
@@ -218,6 +236,7 @@ func TestRefused(t *testing.T) {
 		{"a target with another key", func(_ *node, o *Target) { o.Identity = identity(t) }, nil},
 		{"a source with another key", func(_ *node, o *Target) { o.Key = identity(t).Fingerprint() }, ErrUnknownKey},
 		{"another machine", func(_ *node, o *Target) { o.Machine = "other" }, ErrRefused},
+		{"another pod of the machine", func(_ *node, o *Target) { o.Pod = "the one before" }, ErrRefused},
 		{"a source that cannot read", func(n *node, _ *Target) {
 			n.departure.Flows = func() ([]flows.Entry, error) { return nil, errors.New("no rights") }
 		}, ErrRefused},
@@ -226,7 +245,7 @@ func TestRefused(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			n := newNode(t, own.Fingerprint())
 			target := &Target{
-				Identity: own, Address: n.address, Key: n.Identity.Fingerprint(), Machine: "m", Apply: func(flows.Changes) {},
+				Identity: own, Address: n.address, Key: n.Identity.Fingerprint(), Machine: "m", Pod: "p", Apply: func(flows.Changes) {},
 				ArrivedAt: time.Now,
 			}
 			tt.bend(n, target)
@@ -240,12 +259,57 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestUnheard: the source hears of the migration after the target has asked, before the guest arrives there or after it. The
+// target need not ask again.
+func TestUnheard(t *testing.T) {
+	for _, late := range []bool{false, true} {
+		t.Run(fmt.Sprintf("the guest has arrived before: %t", late), func(t *testing.T) {
+			own := identity(t)
+			n := newNode(t, own.Fingerprint())
+			n.set(entries(3))
+			n.unread = [][]byte{{1}}
+			n.unheard = true
+			c := &copied{all: map[flows.Key]bool{}, more: make(chan struct{}, 1)}
+			given := 0
+			target := Target{
+				Identity: own, Address: n.address, Key: n.Identity.Fingerprint(), Machine: "m", Pod: "p", Apply: c.apply,
+				ArrivedAt: time.Now, Give: func(frames [][]byte) {
+					c.await(t, 3) // packets are of connections that are known
+					given += len(frames)
+				},
+			}
+			arrived, done := make(chan struct{}), make(chan error, 1)
+			if late {
+				close(arrived)
+			}
+			go func() {
+				_, err := target.Follow(t.Context(), arrived)
+				done <- err
+			}()
+			for asked := 0; asked == 0; time.Sleep(time.Millisecond) {
+				n.mu.Lock()
+				asked = n.asked
+				n.mu.Unlock()
+			}
+			n.hears()
+			if !late {
+				c.await(t, 3)
+				close(arrived)
+			}
+			if err := <-done; err != nil || given != 1 || n.arrived != 1 || len(c.all) != 3 {
+				t.Errorf("have %v, %d packets, %d arrivals, %d connections; want all of it", err, given, n.arrived, len(c.all))
+			}
+		})
+	}
+}
+
 // TestMigrationEnds: while the target is told of changes the migration is given up.
 func TestMigrationEnds(t *testing.T) {
 	own := identity(t)
 	n := newNode(t, own.Fingerprint())
+	n.set(entries(1))
 	target := &Target{
-		Identity: own, Address: n.address, Key: n.Identity.Fingerprint(), Machine: "m", ArrivedAt: time.Now,
+		Identity: own, Address: n.address, Key: n.Identity.Fingerprint(), Machine: "m", Pod: "p", ArrivedAt: time.Now,
 		Apply: func(flows.Changes) {
 			n.mu.Lock()
 			defer n.mu.Unlock()

@@ -29,13 +29,27 @@ type Departure struct {
 	Unread func() [][]byte
 }
 
+// Standing is what a source knows of a migration that it is asked about.
+type Standing int
+
+const (
+	// Refused: the machine does not migrate so, or not any more.
+	Refused Standing = iota
+	// Unheard: the machine runs here, and nobody has said yet that it migrates so. The node of the new pod often hears of a
+	// migration first.
+	Unheard
+	// Leaving: it does migrate so, or has done so a short time ago.
+	Leaving
+)
+
 // Source serves the targets of migrations. Its exported fields are set before Serve.
 type Source struct {
 	Identity *Identity
 	Log      *slog.Logger
-	// Departure returns that of the machine with the UID, now.
-	Departure func(machine string) (Departure, bool)
-	// Expected reports whether the agent with the key is a target of any departure.
+	// Departure returns that of the machine with the UID into the pod of that name, "" for any pod, as it stands now. With
+	// Unheard comes a channel that is closed when that may be different.
+	Departure func(machine, pod string) (Departure, Standing, <-chan struct{})
+	// Expected reports whether an agent of the cluster has the key.
 	Expected func(key string) bool
 }
 
@@ -124,33 +138,54 @@ type arrival struct {
 	err error
 }
 
-// follow sends what is tracked for the machine until it has arrived, or does not migrate there any more.
-func (s *Source) follow(l *line, asked ask, key string, arrived <-chan arrival) error {
+// follow sends what is tracked for the machine until it has arrived, or does not migrate there any more. Until the source has
+// heard of the migration itself it says at least that it is there: the target would lose half a second by asking again, and
+// some migrations take no longer.
+func (s *Source) follow(l *line, asked ask, key string, said <-chan arrival) error {
 	var sent flows.Ledger
-	for {
-		d, leaves := s.Departure(asked.Machine)
+	var arrived *arrival
+	for told := false; ; {
+		d, standing, changed := s.Departure(asked.Machine, asked.Pod)
 		if !asked.Frames || d.Unread == nil {
 			d.Unread = func() [][]byte { return nil }
 		}
-		if !leaves || d.Key != key {
+		var err error
+		switch {
+		case standing == Unheard && !told:
+			err = l.send(update{})
+		case standing != Leaving || d.Key != key:
 			return l.send(update{Refused: "no such machine migrates from here to the node of this agent"})
+		case arrived != nil && told:
+			return s.finish(l, d, arrived.at, &sent)
+		default:
+			changed, told = nil, true
+			err = s.tell(l, d, &sent)
 		}
-		entries, err := d.Flows()
 		if err != nil {
-			return errors.Join(err, l.send(update{Refused: "the tracked connections cannot be read"}))
-		}
-		if err := l.sendUpdate(sent.Update(entries, time.Now()), update{}); err != nil {
 			return err
 		}
+		if told && arrived != nil {
+			continue
+		}
 		select {
-		case a := <-arrived:
+		case a := <-said:
 			if a.err != nil {
 				return a.err
 			}
-			return s.finish(l, d, a.at, &sent)
+			arrived, said = &a, nil
+		case <-changed:
 		case <-time.After(Interval):
 		}
 	}
+}
+
+// tell sends what has changed since the last time.
+func (s *Source) tell(l *line, d Departure, sent *flows.Ledger) error {
+	entries, err := d.Flows()
+	if err != nil {
+		return errors.Join(err, l.send(update{Refused: "the tracked connections cannot be read"}))
+	}
+	return l.sendUpdate(sent.Update(entries, time.Now()), update{})
 }
 
 func (s *Source) finish(l *line, d Departure, arrived time.Time, sent *flows.Ledger) error {

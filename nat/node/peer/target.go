@@ -19,8 +19,9 @@ type Target struct {
 	NetNS *os.File
 	// Address and Key are those that the agent of the source has published.
 	Address, Key string
-	// Machine is the UID of the VirtualMachineInstance.
-	Machine string
+	// Machine is the UID of the VirtualMachineInstance, Pod the name of the pod that it migrates into. A machine that goes to
+	// and fro has been on the same two nodes a moment ago: only the pod tells one migration from another.
+	Machine, Pod string
 	// ArrivedAt returns when the guest arrived, once it has.
 	ArrivedAt func() time.Time
 	// Apply writes changes into the pod.
@@ -46,7 +47,7 @@ func (t *Target) Follow(ctx context.Context, arrived <-chan struct{}) (Outcome, 
 	}
 	defer l.conn.Close()
 	defer closeWith(ctx, l.conn)()
-	if err := l.send(ask{Version: Version, Machine: t.Machine, Frames: t.Give != nil}); err != nil {
+	if err := l.send(ask{Version: Version, Machine: t.Machine, Pod: t.Pod, Frames: t.Give != nil}); err != nil {
 		return Outcome{}, fmt.Errorf("agent at %s: %w", t.Address, err)
 	}
 	done := make(chan struct{})
@@ -80,7 +81,9 @@ func (t *Target) receive(l *line) (Outcome, error) {
 		if frames += len(u.Frames); frames > maxFrames {
 			return Outcome{}, fmt.Errorf("it sends more than %d packets", maxFrames)
 		}
-		t.Apply(u.Changes)
+		if len(u.Put)+len(u.Remove) > 0 {
+			t.Apply(u.Changes)
+		}
 		if len(u.Frames) > 0 && t.Give != nil {
 			t.Give(u.Frames)
 		}

@@ -18,6 +18,8 @@ type ask struct {
 	Version int `json:"version,omitempty"`
 	// Machine is the UID of the VirtualMachineInstance.
 	Machine string `json:"machine,omitempty"`
+	// Pod is the name of the pod that the machine migrates into. An agent of an earlier version does not say it.
+	Pod string `json:"pod,omitempty"`
 	// Arrived: the guest was heard on the target.
 	Arrived bool `json:"arrived,omitempty"`
 	// Ago is how long ago that was, in nanoseconds.
