@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -64,7 +65,7 @@ func (f *ledgerFlags) register(flags *flag.FlagSet) {
 	flags.StringVar(&f.output, "o", "text", "how to answer: text for people, json for programs.")
 	flags.StringVar(&f.vm, "vm", "", "history: of the VM with this namespace/name.")
 	flags.StringVar(&f.namespace, "namespace", "", "history: of the VMs of this namespace.")
-	flags.StringVar(&f.since, "since", "", "history: from this time on, 2026-01-02T15:04:05Z, or this long ago, 24h.")
+	flags.StringVar(&f.since, "since", "", "history: from this time on, 2026-01-02T15:04:05Z or 2026-01-02, or this long ago, 24h or 7d.")
 	flags.StringVar(&f.until, "until", "", "history: before this time, or before this long ago.")
 	flags.StringVar(&f.keep, "keep", "", "resolve: UID of the VM that shall have the address; the others lose it.")
 	flags.StringVar(&f.stoppedOn, "stopped-on", "", "release: node that cannot say itself that it stopped to answer for the "+
@@ -96,7 +97,7 @@ func runLedger(args []string, in io.Reader, out, complaints io.Writer) int {
 		return 0
 	}
 	if err == nil {
-		err = f.run(ctx, words, in, out)
+		err = f.run(ctx, flags, words, in, out)
 	}
 	switch {
 	case err == nil:
@@ -122,7 +123,7 @@ func parseMixed(flags *flag.FlagSet, args []string) (words []string, err error) 
 	}
 }
 
-func (f *ledgerFlags) run(ctx context.Context, words []string, in io.Reader, out io.Writer) error {
+func (f *ledgerFlags) run(ctx context.Context, flags *flag.FlagSet, words []string, in io.Reader, out io.Writer) error {
 	if f.output != "text" && f.output != "json" {
 		return fmt.Errorf("%w: -o %s: there are text and json", errUsage, f.output)
 	}
@@ -137,8 +138,11 @@ func (f *ledgerFlags) run(ctx context.Context, words []string, in io.Reader, out
 	if err != nil {
 		return err
 	}
-	if f.vms != "" && (f.file == "" || words[0] != "check") {
-		return fmt.Errorf("%w: --vms goes with check and --file", errUsage)
+	if err := command.admits(words[0], flags); err != nil {
+		return err
+	}
+	if f.vms != "" && f.file == "" {
+		return fmt.Errorf("%w: --vms goes with --file; without it the cluster itself is compared", errUsage)
 	}
 	book, end, err := f.open(in)
 	if err != nil {
@@ -198,60 +202,6 @@ func (f *ledgerFlags) open(in io.Reader) (ledgerBook, func() error, error) {
 	return file, file.Close, nil
 }
 
-// ledgerCommands by name.
-var ledgerCommands = map[string]struct {
-	address takesAddress
-	run     func(ctx context.Context, f *ledgerFlags, b ledgerBook, a netip.Addr, out io.Writer) error
-}{
-	"check": {noAddress, func(ctx context.Context, f *ledgerFlags, b ledgerBook, _ netip.Addr, out io.Writer) error {
-		report, err := b.Check(ctx)
-		if err := f.tell(out, report, err); err != nil {
-			return err
-		}
-		if report.Count > 0 {
-			return fmt.Errorf("the check found %d problems; docs/ledger.md says what to do", report.Count)
-		}
-		return nil
-	}},
-	"list": {noAddress, func(ctx context.Context, f *ledgerFlags, b ledgerBook, _ netip.Addr, out io.Writer) error {
-		var after netip.Addr
-		if f.after != "" {
-			var err error
-			if after, err = ipam.ParseAddress(f.after); err != nil {
-				return fmt.Errorf("%w: --after: %w", errUsage, err)
-			}
-		}
-		lines, err := b.List(ctx, after, f.limit)
-		return f.tell(out, lines, err)
-	}},
-	"history": {mayAddress, func(ctx context.Context, f *ledgerFlags, b ledgerBook, a netip.Addr, out io.Writer) error {
-		q, err := f.query(a, time.Now())
-		if err != nil {
-			return err
-		}
-		events, err := b.History(ctx, q)
-		return f.tell(out, events, err)
-	}},
-	"disputes": {noAddress, func(ctx context.Context, f *ledgerFlags, b ledgerBook, _ netip.Addr, out io.Writer) error {
-		disputes, err := b.Disputes(ctx)
-		return f.tell(out, disputes, err)
-	}},
-	"resolve": {mustAddress, func(ctx context.Context, f *ledgerFlags, b ledgerBook, a netip.Addr, out io.Writer) error {
-		if f.keep == "" {
-			return fmt.Errorf("%w: resolve needs --keep with the UID of one of the VMs that \"ledger disputes\" lists", errUsage)
-		}
-		line, err := b.Resolve(ctx, a, f.keep, f.reason)
-		return f.tell(out, line, err)
-	}},
-	"release": {mustAddress, func(ctx context.Context, f *ledgerFlags, b ledgerBook, a netip.Addr, out io.Writer) error {
-		lines, err := b.Release(ctx, a, f.stoppedOn, f.reason)
-		return f.tell(out, lines, err)
-	}},
-	"backup": {noAddress, func(ctx context.Context, _ *ledgerFlags, b ledgerBook, _ netip.Addr, out io.Writer) error {
-		return b.Backup(ctx, out)
-	}},
-}
-
 // tell writes an answer, or returns err.
 func (f *ledgerFlags) tell(out io.Writer, answer interface{ Text(io.Writer) error }, err error) error {
 	if err != nil {
@@ -281,20 +231,29 @@ func (f *ledgerFlags) query(address netip.Addr, now time.Time) (q ipam.Query, er
 	if q.Until, err = moment(f.until, now); err != nil {
 		return q, fmt.Errorf("%w: --until: %w", errUsage, err)
 	}
+	if !q.Until.IsZero() && !q.From.Before(q.Until) {
+		return q, fmt.Errorf("%w: --until %s is not after --since %s", errUsage, f.until, f.since)
+	}
 	return q, nil
 }
 
-// moment reads a time, or how long ago it was; nothing is the zero time.
+// moment reads a time, a day in UTC, or how long ago it was; nothing is the zero time.
 func moment(text string, now time.Time) (time.Time, error) {
 	if text == "" {
 		return time.Time{}, nil
 	}
-	if ago, err := time.ParseDuration(text); err == nil {
+	if days, ok := strings.CutSuffix(text, "d"); ok {
+		if n, err := strconv.ParseUint(days, 10, 16); err == nil {
+			return now.AddDate(0, 0, -int(n)), nil
+		}
+	}
+	if ago, err := time.ParseDuration(text); err == nil && ago >= 0 {
 		return now.Add(-ago), nil
 	}
-	t, err := time.Parse(time.RFC3339, text)
-	if err != nil {
-		return time.Time{}, fmt.Errorf("%q is neither a time like 2026-01-02T15:04:05Z nor a duration like 24h", text)
+	for _, layout := range []string{time.RFC3339, time.DateOnly} {
+		if t, err := time.Parse(layout, text); err == nil {
+			return t, nil
+		}
 	}
-	return t, nil
+	return time.Time{}, fmt.Errorf("%q is neither a time like 2026-01-02T15:04:05Z or 2026-01-02 nor how long ago it was, like 24h or 7d", text)
 }

@@ -89,7 +89,13 @@ func TestLedgerCommands(t *testing.T) {
 		{"bad VM", "history --vm a", "", 2, "", "--vm NAMESPACE/NAME"},
 		{"bad time", "history --since yesterday", "", 2, "", "neither a time"},
 		{"bad output", "list -o xml", "", 2, "", "there are text and json"},
-		{"VMs with another command", "list --vms -", "", 2, "", "--vms goes with check and --file"},
+		{"VMs with another command", "list --vms -", "", 2, "", "--vms does not go with list"},
+		{"flag of another command", "list --namespace vms", "", 2, "", "--namespace does not go with list"},
+		{"flags of another command", "check --keep uid-a --reason x", "", 2, "", "--reason does not go with check"},
+		{"history of some days", "history --since 7d --until 0s", "", 0, "request-1", ""},
+		{"history from a day on", "history --since 2020-01-02", "", 0, "request-1", ""},
+		{"history backwards", "history --since 1h --until 2h", "", 2, "", "--until 2h is not after --since 1h"},
+		{"time to come", "history --since -24h", "", 2, "", "how long ago"},
 		{"too many", "list --limit 100000", "", 1, "", "at most 5000"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

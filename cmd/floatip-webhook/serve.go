@@ -152,7 +152,7 @@ func setup(ctx context.Context, mgr ctrl.Manager, c config, networks []netip.Pre
 	if c.ledgerSocket != "" {
 		people := &controller.People{Ledger: ledger, Live: mgr.GetAPIReader(), Writer: cached, Events: events, Started: starter}
 		commands := &admin.Server{
-			Path: c.ledgerSocket, Book: admin.Book{Ledger: ledger, Cluster: people},
+			Path: c.ledgerSocket, Book: admin.Book{Ledger: ledger, Cluster: people, PendingAge: c.pendingAge},
 			Ready: func() error { return gate.Ready(nil) },
 		}
 		if err := mgr.Add(commands); err != nil {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -36,6 +37,7 @@ type desk struct {
 	cluster *cluster
 	client  *Client
 	socket  string
+	later   time.Duration // than now, by the ledger's clock
 }
 
 // cluster answers as it is told.
@@ -74,7 +76,7 @@ func newDesk(t *testing.T) *desk {
 	dir := t.TempDir()
 	d := &desk{t: t, path: filepath.Join(dir, "ledger.db"), socket: filepath.Join(dir, "run.sock")}
 	var err error
-	if d.ledger, err = ipam.Open(d.path, ipam.Options{Now: func() time.Time { return now }}); err != nil {
+	if d.ledger, err = ipam.Open(d.path, ipam.Options{Now: func() time.Time { return now.Add(d.later) }}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { d.ledger.Close() })
@@ -275,6 +277,55 @@ func TestRelease(t *testing.T) {
 	wantError(t, err, "release 192.0.2.50: not held")
 }
 
+// A VM that was admitted a moment ago may be stored a moment later, whatever the API server says of it now.
+func TestReleaseOfAYoungPromise(t *testing.T) {
+	d := newDesk(t)
+	claim := floatip.NewClaim()
+	_, err := d.ledger.Reserve(t.Context(), ipam.Request{Claim: claim, Namespace: db.Namespace, Name: db.Name})
+	if err == nil {
+		_, err = d.ledger.Commit(t.Context(), claim, db, nil, byUser)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = d.client.Release(t.Context(), fifty.Next(), "", "")
+	wantError(t, err, "VM prod/db was admitted less than 1m30s ago", "by itself")
+	if line, _ := d.ledger.Lookup(fifty.Next()); line.State != ipam.Pending {
+		t.Errorf("%+v", line)
+	}
+	d.later = 91 * time.Second
+	if released, err := d.client.Release(t.Context(), fifty.Next(), "", ""); err != nil || len(released.Lines) != 1 {
+		t.Errorf("when it is old: %+v, %v", released, err)
+	}
+}
+
+// A backup that nobody reads does not keep the process from its end: the file is closed all the same.
+func TestEndDuringABackup(t *testing.T) {
+	d := newDesk(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	server := &Server{Path: d.socket + ".end", Book: Book{Ledger: d.ledger, Cluster: d.cluster}}
+	done := make(chan error, 1)
+	go func() { done <- server.Start(ctx) }()
+	var conn net.Conn
+	for err := errors.New("not yet"); err != nil; {
+		conn, err = net.Dial("unix", server.Path)
+	}
+	defer conn.Close()
+	if _, err := conn.Write([]byte("GET " + pathBackup + " HTTP/1.1\r\nHost: ledger\r\n\r\n")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Read(make([]byte, 1)); err != nil { // it has begun
+		t.Fatal(err)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("serve: %v", err)
+	}
+	if err := d.ledger.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // A VM that has another address by now, as an old copy of the file does not know, lives on without the earlier one.
 func TestReleaseOfAnEarlierAddress(t *testing.T) {
 	d := newDesk(t)
@@ -313,6 +364,8 @@ func TestBounds(t *testing.T) {
 	wantError(t, err, "at most 10000 at once")
 	_, err = d.client.Release(t.Context(), fifty, "", strings.Repeat("x", maxReason+1))
 	wantError(t, err, "the reason has 257 bytes")
+	_, err = d.client.Release(t.Context(), netip.MustParseAddr("2001:db8::1%eth0"), "", "")
+	wantError(t, err, "has a zone")
 	_, err = d.client.Release(t.Context(), fifty, "", strings.Repeat("x", 2*maxQuestion))
 	wantError(t, err, "too large")
 	if line, _ := d.ledger.Lookup(fifty); line.State != ipam.Bound {
@@ -427,7 +480,11 @@ func TestText(t *testing.T) {
 		"disputes": {func(b *strings.Builder) error {
 			return Disputes{[]Dispute{{line, []Claimant{{db, "FloatingIP", now}}}}, false}.Text(b)
 		}, []string{"prod/web", "holds it", "prod/db", "claims it", "uid-db"}},
-		"clean": {func(b *strings.Builder) error { return Report{Held: 1}.Text(b) }, []string{"1 held, 0 released, 0 events: clean"}},
+		"texts that are not for a terminal": {func(b *strings.Builder) error {
+			return Events{[]Event{{Time: now, Action: "Bound", Address: fifty, VM: web, User: "a\x1b[2Jb", Reason: "one\ttwo\nthree"}}, false}.Text(b)
+		}, []string{"a?[2Jb", "one?two?three"}},
+		"superseded": {func(b *strings.Builder) error { return Line{Address: fifty, VM: web, Superseded: true}.Text(b) }, []string{"VM has another"}},
+		"clean":      {func(b *strings.Builder) error { return Report{Held: 1}.Text(b) }, []string{"1 held, 0 released, 0 events: clean"}},
 		"problems": {func(b *strings.Builder) error {
 			return Report{Count: 2, Problems: []Problem{{"192.0.2.50", "odd"}}}.Text(b)
 		}, []string{"192.0.2.50: odd", "2 problems, 1 of them above"}},

@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -42,6 +43,9 @@ type Book struct {
 	Ledger *ipam.Ledger
 	// Cluster is nil for a ledger that is a copy.
 	Cluster Cluster
+	// PendingAge is how old a promise must be before Release takes it: the API server may be about to store its VM. Defaults to
+	// 90s.
+	PendingAge time.Duration
 	// Pause lies between two looks of Check. Defaults to 2s: what the cluster and the ledger tell each other takes less.
 	Pause time.Duration
 }
@@ -186,6 +190,9 @@ func (b Book) Release(ctx context.Context, address netip.Addr, stoppedOn, reason
 	if !ok || line.State != ipam.Bound && line.State != ipam.Pending {
 		return Lines{}, fmt.Errorf("release %s: %w", address, ipam.ErrNotHeld)
 	}
+	if err := b.young(line); err != nil {
+		return Lines{}, fmt.Errorf("release %s: %w", address, err)
+	}
 	if b.superseded(line) {
 		return b.giveUp(ctx, line, reason)
 	}
@@ -213,6 +220,20 @@ func (b Book) Release(ctx context.Context, address netip.Addr, stoppedOn, reason
 		return Lines{}, fmt.Errorf("the ledger has released %s, but not all objects show it yet: %w", address, err)
 	}
 	return answer, nil
+}
+
+// young returns an error if the VM that holds line was admitted so lately that it may be stored yet: that the API server does
+// not have it says nothing.
+func (b Book) young(line ipam.Allocation) error {
+	age := cmp.Or(b.PendingAge, 90*time.Second)
+	old := b.Ledger.StalePending(age)
+	for _, has := range b.Ledger.ByOwner(line.Owner.UID) {
+		if has.State == ipam.Pending && !slices.ContainsFunc(old, func(o ipam.Allocation) bool { return o.Address == has.Address }) {
+			return fmt.Errorf("%w: VM %s was admitted less than %s ago and may be about to be stored; if it is not, floatip releases "+
+				"the address by itself", ErrCarried, line.Owner, age)
+		}
+	}
+	return nil
 }
 
 // superseded reports whether the VM that holds line has another address instead.

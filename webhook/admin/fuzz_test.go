@@ -1,6 +1,8 @@
 package admin
 
 import (
+	"bytes"
+	"net/http/httptest"
 	"net/url"
 	"testing"
 
@@ -37,6 +39,28 @@ func FuzzQuery(f *testing.F) {
 		again.From, again.Until = q.From, q.Until
 		if err != nil || again != q {
 			t.Errorf("%q: %+v became %+v, %v", text, q, again, err)
+		}
+	})
+}
+
+// Whatever readDecision accepts is about an address as it is written in the ledger, with a reason of bounded size.
+func FuzzDecision(f *testing.F) {
+	for _, text := range []string{
+		`{"address":"192.0.2.50","keep":"uid"}`, `{"address":"::ffff:192.0.2.50","stoppedOn":"n","reason":"r"}`,
+		`{"address":"2001:db8::1%eth0"}`, `{"address":""}`, `{"adress":"192.0.2.50"}`, `[]`, ``,
+	} {
+		f.Add([]byte(text))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		d, err := readDecision(httptest.NewRequest("POST", pathRelease, bytes.NewReader(body)))
+		if err != nil {
+			if d != (decision{}) {
+				t.Errorf("%q is refused and became %+v", body, d)
+			}
+			return
+		}
+		if again, err := ipam.ParseAddress(d.Address.String()); err != nil || again != d.Address || len(d.Reason) > maxReason {
+			t.Errorf("%q became %+v, %v", body, d, err)
 		}
 	})
 }

@@ -31,14 +31,15 @@ const (
 // socketMode lets the container's own user ask, and nobody else.
 const socketMode = 0o600
 
-// headerTimeout bounds how long somebody may hold a connection without asking.
-const headerTimeout = 5 * time.Second
+// questionTimeout bounds how long somebody may take to ask.
+const questionTimeout = 5 * time.Second
 
 // answerTimeout bounds how long an answer may take to be read, a backup too: bbolt uses no page again that a view of the
 // file, such as a backup's, still needs.
 const answerTimeout = 2 * time.Minute
 
-// shutdownTimeout is how long the answers that are under way may take at the end of the process.
+// shutdownTimeout is how long the answers that are under way may take at the end of the process. What is not over by then,
+// such as a backup that nobody reads, is cut off: the file cannot be closed as long as somebody has a view of it.
 const shutdownTimeout = 2 * time.Second
 
 // Server serves a Book on a unix socket.
@@ -57,7 +58,7 @@ func (s *Server) Start(ctx context.Context) error {
 		return fmt.Errorf("listen for ledger commands on %s: %w", s.Path, err)
 	}
 	server := &http.Server{
-		Handler: s.Handler(), ReadHeaderTimeout: headerTimeout, WriteTimeout: answerTimeout, MaxHeaderBytes: maxQuestion,
+		Handler: s.Handler(), ReadTimeout: questionTimeout, WriteTimeout: answerTimeout, MaxHeaderBytes: maxQuestion,
 	}
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(listener) }()
@@ -68,7 +69,11 @@ func (s *Server) Start(ctx context.Context) error {
 	}
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 	defer cancel()
-	return errors.Join(server.Shutdown(end), os.Remove(s.Path))
+	err = server.Shutdown(end)
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = server.Close()
+	}
+	return errors.Join(err, os.Remove(s.Path))
 }
 
 // listen makes the socket in a folder that nobody else can enter, and moves it to its place when its mode is right.
@@ -184,14 +189,16 @@ func readDecision(r *http.Request) (decision, error) {
 	if err := decoder.Decode(&d); err != nil {
 		return decision{}, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	switch {
-	case !d.Address.IsValid():
+	if !d.Address.IsValid() {
 		return decision{}, fmt.Errorf("%w: an address is needed", ErrInvalid)
-	case len(d.Reason) > maxReason:
-		return decision{}, fmt.Errorf("%w: the reason has %d bytes, at most %d are kept",
-			ErrInvalid, len(d.Reason), maxReason)
 	}
-	d.Address = d.Address.Unmap()
+	if len(d.Reason) > maxReason {
+		return decision{}, fmt.Errorf("%w: the reason has %d bytes, at most %d are kept", ErrInvalid, len(d.Reason), maxReason)
+	}
+	var err error
+	if d.Address, err = ipam.ParseAddress(d.Address.String()); err != nil {
+		return decision{}, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
 	return d, nil
 }
 

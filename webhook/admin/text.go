@@ -6,6 +6,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 )
 
 // Text writes the lines as a table.
@@ -98,11 +99,22 @@ func newTable(w io.Writer, columns ...any) table {
 func (t table) row(cells ...any) {
 	texts := make([]string, len(cells))
 	for i, c := range cells {
-		if texts[i] = fmt.Sprint(c); texts[i] == "" {
+		if texts[i] = printable(fmt.Sprint(c)); texts[i] == "" {
 			texts[i] = "-"
 		}
 	}
 	fmt.Fprintln(t.tab, strings.Join(texts, "\t"))
+}
+
+// printable shows what would move the cursor, or end the cell, as a question mark: names of users and reasons may be
+// any text.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, text)
 }
 
 // end writes the table, and hint if there is more.

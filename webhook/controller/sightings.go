@@ -106,7 +106,7 @@ func (s sighter) proves(seen ipam.Sighting) bool {
 // are no proof: they came with a copy.
 func (s sighter) ofVM(owner floatip.Owner, annotations map[string]string, shown map[netip.Addr]bool) []ipam.Sighting {
 	claim, err := floatip.ParseClaim(annotations[floatip.AnnotationClaim])
-	if err != nil {
+	if err != nil || owner.UID == "" {
 		return nil
 	}
 	for _, line := range s.known(claim) {
