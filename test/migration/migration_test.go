@@ -40,12 +40,13 @@ func TestMigrations(t *testing.T) {
 		}
 	}
 	s := start(t)
-	ctx, cancel := context.WithTimeout(t.Context(), within+time.Duration(count)*within/4)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*within+time.Duration(count)*within/4)
 	defer cancel()
 	traffic := begin(ctx, t, s)
 	for n := range count {
 		migrate(ctx, t, s, traffic, n+1)
 	}
+	withoutLabel(ctx, t, s)
 }
 
 // start starts a rig of two nodes with floatip, a pool and the VM of the mission.
