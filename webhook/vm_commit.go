@@ -9,6 +9,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	"floatip.io/floatip"
+	"floatip.io/floatip/ipam"
 )
 
 // commitVM answers VirtualMachine CREATE, validating. The API server has chosen name and UID by now, so the promise of
@@ -41,6 +42,9 @@ func (h *Hooks) commitVM(ctx context.Context, req admission.Request) Decision {
 		h.Ledger.Withdraw(claim)
 		return refuse(alreadyExists(req, m.Name), nil)
 	}
+	if d := h.judgeAgain(ctx, req, m, claim, addresses); d != nil {
+		return *d
+	}
 	lines, err := h.Ledger.Commit(ctx, claim, ownerOf(req, m), addresses, causeOf(req))
 	if err != nil {
 		d := refuseByLedger(req, err)
@@ -48,6 +52,28 @@ func (h *Hooks) commitVM(ctx context.Context, req admission.Request) Decision {
 		return d
 	}
 	return holdingOf(lines).decision(Committed, "written to the ledger")
+}
+
+// judgeAgain looks at a promise that the ledger does not know: it was made before a restart, or another webhook wrote it.
+// The ledger itself would give any address that is free; whether the namespace may have this one is judged as for a request.
+func (h *Hooks) judgeAgain(ctx context.Context, req admission.Request, m metadata, claim floatip.Claim, addresses []netip.Addr) *Decision {
+	if len(h.Ledger.ByClaim(claim)) > 0 {
+		return nil
+	}
+	labels, err := h.Cluster.NamespaceLabels(ctx, req.Namespace)
+	if err != nil {
+		d := unread(req, fmt.Errorf("labels of namespace %s: %w", req.Namespace, err))
+		return &d
+	}
+	_, err = h.Ledger.Reserve(ctx, ipam.Request{
+		Claim: claim, Namespace: req.Namespace, Name: m.Name, NamespaceLabels: labels, Addresses: addresses,
+	})
+	if err != nil {
+		d := refuseByLedger(req, err)
+		d.Address, d.Claim = FormatAddresses(addresses), claim.String()
+		return &d
+	}
+	return nil
 }
 
 // parseOwnKeys reads floatip's own annotations. What cannot be read was changed by another webhook after createVM.

@@ -369,6 +369,41 @@ func TestRestartBetweenThePhases(t *testing.T) {
 	}
 }
 
+// What another webhook writes into floatip's keys, or somebody who asks in the API server's stead, is no more than a
+// request: a pool that does not serve the namespace, or has given it enough, gives nothing.
+func TestForgedPromise(t *testing.T) {
+	closed, limited := namedPool(t, "closed", "192.168.101.0/24"), namedPool(t, "limited", "192.168.103.1-192.168.103.9")
+	closed.Selects = func(labels map[string]string) bool { return labels["team"] == "treasury" }
+	limited.PerNamespaceLimit, limited.AutoAssign = 1, false
+	w := newWorld(t, testPool(t, "192.168.100.50-192.168.100.59"), closed, limited)
+	w.labels["treasury"] = map[string]string{floatip.LabelEnabled: "true", "team": "treasury"}
+	if _, refused := w.createVM(vm("holder", map[string]string{floatip.AnnotationPool: "limited"}), "uid-holder"); refused != nil {
+		t.Fatal(refused)
+	}
+	promised := w.post(PathVMCreate, review{kind: vmGVK, namespace: "treasury", object: vm("t", map[string]string{floatip.AnnotationPool: "closed"})})
+	const request, pool, address = "metadata.annotations[floatip.io/request]", "metadata.annotations[floatip.io/pool]", "metadata.annotations[floatip.io/address]"
+	for _, tc := range []struct {
+		name, address, claim string
+		code                 int32
+		text, field          string
+	}{
+		{"free, of a pool of others", "192.168.101.7", floatip.NewClaim().String(), http.StatusForbidden, "namespaceSelector", pool},
+		{"free, over the limit", "192.168.103.7", floatip.NewClaim().String(), http.StatusForbidden, "holds 1 of the 1", pool},
+		{"of no pool", "10.9.9.9", floatip.NewClaim().String(), http.StatusUnprocessableEntity, "no pool has it", request},
+		{"promised in another namespace", promised.AuditAnnotations["address"], promised.AuditAnnotations["claim"],
+			http.StatusConflict, "the claim belongs to a VM of another namespace", address},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			keys := map[string]string{floatip.AnnotationAddress: tc.address, floatip.AnnotationClaim: tc.claim}
+			response := w.post(PathVMCommit, review{kind: vmGVK, object: set(t, vm("thief", keys), "metadata.uid", "uid-thief")})
+			wantRefused(t, response.Result, tc.code, tc.text, tc.field)
+			if lines := w.ledger.ByOwner("uid-thief"); len(lines) > 0 {
+				t.Errorf("the ledger has %v", lines)
+			}
+		})
+	}
+}
+
 func TestDryRunWritesNothing(t *testing.T) {
 	w := newWorld(t, testPool(t, "192.168.100.50-192.168.100.59"))
 	if _, refused := w.createVM(vm("holder", nil), "uid-holder"); refused != nil {
