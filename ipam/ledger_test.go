@@ -1,6 +1,7 @@
 package ipam
 
 import (
+	"context"
 	"errors"
 	"net/netip"
 	"path/filepath"
@@ -44,7 +45,7 @@ func pool(t testing.TB, name string, addresses ...string) Pool {
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
-// openTest opens a ledger that is closed at the end of the test.
+// openTest opens a ledger that is checked and closed at the end of the test, if the test has not closed it.
 func openTest(t testing.TB, path string, c *clock, pools ...Pool) *Ledger {
 	t.Helper()
 	l, err := Open(path, Options{Now: c.now})
@@ -52,7 +53,13 @@ func openTest(t testing.TB, path string, c *clock, pools ...Pool) *Ledger {
 		t.Fatal(err)
 	}
 	l.SetPools(pools)
-	t.Cleanup(func() { l.Close() })
+	t.Cleanup(func() {
+		report, err := l.Check(context.Background(), Against{})
+		if err := errors.Join(err, report.Err()); err != nil && !errors.Is(err, ErrClosed) {
+			t.Error(err)
+		}
+		l.Close()
+	})
 	return l
 }
 

@@ -2,7 +2,6 @@ package ipam
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -22,14 +21,7 @@ import (
 func start(t *testing.T, pools ...Pool) (*Ledger, *clock) {
 	t.Helper()
 	c := newClock()
-	l := openTest(t, filepath.Join(t.TempDir(), "ledger.db"), c, pools...)
-	t.Cleanup(func() {
-		report, err := l.Check(context.Background(), Against{})
-		if err := errors.Join(err, report.Err()); err != nil {
-			t.Error(err)
-		}
-	})
-	return l, c
+	return openTest(t, filepath.Join(t.TempDir(), "ledger.db"), c, pools...), c
 }
 
 func ask(r Request) Request {

@@ -3,6 +3,7 @@ package ipam
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"path/filepath"
 	"runtime"
@@ -172,6 +173,55 @@ func TestPromiseOfAFailedRelease(t *testing.T) {
 	}
 	if _, err := s.l.Commit(ctx, offer.Claim, later, nil, Cause{}); err != nil {
 		t.Errorf("commit of the promise, now that the address is released: %v", err)
+	}
+	s.check()
+}
+
+// TestWritersShareATransaction: a lone commit is one transaction, and so are sixty-four that come while another one is under
+// way.
+func TestWritersShareATransaction(t *testing.T) {
+	s := newStuck(t, "192.0.2.0/24")
+	transactions := func() (id int) {
+		if err := s.l.store.db.View(func(tx *bbolt.Tx) error { id = tx.ID(); return nil }); err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	commit := func(n int) func() error {
+		owner, claim := vm(fmt.Sprint("vm-", n)), floatip.NewClaim()
+		offer, err := s.l.Reserve(t.Context(), Request{Claim: claim, Namespace: owner.Namespace, Name: owner.Name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return func() error {
+			_, err := s.l.Commit(t.Context(), claim, owner, offer.Addresses, Cause{})
+			return err
+		}
+	}
+	before := transactions()
+	if err := commit(0)(); err != nil {
+		t.Fatal(err)
+	}
+	if n := transactions() - before; n != 1 {
+		t.Errorf("a lone commit took %d transactions", n)
+	}
+	before = transactions()
+	s.hold()
+	underWay := func() bool { return len(s.l.ByOwner("uid-vm-1")) > 0 && s.l.writer.waiting.Load() == 0 }
+	answers := []<-chan error{s.start(underWay, commit(1))}
+	for n := range 64 {
+		answers = append(answers, s.start(s.waiting(int32(n+1)), commit(n+2)))
+	}
+	if err := s.tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	for _, answer := range answers {
+		if err := <-answer; err != nil {
+			t.Error(err)
+		}
+	}
+	if n := transactions() - before; n != 2 {
+		t.Errorf("one commit and the sixty-four after it took %d transactions, want 2", n)
 	}
 	s.check()
 }
