@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -102,7 +103,13 @@ func (w *world) open(pools []ipam.Pool) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.t.Cleanup(func() { ledger.Close() })
+	w.t.Cleanup(func() {
+		report, err := ledger.Check(context.Background(), ipam.Against{})
+		if err := errors.Join(err, report.Err()); err != nil && !errors.Is(err, ipam.ErrClosed) {
+			w.t.Error(err)
+		}
+		ledger.Close()
+	})
 	ledger.SetPools(pools)
 	w.ledger = ledger
 }

@@ -79,7 +79,13 @@ func newDesk(t *testing.T) *desk {
 	if d.ledger, err = ipam.Open(d.path, ipam.Options{Now: func() time.Time { return now.Add(d.later) }}); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { d.ledger.Close() })
+	t.Cleanup(func() {
+		report, err := d.ledger.Check(context.Background(), ipam.Against{})
+		if err := errors.Join(err, report.Err()); err != nil && !errors.Is(err, ipam.ErrClosed) {
+			t.Error(err)
+		}
+		d.ledger.Close()
+	})
 	pool, err := ipam.ParsePool(ipam.PoolText{Name: "lan", Addresses: []string{"192.0.2.50-192.0.2.59"}})
 	if err != nil {
 		t.Fatal(err)

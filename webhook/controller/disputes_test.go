@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -116,6 +117,34 @@ func TestResolve(t *testing.T) {
 				t.Errorf("events: %q, want one for the loser", got)
 			}
 		})
+	}
+}
+
+// A disputed address is counted where somebody looks who reads no objects.
+func TestDisputesAreCounted(t *testing.T) {
+	w := disputed(t)
+	figure := func() (value float64) {
+		registry := prometheus.NewRegistry()
+		NewMetrics(registry, w.ledger)
+		families, err := registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			if f.GetName() == MetricDisputed {
+				value = f.GetMetric()[0].GetGauge().GetValue()
+			}
+		}
+		return value
+	}
+	if got := figure(); got != 1 {
+		t.Errorf("%g disputed addresses, want 1", got)
+	}
+	if _, err := w.ledger.Resolve(t.Context(), address(50), "uid-b", ipam.Cause{}); err != nil {
+		t.Fatal(err)
+	}
+	if got := figure(); got != 0 {
+		t.Errorf("%g disputed addresses after the decision, want 0", got)
 	}
 }
 

@@ -1,7 +1,9 @@
 package controller
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"path/filepath"
@@ -67,7 +69,13 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { ledger.Close() })
+	t.Cleanup(func() {
+		report, err := ledger.Check(context.Background(), ipam.Against{})
+		if err := errors.Join(err, report.Err()); err != nil && !errors.Is(err, ipam.ErrClosed) {
+			t.Error(err)
+		}
+		ledger.Close()
+	})
 	w.ledger = ledger
 
 	reader := Cluster{Cached: w.client, Live: w.client}

@@ -382,6 +382,94 @@ func TestSweepWithoutAnAnswerFreesNothing(t *testing.T) {
 	}
 }
 
+// quorum is an API server that must be asked for what is so now: a read with a resource version may be answered from a
+// cache of the API server (Kubernetes API concepts, resource versions).
+type quorum struct {
+	client.Reader
+	t    *testing.T
+	gets *int
+}
+
+func (q quorum) Get(ctx context.Context, key client.ObjectKey, o client.Object, opts ...client.GetOption) error {
+	*q.gets++
+	if options := (&client.GetOptions{}).ApplyOptions(opts); options.Raw != nil && options.Raw.ResourceVersion != "" {
+		q.t.Errorf("%s is read at version %q", key, options.Raw.ResourceVersion)
+	}
+	return q.Reader.Get(ctx, key, o, opts...)
+}
+
+// emptied is a cache that shows nothing, as after a list that came back empty.
+type emptied struct{ client.Reader }
+
+func (emptied) Get(_ context.Context, key client.ObjectKey, _ client.Object, _ ...client.GetOption) error {
+	return notFound("anything", key.Name)
+}
+
+func (emptied) List(context.Context, client.ObjectList, ...client.ListOption) error { return nil }
+
+// What an old promise is for is asked of the API server itself, whatever the cache shows.
+func TestSweepAsksForAQuorum(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.create(vm("a", "uid-a", w.commit("a", "uid-a")))
+	gets := 0
+	w.pending.Cluster = Cluster{Cached: emptied{}, Live: quorum{w.client, t, &gets}}
+	w.now = epoch.Add(91 * time.Second)
+	if err := w.pending.Sweep(t.Context()); err != nil || gets == 0 {
+		t.Errorf("%v, %d reads", err, gets)
+	}
+	if got := w.state(); got != "Bound uid-a" {
+		t.Errorf("a VM that is stored: %s", got)
+	}
+}
+
+// A cache that shows nothing at all releases nothing, and forgets no object that is shown.
+func TestEmptyListReleasesNothing(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.create(vm("a", "uid-a", w.commit("a", "uid-a")), vmi("a", "uid-a"), launcher(t, "virt-launcher-a-1", "uid-a"))
+	w.look()
+	gets := 0
+	w.vms.Cluster = Cluster{Cached: emptied{}, Live: quorum{w.client, t, &gets}}
+	if _, err := w.vms.Reconcile(t.Context(), requestOf("a")); err == nil || gets == 0 {
+		t.Errorf("%v after %d live reads, want an error, so that somebody looks again", err, gets)
+	}
+	if got := w.state(); got != "Bound uid-a" {
+		t.Error(got)
+	}
+	if got := w.floatingIPs(); len(got) != 1 {
+		t.Errorf("shown: %v", got)
+	}
+}
+
+// withoutLists is an API server that answers about single objects only.
+type withoutLists struct{ client.Reader }
+
+func (withoutLists) List(context.Context, client.ObjectList, ...client.ListOption) error {
+	return context.DeadlineExceeded
+}
+
+// VM and VMI are gone, and whether a pod is left cannot be listed: nothing is released.
+func TestFailedListReleasesNothing(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	object := vm("a", "uid-a", w.commit("a", "uid-a"))
+	w.create(object)
+	w.look()
+	w.remove(object)
+	for name, cluster := range map[string]Cluster{
+		"cache": {Cached: withoutLists{w.client}, Live: w.client}, "API server": {Cached: w.client, Live: withoutLists{w.client}},
+	} {
+		w.vms.Cluster = cluster
+		if _, err := w.vms.Reconcile(t.Context(), requestOf("a")); err == nil {
+			t.Errorf("%s: no error, so nobody looks again", name)
+		}
+		if got := w.state(); got != "Bound uid-a" {
+			t.Errorf("%s: %s", name, got)
+		}
+	}
+}
+
 // The VM is gone from the cache, and the API server does not answer: nothing is released.
 func TestReleaseWithoutAnAnswer(t *testing.T) {
 	w := newWorld(t)
