@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"floatip.io/floatip"
+	"floatip.io/floatip/ipam"
 	"floatip.io/floatip/webhook/kubevirt"
 )
 
@@ -91,6 +92,11 @@ func (c *config) register(flags *flag.FlagSet) {
 		"file with the address of the API server and the credentials; empty inside of a cluster.")
 	flags.IntVar(&c.verbosity, "v", c.verbosity,
 		"how much is logged: 0 for changes of state, 1 for every decision.")
+}
+
+// ledgerOptions are the bounds of the ledger's history.
+func (c *config) ledgerOptions() ipam.Options {
+	return ipam.Options{HistoryAge: c.historyAge, HistorySize: c.historySize}
 }
 
 // validate reports everything that is wrong, and returns the cluster networks.

@@ -9,12 +9,16 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
+
+	"floatip.io/floatip"
+	"floatip.io/floatip/ipam"
 )
 
 // The Deployment starts the binary with flags that it knows and accepts.
@@ -66,6 +70,46 @@ func TestDeploymentFlags(t *testing.T) {
 		if got, want := fmt.Sprintf(":%d", port.ContainerPort), listens[port.Name]; got != want {
 			t.Errorf("port %s is %s, the flag says %s", port.Name, got, want)
 		}
+	}
+}
+
+// The history is as long as the flags say.
+func TestHistoryFlags(t *testing.T) {
+	c := defaults()
+	flags := flag.NewFlagSet("floatip-webhook", flag.ContinueOnError)
+	c.register(flags)
+	if err := flags.Parse([]string{"--history-age=1h", "--history-size=7"}); err != nil {
+		t.Fatal(err)
+	}
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	options := c.ledgerOptions()
+	options.Now = func() time.Time { return now }
+	ledger, err := ipam.Open(filepath.Join(t.TempDir(), "ledger.db"), options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ledger.Close()
+	adopt := func(n int) (events int) {
+		a := netip.AddrFrom4([4]byte{192, 0, 2, byte(n)})
+		owner := floatip.Owner{Namespace: "vms", Name: "a", UID: fmt.Sprintf("uid-%d", n)}
+		if _, err := ledger.Adopt(t.Context(), []ipam.Sighting{{Address: a, Owner: owner, Source: "FloatingIP"}}, false); err != nil {
+			t.Fatal(err)
+		}
+		all, err := ledger.History(ipam.Query{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(all)
+	}
+	for n := range 20 {
+		if events := adopt(1 + n); events != min(n+1, 7) {
+			t.Errorf("after %d events the history has %d", n+1, events)
+		}
+	}
+	now = now.Add(2 * time.Hour)
+	adopt(100)
+	if events := adopt(101); events != 2 {
+		t.Errorf("two hours later it has %d events, want the two of now", events)
 	}
 }
 

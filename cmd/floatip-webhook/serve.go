@@ -40,7 +40,7 @@ const (
 
 // serve runs until ctx ends.
 func serve(ctx context.Context, c config, networks []netip.Prefix, log logr.Logger) (err error) {
-	ledger, err := ipam.Open(c.ledger, ipam.Options{HistoryAge: c.historyAge, HistorySize: c.historySize})
+	ledger, err := ipam.Open(c.ledger, c.ledgerOptions())
 	if err != nil {
 		return fmt.Errorf("open ledger %s: %w", c.ledger, err)
 	}
