@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -87,33 +88,47 @@ func (r *VMs) claims(ip *v1alpha1.FloatingIP) bool {
 	})
 }
 
-// dropClaims ends the claims of VMs with this name of which nothing is left in the API server.
-func (r *VMs) dropClaims(ctx context.Context, key types.NamespacedName, now carriers) error {
+// dropClaims ends the claims of VMs with this name of which nothing is left in the API server. It returns when to look
+// again, if no event of the cluster will say so.
+func (r *VMs) dropClaims(ctx context.Context, key types.NamespacedName, now carriers) (again time.Duration, err error) {
 	for _, d := range r.Ledger.Disputes() {
 		for _, c := range d.Claimants {
 			if c.Owner.Namespace != key.Namespace || c.Owner.Name != key.Name || now.carry(c.Owner.UID) != "" {
 				continue
 			}
-			live, err := carriersOf(ctx, r.Cluster.Live, key)
+			later, err := r.dropClaim(ctx, key, c)
 			if err != nil {
-				return err
+				return 0, err
 			}
-			if live.carry(c.Owner.UID) != "" {
-				return fmt.Errorf("end the claim of VM %s to %s: the cache lags behind the API server", c.Owner, c.Address)
-			}
-			held := append(addressesOfLines(r.Ledger.ByOwner(c.Owner.UID)), c.Address)
-			if node, err := r.Cluster.Announcer(ctx, c.Owner.UID, held); err != nil || node != "" {
-				return err // a node that still answers says so in the object, and whether it does is seen there
-			}
-			if _, err := r.Ledger.Release(ctx, c.Owner.UID, ipam.Cause{Reason: "VM, VMI and pods are gone"}); err != nil {
-				return err
+			if again = sooner(again, later); later > 0 {
+				continue
 			}
 			if err := r.Started.Look(ctx, d.Holder.Owner); err != nil {
-				return err
+				return 0, err
 			}
 		}
 	}
-	return nil
+	return again, nil
+}
+
+// dropClaim ends the claim of a VM that the cache does not show any more.
+func (r *VMs) dropClaim(ctx context.Context, key types.NamespacedName, c ipam.Claimant) (again time.Duration, err error) {
+	live, err := carriersOf(ctx, r.Cluster.Live, key)
+	if err != nil {
+		return 0, err
+	}
+	if live.carry(c.Owner.UID) != "" {
+		return 0, fmt.Errorf("end the claim of VM %s to %s: the cache lags behind the API server", c.Owner, c.Address)
+	}
+	held := append(addressesOfLines(r.Ledger.ByOwner(c.Owner.UID)), c.Address)
+	switch node, err := r.Cluster.Announcer(ctx, c.Owner.UID, held); {
+	case err != nil:
+		return 0, err
+	case node != "":
+		return heldAgain, nil
+	}
+	_, err = r.Ledger.Release(ctx, c.Owner.UID, ipam.Cause{Reason: "VM, VMI and pods are gone"})
+	return 0, err
 }
 
 // tellParties writes an event on each VM of a dispute. Those of other namespaces are not named.

@@ -2,9 +2,11 @@ package controller
 
 import (
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -159,6 +161,32 @@ func TestDisputeEndsWithTheClaimant(t *testing.T) {
 	w.lookAll()
 	if diff := cmp.Diff([]string{"192.168.100.50 uid-a Bound"}, w.floatingIPs()); diff != "" {
 		t.Errorf("FloatingIPs (-want +got):\n%s", diff)
+	}
+}
+
+// The claimant was deleted by force on a node that nobody reaches: the dispute goes on until the node is off.
+func TestDisputeOfAForcedDeletion(t *testing.T) {
+	w := disputed(t)
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}} // which the object names
+	w.create(node)
+	w.remove(vm("b", "uid-b", nil))
+	again, err := w.vms.Reconcile(t.Context(), requestOf("b"))
+	if err != nil || again.RequeueAfter != heldAgain || len(w.ledger.Disputes()) != 1 {
+		t.Errorf("while the node may answer: looks again after %s, %v; %d disputes", again.RequeueAfter, err, len(w.ledger.Disputes()))
+	}
+	w.remove(node)
+	w.lookAll()
+	if got := w.state(); got != "Bound uid-a" || len(w.ledger.Disputes()) != 0 {
+		t.Errorf("when it is off: %s, %d disputes", got, len(w.ledger.Disputes()))
+	}
+}
+
+// Of a release that waits a day and one that waits for a node, the sooner one is looked at first.
+func TestSooner(t *testing.T) {
+	for _, tc := range [][3]time.Duration{{0, 0, 0}, {0, 5, 5}, {5, 0, 5}, {5, 9, 5}, {9, 5, 5}} {
+		if got := sooner(tc[0], tc[1]); got != tc[2] {
+			t.Errorf("sooner(%d, %d) = %d", tc[0], tc[1], got)
+		}
 	}
 }
 

@@ -107,12 +107,22 @@ func (r *VMs) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.R
 		if err != nil {
 			return reconcile.Result{}, err
 		}
-		again.RequeueAfter = max(again.RequeueAfter, later)
+		again.RequeueAfter = sooner(again.RequeueAfter, later)
 	}
-	if err := r.dropClaims(ctx, req.NamespacedName, now); err != nil {
+	later, err := r.dropClaims(ctx, req.NamespacedName, now)
+	if err != nil {
 		return reconcile.Result{}, err
 	}
+	again.RequeueAfter = sooner(again.RequeueAfter, later)
 	return again, r.dropStray(ctx, req.NamespacedName)
+}
+
+// sooner returns the shorter of two waits, where 0 is none.
+func sooner(a, b time.Duration) time.Duration {
+	if a == 0 || b != 0 && b < a {
+		return b
+	}
+	return a
 }
 
 func uids(lines []ipam.Allocation) []string {
