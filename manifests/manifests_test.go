@@ -475,3 +475,34 @@ func TestCertManager(t *testing.T) {
 		}
 	}
 }
+
+// What OpenShift needs besides is read strictly as far as Kubernetes knows it, and speaks of accounts that there are.
+func TestOpenShift(t *testing.T) {
+	accounts := map[string]bool{}
+	for _, r := range build(t, ".") {
+		if r.kind == "ServiceAccount" {
+			accounts[r.namespace+"/"+r.name] = true
+		}
+	}
+	bindings := 0
+	for _, r := range build(t, "openshift") {
+		if r.kind == "SecurityContextConstraints" {
+			if !strings.Contains(string(r.yaml), kubevirt.ControllerUser(kubevirt.DefaultNamespace)) {
+				t.Errorf("%s is not for KubeVirt's controller", r.name)
+			}
+			continue
+		}
+		var binding rbacv1.RoleBinding
+		if err := yaml.UnmarshalStrict(r.yaml, &binding); err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range binding.Subjects {
+			if bindings++; !accounts[s.Namespace+"/"+s.Name] {
+				t.Errorf("%s: there is no account %s/%s", binding.Name, s.Namespace, s.Name)
+			}
+		}
+	}
+	if bindings != 2 {
+		t.Errorf("%d accounts are bound, want webhook and agent", bindings)
+	}
+}
