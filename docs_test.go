@@ -14,8 +14,8 @@ import (
 func TestDocsNameTestsThatExist(t *testing.T) {
 	declared := map[string]bool{}
 	function := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz|Benchmark)\w*)\(`)
-	named := regexp.MustCompile("`((?:Test|Fuzz|Benchmark)[A-Z]\\w*)")
-	mentions := map[string]string{}
+	named := regexp.MustCompile("`((?:Test|Fuzz|Benchmark)[A-Z]\\w*)(?:/(\\w+)`)?")
+	mentions, parts, code := map[string]string{}, map[string]string{}, ""
 	err := filepath.WalkDir(".", func(path string, entry fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -32,9 +32,15 @@ func TestDocsNameTestsThatExist(t *testing.T) {
 		for _, m := range function.FindAllStringSubmatch(string(raw), -1) {
 			declared[m[1]] = declared[m[1]] || test
 		}
+		if test {
+			code += string(raw)
+		}
 		for _, m := range named.FindAllStringSubmatch(string(raw), -1) {
 			if page {
 				mentions[m[1]] = path
+			}
+			if page && m[2] != "" {
+				parts[m[2]] = path
 			}
 		}
 		return err
@@ -46,6 +52,14 @@ func TestDocsNameTestsThatExist(t *testing.T) {
 		if !declared[name] {
 			t.Errorf("%s names %s, which no file declares", page, name)
 		}
+	}
+	for name, page := range parts {
+		if !strings.Contains(code, `"`+name+`"`) {
+			t.Errorf("%s names a part %s of a test, which no test has", page, name)
+		}
+	}
+	if len(parts) < 5 {
+		t.Errorf("only %d parts of tests are named in the pages: the search is wrong", len(parts))
 	}
 	if len(mentions) < 20 {
 		t.Errorf("only %d tests are named in the pages: the search is wrong", len(mentions))

@@ -147,6 +147,22 @@ func notAsked(t *testing.T, w *world) {
 			t.Errorf("%s: hooks that were called (-want +got):\n%s", tc.name, diff)
 		}
 	}
+	// The system's namespaces are left alone, whatever their labels say.
+	for _, system := range []string{"floatip-system", "kubevirt", "kube-system", "kube-public", "kube-node-lease"} {
+		n.mustKubectl("", "label", "namespace", system, floatip.LabelEnabled+"=true")
+		defer n.mustKubectl("", "label", "namespace", system, floatip.LabelEnabled+"-")
+		vm := n.newVM("system", map[string]string{floatip.AnnotationPool: n.ns})
+		vm.Namespace = system
+		if err := n.admin.Create(n.ctx, vm, client.DryRunAll); err != nil || vm.Annotations[floatip.AnnotationAddress] != "" {
+			t.Errorf("a VM in %s: %v, annotations %v", system, err, vm.Annotations)
+		}
+		forged := n.newVM("forged", map[string]string{floatip.AnnotationAddress: n.address(1)})
+		forged.Namespace = system
+		wantRefusal(t, "a forged key in "+system, n.admin.Create(n.ctx, forged, client.DryRunAll), "is written by floatip only")
+		if calls := n.calls(system); len(calls) > 0 {
+			t.Errorf("%s: %q were called", system, calls)
+		}
+	}
 	// The whole life of a VM where nobody opted in: it starts, KubeVirt makes instance and pod, it goes.
 	running := inQuiet("running")
 	running.Spec.RunStrategy = &always
