@@ -63,6 +63,11 @@ func events(t *testing.T, w *world) {
 	n.awaitEvent("VirtualMachine", "vm", "FloatingIPRefused", "an address does not change with an edit")
 	n.awaitEvent("Namespace", n.ns, "FloatingIPRefused", "VM rival: floatip: "+n.address(1)+" is held by VM "+n.ns+"/vm")
 	unserved.awaitEvent("Namespace", unserved.ns, "FloatingIPUnserved", "VM vm: floatip: ")
+	// A long text, as of somebody who writes a list into the wrong key, is cut: the API server would refuse the event.
+	n.bound(n.create("wordy", nil))
+	long := strings.Repeat("192.0.2.0/24 ", 200)
+	wantRefusal(t, "a long list", n.patch("wordy", `{"metadata":{"annotations":{"floatip.io/allow":"`+long+`"}}}`), "floatip.io/allow")
+	n.awaitEvent("VirtualMachine", "wordy", "FloatingIPRefused", "metadata.annotations[floatip.io/allow]")
 	if all := n.eventsOn("VirtualMachine", "rival"); len(all) != 0 {
 		t.Errorf("events on a VM that does not exist: %v", all)
 	}

@@ -234,8 +234,8 @@ func (r *Conflicts) tell(ip *v1alpha1.FloatingIP, line ipam.Allocation, outcome,
 		return
 	}
 	r.Metrics.conflict(line.Pool, outcome)
-	r.Events.Warn(line.Owner, EventConflict, cut(text))
-	r.Events.about(ip, EventConflict, cut(text))
+	r.Events.Warn(line.Owner, EventConflict, text)
+	r.Events.about(ip, EventConflict, text)
 }
 
 func (r *Conflicts) forget(name string) {

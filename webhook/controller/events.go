@@ -43,12 +43,12 @@ type Events struct {
 
 // Warn writes a warning about a VM.
 func (e Events) Warn(owner floatip.Owner, reason, text string) {
-	e.Recorder.Eventf(vmObject(owner), nil, corev1.EventTypeWarning, reason, actionTranslate, "%s", text)
+	e.Recorder.Eventf(vmObject(owner), nil, corev1.EventTypeWarning, reason, actionTranslate, "%s", cut(text))
 }
 
 // about writes a warning about a FloatingIP.
 func (e Events) about(ip *v1alpha1.FloatingIP, reason, text string) {
-	e.Recorder.Eventf(ip, nil, corev1.EventTypeWarning, reason, actionTranslate, "%s", text)
+	e.Recorder.Eventf(ip, nil, corev1.EventTypeWarning, reason, actionTranslate, "%s", cut(text))
 }
 
 // WarnNamespace writes a warning about a namespace. The event lies in the namespace itself, where its people look; events

@@ -49,7 +49,7 @@ func (r *Firewalls) report(ctx context.Context, nat floatip.PodNAT, problems []f
 	}
 	if news {
 		for _, p := range problems[:min(len(problems), maxTold)] {
-			r.Events.Warn(nat.Owner, string(p.Reason), cut(p.Error()))
+			r.Events.Warn(nat.Owner, string(p.Reason), p.Error())
 		}
 	}
 	return reconcile.Result{}, nil
