@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net/http"
 	"regexp"
 	"strings"
 	"testing"
@@ -146,6 +147,23 @@ func withoutSidecar(stored map[string]string) map[string]string {
 	return kept
 }
 
+// Whose namespace has gone in the meantime is told that by every hook, and not that floatip is broken.
+func TestNamespaceIsGone(t *testing.T) {
+	w := worldWithVM(t, nil)
+	w.addVMI(masquerade)
+	delete(w.labels, "vms")
+	for path, r := range map[string]review{
+		PathVMCreate:  {kind: vmGVK, object: vm("b", nil)},
+		PathVMICreate: {kind: vmiGVK, object: vmi("null", masquerade)},
+		PathPodCreate: {kind: podGVK, user: kubevirtController, object: launcher("{}", podSpec)},
+	} {
+		if response := w.post(path, r); response.Allowed || response.Result.Code != http.StatusNotFound ||
+			!strings.Contains(response.Result.Message, `namespaces "vms" not found`) {
+			t.Errorf("%s: %+v", path, response.Result)
+		}
+	}
+}
+
 // What is of another type than it should be is refused by every hook with a 4xx that names the field.
 func TestMistypedFields(t *testing.T) {
 	w := worldWithVM(t, nil)
@@ -171,6 +189,6 @@ func TestMistypedFields(t *testing.T) {
 			t.Errorf("%s: %s: allowed", tc.path, tc.object)
 			continue
 		}
-		wantRefused(t, response.Result, 400, "floatip: decode object: ", tc.field)
+		wantRefused(t, response.Result, http.StatusBadRequest, "floatip: decode object: ", tc.field)
 	}
 }

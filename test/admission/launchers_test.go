@@ -131,6 +131,7 @@ func podSecurity(t *testing.T, w *world) {
 	n.awaitEvent("VirtualMachine", "vm", webhook.EventForbidden, told)
 	n.awaitCarried(address, v1alpha1.ReasonForbiddenSidecar, told)
 	n.mustKubectl("", "label", "namespace", n.ns, "--overwrite", level+"=privileged")
+	n.awaitCarried(address, v1alpha1.ReasonStartedWithout, "restart the VM")
 	n.restartWith("vm", func(*kubevirtv1.VirtualMachine) {})
 	n.awaitCarried(address, v1alpha1.ReasonCarried, "")
 	n.injected("vm")

@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -10,6 +11,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"floatip.io/floatip"
 	"floatip.io/floatip/ipam/v1alpha1"
@@ -193,5 +196,33 @@ func TestCarriedAfterRestart(t *testing.T) {
 		if c := w.conditionOfA(v1alpha1.ConditionLegReady); c == nil || c.Reason != "NotRunning" {
 			t.Errorf("the agent's condition is %+v", c)
 		}
+	}
+}
+
+// When a namespace's labels change, the reason of each of its VMs is looked for again.
+func TestRelabelledNamespace(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	before, after := namespace("vms", "true"), namespace("vms", "false")
+	dying := after.DeepCopy()
+	dying.DeletionTimestamp = &metav1.Time{Time: epoch}
+	for _, tc := range []struct {
+		name  string
+		after *corev1.Namespace
+		want  bool
+	}{{"label", after, true}, {"nothing", before, false}, {"deletion", dying, false}} {
+		if got := relabelled.Update(event.UpdateEvent{ObjectOld: before, ObjectNew: tc.after}); got != tc.want {
+			t.Errorf("%s: looked at %v, want %v", tc.name, got, tc.want)
+		}
+	}
+	w.create(vm("a", "uid-a", w.commit("a", "uid-a")))
+	w.look()
+	w.commit("pending", "uid-pending")
+	want := []reconcile.Request{{NamespacedName: types.NamespacedName{Namespace: "vms", Name: "a"}}}
+	if got := w.vms.vmsOfNamespace(t.Context(), after); !slices.Equal(got, want) {
+		t.Errorf("looked at %v, want %v", got, want)
+	}
+	if got := w.vms.vmsOfNamespace(t.Context(), namespace("others", "true")); len(got) > 0 {
+		t.Errorf("for another namespace %v are looked at", got)
 	}
 }

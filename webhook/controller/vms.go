@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -14,7 +15,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
@@ -50,6 +53,7 @@ func (r *VMs) SetupWithManager(mgr ctrl.Manager) error {
 		Watches(&kubevirt.VirtualMachineInstance{}, handler.EnqueueRequestsFromMapFunc(sameName)).
 		WatchesMetadata(metadataOf(podKind), handler.EnqueueRequestsFromMapFunc(vmOfPod)).
 		Watches(&v1alpha1.FloatingIP{}, handler.EnqueueRequestsFromMapFunc(r.vmsOfFloatingIP)).
+		WatchesMetadata(metadataOf(namespaceKind), handler.EnqueueRequestsFromMapFunc(r.vmsOfNamespace), builder.WithPredicates(relabelled)).
 		WatchesRawSource(source.Channel(r.Started.look, handler.EnqueueRequestsFromMapFunc(sameName))).
 		Complete(r)
 }
@@ -65,6 +69,30 @@ func vmOfPod(_ context.Context, pod client.Object) []reconcile.Request {
 		return nil
 	}
 	return []reconcile.Request{{NamespacedName: types.NamespacedName{Namespace: pod.GetNamespace(), Name: vmi.Name}}}
+}
+
+// relabelled are changes of a namespace that change why its VMs do not carry their addresses.
+var relabelled = predicate.Funcs{
+	CreateFunc:  func(event.CreateEvent) bool { return false },
+	DeleteFunc:  func(event.DeleteEvent) bool { return false },
+	GenericFunc: func(event.GenericEvent) bool { return false },
+	UpdateFunc: func(e event.UpdateEvent) bool {
+		return !maps.Equal(e.ObjectOld.GetLabels(), e.ObjectNew.GetLabels()) && e.ObjectNew.GetDeletionTimestamp() == nil
+	},
+}
+
+// vmsOfNamespace maps a namespace to the VMs that hold addresses in it.
+func (r *VMs) vmsOfNamespace(_ context.Context, namespace client.Object) (requests []reconcile.Request) {
+	seen := map[string]bool{}
+	for line := range r.Ledger.All() {
+		if line.Owner.Namespace == namespace.GetName() && line.State == ipam.Bound && !seen[line.Owner.Name] {
+			seen[line.Owner.Name] = true
+			requests = append(requests, reconcile.Request{NamespacedName: types.NamespacedName{
+				Namespace: line.Owner.Namespace, Name: line.Owner.Name,
+			}})
+		}
+	}
+	return requests
 }
 
 // vmsOfFloatingIP maps an object to the VM that it names, and to the one that holds its address: when the object of an
