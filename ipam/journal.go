@@ -92,7 +92,8 @@ const foldLag = 64
 // write makes the batch durable: its entries are appended to the history, and old entries are folded into the other
 // buckets, in one transaction.
 func (s *store) write(b *batch, opts Options) error {
-	before, fresh := s.history, s.entries(b)
+	before := s.history // in a statement of its own: entries changes it, and Go may call before it reads
+	fresh := s.entries(b)
 	all := append(s.unfolded, fresh...)
 	due := dueEntries(all, opts.lag)
 	err := s.update(func(tx *bbolt.Tx) error {

@@ -85,7 +85,7 @@ func (m *model) pick() func() {
 	}{
 		{30, m.reserve}, {25, m.commit}, {12, m.bind}, {20, m.release}, {6, m.advance},
 		{1, m.setBack}, {1, m.restart}, {2, m.changePools}, {2, m.withdraw}, {2, m.dryRun},
-		{4, m.adopt}, {2, m.resolve}, {2, m.giveUp}, {1, m.check},
+		{4, m.adopt}, {2, m.resolve}, {2, m.giveUp}, {6, m.fail}, {1, m.check},
 	}
 	sum := 0
 	for _, w := range weighted {

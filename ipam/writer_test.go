@@ -329,3 +329,28 @@ func TestOneKeyForOneAddress(t *testing.T) {
 		t.Errorf("the file has %+v", line)
 	}
 }
+
+// TestFailureLeavesNoGap: after a transaction that failed, as on a full disk, the history goes on where it was. A gap would be
+// damage to the next start.
+func TestFailureLeavesNoGap(t *testing.T) {
+	c, path := newClock(), filepath.Join(t.TempDir(), "ledger.db")
+	red := pool(t, "red", "192.0.2.0/28")
+	l := openTest(t, path, c, red)
+	give(t, l, vm("before"))
+	full := errors.New("no space left on device")
+	l.store.doubt = full
+	_, err := l.Commit(t.Context(), floatip.NewClaim(), vm("fails"), []netip.Addr{addr("192.0.2.9")}, Cause{})
+	if !errors.Is(err, full) {
+		t.Fatal(err)
+	}
+	l.store.doubt = nil // there is room again
+	give(t, l, vm("after"))
+	checkClean(t, l, Against{})
+	killed := copyOf(t, path) // as a process that is killed leaves it
+	again := openTest(t, killed, c, red)
+	for _, name := range []string{"before", "after"} {
+		if len(again.ByOwner(vm(name).UID)) != 1 {
+			t.Errorf("%s holds nothing after the next start", name)
+		}
+	}
+}

@@ -30,6 +30,7 @@ func TestAdmission(t *testing.T) {
 			"PoolSplit":             poolSplit,
 			"Columns":               columns,
 			"NodesKeepTheirs":       nodesKeepTheirs,
+			"ForcedDeletion":        forcedDeletion,
 			"NotAsked":              notAsked,
 			"Bodies":                bodies,
 			"Bindings":              bindings,
