@@ -27,8 +27,35 @@ type batch struct {
 // newBatch returns a batch with room for as many operations as are expected.
 func newBatch(l *Ledger, room int) *batch {
 	return &batch{
-		ledger: l, answered: make(chan struct{}), steps: make([]step, 0, room), ended: make([]*offer, 0, room),
+		ledger: l, answered: make(chan struct{}), steps: l.store.room.get(room), ended: make([]*offer, 0, room),
 		advances: make([]advance, 0, room),
+	}
+}
+
+// stepRoom keeps the room of steps that are folded for the batches to come: it is most of what a commit would leave to
+// the garbage collector. The callers take from it, the writer gives back.
+type stepRoom chan []step
+
+// maxRoom is how many steps a room has at most that is kept, some 1 MiB.
+const maxRoom = 4096
+
+func (r stepRoom) get(room int) []step {
+	select {
+	case steps := <-r:
+		return steps
+	default:
+		return make([]step, 0, room+room/4)
+	}
+}
+
+func (r stepRoom) put(steps []step) {
+	if cap(steps) > maxRoom {
+		return
+	}
+	clear(steps) // the texts in them
+	select {
+	case r <- steps[:0]:
+	default:
 	}
 }
 

@@ -16,6 +16,7 @@ type entry struct {
 	first   uint64 // the number of its first event
 	time    time.Time
 	steps   []step // without before
+	room    []step // what can be used anew when this entry is folded, nil but in the last entry of a batch
 	cursors []poolCursor
 	claims  []claims
 }

@@ -68,6 +68,7 @@ func (s *store) foldChanges(tx *bbolt.Tx, entries []entry) error {
 	r := &s.scratch
 	r.owners = r.owners[:0]
 	addresses := tx.Bucket(bucketAddresses)
+	addresses.FillPercent = appendFill
 	for _, c := range r.netChanges(entries) {
 		a, start := c.after.Address, len(r.bytes)
 		r.bytes = appendAddress(r.bytes, a)

@@ -111,6 +111,11 @@ func (s *store) write(b *batch, opts Options) error {
 		s.history = before
 		return fileError(s.path, err)
 	}
+	for i := range all[:due] {
+		if all[i].room != nil {
+			s.room.put(all[i].room)
+		}
+	}
 	clear(all[:due])
 	s.unfolded = all[due:]
 	s.scratch.shrink()
@@ -148,6 +153,7 @@ func (s *store) entries(b *batch) []entry {
 		x.next, x.nextEvent = x.next+1, x.nextEvent+countEvents(part)
 	}
 	fresh[0].cursors, fresh[0].claims = b.cursors, b.claims()
+	fresh[len(fresh)-1].room = b.steps
 	return fresh
 }
 

@@ -28,6 +28,7 @@ func (l *Ledger) Reserve(ctx context.Context, r Request) (Offer, error) {
 	if err := ctx.Err(); err != nil {
 		return Offer{}, err
 	}
+	l.writer.giveWay()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {

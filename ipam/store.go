@@ -38,6 +38,7 @@ type store struct {
 	history  extent
 	unfolded []entry
 	scratch  scratch
+	room     stepRoom
 	doubt    error         // why nothing is written any more
 	broken   chan struct{} // closed then
 }
@@ -51,7 +52,7 @@ func openStore(path string, growth int, each func(bucket, key, value []byte) err
 			return nil, fileError(path, err)
 		}
 	}
-	s := &store{path: path, broken: make(chan struct{})}
+	s := &store{path: path, broken: make(chan struct{}), room: make(stepRoom, 4)}
 	var file *os.File
 	err := guarded(func() (err error) {
 		s.db, err = bbolt.Open(path, 0o600, boltOptions(readOnly, func(name string, flag int, mode os.FileMode) (*os.File, error) {

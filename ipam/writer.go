@@ -19,6 +19,7 @@ type writer struct {
 	quit    chan struct{}
 	ended   chan struct{}
 	company int          // how many operations may come at once: those that were answered last, and what waits since
+	coming  atomic.Bool  // the goroutine is about to lock the ledger, see giveWay
 	waiting atomic.Int32 // operations in the open batch
 
 	// Guarded by ledger.mu.
@@ -73,6 +74,7 @@ func (w *writer) do(ctx context.Context, apply func(b *batch) error) error {
 // join applies an operation to the open batch, also one that only confirms what is there: that may not be durable yet.
 func (w *writer) join(apply func(b *batch) error) (*batch, error) {
 	l := w.ledger
+	w.giveWay()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if w.stopped {
@@ -93,6 +95,15 @@ func (w *writer) join(apply func(b *batch) error) (*batch, error) {
 	}
 	w.waiting.Store(int32(b.operations))
 	return b, nil
+}
+
+// giveWay is for callers that are about to lock the ledger: the writer, for whom all of them wait, goes first. The mutex
+// alone lets those pass who run already (sync.Mutex, normal mode); with 256 callers the writer stood there for a tenth of
+// its time.
+func (w *writer) giveWay() {
+	if w.coming.Load() {
+		runtime.Gosched()
+	}
 }
 
 // between runs f with the ledger locked and no transaction under way: memory and file say the same. Once begun it is
@@ -175,7 +186,9 @@ func (w *writer) take() *batch {
 // next makes the open batch durable.
 func (w *writer) next() {
 	l := w.ledger
+	w.coming.Store(true)
 	l.mu.Lock()
+	w.coming.Store(false)
 	b := w.take()
 	b.close()
 	l.mu.Unlock()
