@@ -78,8 +78,8 @@ func TestUserDataHint(t *testing.T) {
 				t.Errorf("hint %q, warnings %q, events %q", hint, response.Warnings, w.events)
 			}
 			again := w.post(PathVMICreate, review{kind: vmiGVK, object: apply(t, object, response)})
-			if len(again.Patch)+len(again.Warnings) > 0 {
-				t.Errorf("called again: %s %q", again.Patch, again.Warnings)
+			if hint := again.AuditAnnotations["hint"]; len(again.Patch)+len(again.Warnings) > 0 || hint != "user data have the file already" {
+				t.Errorf("called again: %s %q, hint %q", again.Patch, again.Warnings, hint)
 			}
 		})
 	}

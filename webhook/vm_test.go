@@ -343,6 +343,22 @@ func TestTakenNameBindsNothing(t *testing.T) {
 	if n := len(slices.Collect(w.ledger.All())); n != 1 {
 		t.Errorf("%d lines in the ledger, want that of the VM", n)
 	}
+	if len(w.events) > 0 {
+		t.Errorf("a name that is taken is no matter of floatip's: %q", w.events)
+	}
+}
+
+// A VM of that name is stored while another one is being created: the promise to that one ends with its refusal.
+func TestStoredMeanwhile(t *testing.T) {
+	w := newWorld(t, testPool(t, "192.168.100.50-192.168.100.59"))
+	object := vm("a", nil)
+	mutated := set(t, apply(t, object, w.post(PathVMCreate, review{kind: vmGVK, object: object})), "metadata.uid", "uid-a")
+	w.vms["vms/a/uid-first"] = nil
+	response := w.post(PathVMCommit, review{kind: vmGVK, object: mutated})
+	wantRefused(t, response.Result, http.StatusConflict, `virtualmachines.kubevirt.io "a" already exists`, "metadata.name")
+	if line, promised := w.ledger.Lookup(mustAddr("192.168.100.50")); promised {
+		t.Errorf("still promised: %+v", line)
+	}
 }
 
 // The process dies between the two phases: the reservation in memory is gone, the address is still free and is given.

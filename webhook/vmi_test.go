@@ -103,6 +103,10 @@ func TestCreateVMIUnnatable(t *testing.T) {
 			if len(w.events) != 1 || !strings.Contains(w.events[0], "vms/a "+EventUnnatable) {
 				t.Errorf("events: %q", w.events)
 			}
+			dry := w.post(PathVMICreate, review{kind: vmiGVK, object: vmi(`{"x":"y"}`, tc.spec), dryRun: true})
+			if !dry.Allowed || len(dry.Warnings) != 1 || len(w.events) != 1 {
+				t.Errorf("dry run: %+v, events %q", dry, w.events)
+			}
 			strict := worldWithVM(t, map[string]string{floatip.AnnotationRequire: "true"})
 			response = strict.post(PathVMICreate, review{kind: vmiGVK, object: vmi(`{"x":"y"}`, tc.spec)})
 			wantRefused(t, response.Result, http.StatusUnprocessableEntity, tc.text, "spec.domain.devices.interfaces")

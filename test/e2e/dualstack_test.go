@@ -54,6 +54,9 @@ func dualStack(t *testing.T, s *story.Story) {
 	if err := s.Client.Patch(bounded(t), six, client.RawPatch(types.MergePatchType, patch)); err != nil {
 		t.Fatal(err)
 	}
+	awaitPool(t, s, six.Name, func(p v1alpha1.FloatingIPPoolStatus) bool {
+		return p.ObservedGeneration == six.Generation && meta.IsStatusConditionTrue(p.Conditions, "Ready")
+	})
 	d := &dual{Story: s, t: t, ctx: bounded(t), name: "dual"}
 	d.start()
 	d.reached()

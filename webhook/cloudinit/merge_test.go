@@ -53,7 +53,7 @@ func TestMergeLeavesAlone(t *testing.T) {
 	}
 }
 
-// The result may have MaxSize bytes and no more, in each way of merging.
+// The result may have KubeVirt's 2048 bytes and no more, in each way of merging.
 func TestMergeSize(t *testing.T) {
 	multipart := "MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=b\n\n" +
 		"--b\nContent-Type: text/x-shellscript\n\n#!/bin/sh\n#%\n--b--\n"
@@ -68,10 +68,10 @@ func TestMergeSize(t *testing.T) {
 			for _, size := range []int{2047, 2048, 2049} {
 				in := strings.Replace(text, "%", strings.Repeat("x", size-len(bare)), 1)
 				got, skipped := Merge([]byte(in), testFile)
-				if size <= MaxSize && (len(got) != size || skipped != ReasonNone) {
+				if size <= 2048 && (len(got) != size || skipped != ReasonNone) {
 					t.Errorf("%d bytes, skipped %q, want %d", len(got), skipped, size)
 				}
-				if size > MaxSize && (string(got) != in || skipped != ReasonTooLong) {
+				if size > 2048 && (string(got) != in || skipped != ReasonTooLong) {
 					t.Errorf("%d bytes from %d, skipped %q", len(got), len(in), skipped)
 				}
 			}

@@ -104,7 +104,7 @@ func TestCarried(t *testing.T) {
 		{"migrating, and the label is gone", on("node-a", carrying()), optedOut, v1alpha1.ReasonCarried,
 			"carries the address", []*corev1.Pod{old, moved}},
 		{"migrated to and fro, and the label is back", on("node-a", carrying()), nil, v1alpha1.ReasonStartedWithout,
-			"migrate or restart the VM", []*corev1.Pod{old, podOf("back", "node-a", 3, bare), podOf("between", "node-b", 2, translating)}},
+			"migrate or restart the VM", []*corev1.Pod{old, podOf("returned", "node-a", 3, bare), podOf("between", "node-b", 2, translating)}},
 		{"not scheduled", on("", carrying()), optedOut, v1alpha1.ReasonNotOptedIn,
 			"set it and migrate or restart the VM", []*corev1.Pod{podOf("new", "", 1, bare)}},
 		{"no pod yet", on("", carrying()), optedOut, v1alpha1.ReasonCarried, "carries the address", nil},
