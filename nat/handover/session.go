@@ -185,7 +185,7 @@ func (s *Session) receiveHello() (*bufio.Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	lines := bufio.NewReaderSize(io.MultiReader(bytes.NewReader(start), s.conn), MaxLine)
+	lines := bufio.NewReaderSize(io.MultiReader(bytes.NewReader(start), s.conn), usualLine)
 	line, err := readLine(lines)
 	if err != nil {
 		return nil, fmt.Errorf("hello: %w", err)
@@ -297,13 +297,24 @@ func (s *Session) readState(lines *bufio.Reader) (State, error) {
 	return u.State, u.State.check()
 }
 
+// usualLine is the size of the buffer that is kept for each pod of a node, in bytes. A longer line is put together for once.
+const usualLine = 1 << 10
+
 // readLine returns the next line, valid until the next read.
 func readLine(r *bufio.Reader) ([]byte, error) {
 	line, err := r.ReadSlice('\n')
-	if errors.Is(err, bufio.ErrBufferFull) {
-		return nil, fmt.Errorf("%w: a line of more than %d bytes", ErrMalformed, MaxLine)
+	if !errors.Is(err, bufio.ErrBufferFull) {
+		return line, stalled(err)
 	}
-	return line, stalled(err)
+	long := bytes.Clone(line)
+	for errors.Is(err, bufio.ErrBufferFull) {
+		if len(long) >= MaxLine {
+			return nil, fmt.Errorf("%w: a line of more than %d bytes", ErrMalformed, MaxLine)
+		}
+		line, err = r.ReadSlice('\n')
+		long = append(long, line...)
+	}
+	return long, stalled(err)
 }
 
 // stalled turns the errors of a silent and of a closed connection into the package's own.

@@ -70,7 +70,11 @@ func (g *guests) await(ctx context.Context, s *session, bridge string, fixed net
 			return
 		case <-time.After(pause):
 		}
-		if g.ask(s, bridge, fixed) {
+		// Netlink's buffers make the stack of who looks a hundred KiB long, and it stays so for a while: those who wait, one for
+		// each guest, keep theirs short.
+		seen := make(chan bool)
+		go func() { seen <- g.ask(s, bridge, fixed) }()
+		if <-seen {
 			g.mu.Lock()
 			g.seen[fixed] = true
 			g.mu.Unlock()
