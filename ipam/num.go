@@ -33,6 +33,13 @@ func (n num) addr(family Family) netip.Addr {
 
 func (n num) less(m num) bool { return n.hi < m.hi || n.hi == m.hi && n.lo < m.lo }
 
+// below is less as a number, 1 or 0, without a branch.
+func (n num) below(m num) int {
+	_, borrow := bits.Sub64(n.lo, m.lo, 0)
+	_, borrow = bits.Sub64(n.hi, m.hi, borrow)
+	return int(borrow)
+}
+
 // next and prev wrap around.
 func (n num) next() num {
 	lo, carry := bits.Add64(n.lo, 1, 0)

@@ -18,6 +18,7 @@ type chunk struct {
 type runs struct {
 	chunks []ordered
 	spare  *chunk
+	found  place // by the last search: what is found free is taken next
 }
 
 // ordered is a chunk and the last address in it. Taking the lowest address of a run, the usual change, leaves it alone.
@@ -29,29 +30,44 @@ type ordered struct {
 // place is where a run is: its chunk and its index there.
 type place struct{ c, r int }
 
-// seek returns the place of the first run that does not end before x. Its chunk does not exist if there is none.
+// seek returns the place of the first run that does not end before x. Its chunk does not exist if there is none. It is
+// looked for where the last one was found, and then by two binary searches without branches: where the next step goes is
+// not foreseeable, and a processor that guessed wrong loses more than the comparison takes.
 func (s *runs) seek(x num) place {
-	low, high := 0, len(s.chunks)
-	for low < high {
-		if mid := int(uint(low+high) >> 1); s.chunks[mid].last.less(x) {
-			low = mid + 1
-		} else {
-			high = mid
-		}
+	if s.fits(s.found, x) {
+		return s.found
+	}
+	low := 0
+	for n := len(s.chunks); n > 0; {
+		half := (n + 1) / 2
+		low += half & -s.chunks[low+half-1].last.below(x)
+		n -= half
 	}
 	if low == len(s.chunks) {
 		return place{c: low}
 	}
-	c := s.chunks[low]
-	from, to := 0, c.n
-	for from < to {
-		if mid := int(uint(from+to) >> 1); c.runs[mid].last.less(x) {
-			from = mid + 1
-		} else {
-			to = mid
-		}
+	c, from := s.chunks[low].chunk, 0
+	for n := c.n; n > 0; {
+		half := (n + 1) / 2
+		from += half & -c.runs[from+half-1].last.below(x)
+		n -= half
 	}
-	return place{low, from}
+	s.found = place{low, from}
+	return s.found
+}
+
+// fits reports whether p is what seek looks for.
+func (s *runs) fits(p place, x num) bool {
+	if p.c >= len(s.chunks) || p.r >= s.chunks[p.c].n || s.chunks[p.c].runs[p.r].last.less(x) {
+		return false
+	}
+	switch {
+	case p.r > 0:
+		return s.chunks[p.c].runs[p.r-1].last.less(x)
+	case p.c > 0:
+		return s.chunks[p.c-1].last.less(x)
+	}
+	return true
 }
 
 // at returns the run at p, or nil.
