@@ -32,6 +32,7 @@ type podPlan struct {
 
 	ways     map[netip.Addr]leg.Hop // the CNI's way to the pod, of deliveries that use it
 	plugged  bool                   // the way to the pod stands
+	raised   bool                   // the pod's end of its leg was set up in this round
 	failed   error                  // why it does not
 	answered map[netip.Addr]bool
 	already  map[netip.Addr]bool // answered for before this round
@@ -125,7 +126,23 @@ func (a *Agent) plug(p *plan, networks []leg.Network) error {
 			errs = append(errs, fmt.Errorf("pod %s/%s: %w", pp.grant.Pod.Namespace, pp.grant.Pod.Name, err))
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, p.awaitRaised())...)
+}
+
+// awaitRaised waits for the new legs of this round, for all of them together: one after the other, the legs of many VMs that
+// start at once could keep everybody waiting for a minute.
+func (p *plan) awaitRaised() error {
+	var pods []*os.File
+	for _, pp := range p.pods {
+		if !pp.raised {
+			continue
+		}
+		if ns, err := pp.session.duplicate(); err == nil {
+			defer ns.Close()
+			pods = append(pods, ns)
+		}
+	}
+	return leg.AwaitPods(pods)
 }
 
 // fail keeps what was answered for before: a passing error of this round breaks nothing that works.
@@ -156,6 +173,7 @@ func (a *Agent) plugPod(pp *podPlan, ns *os.File) error {
 		}
 	}
 	report, err := leg.ApplyPod(ns, a.Sysctls, leg.Pod{UID: uid, Addresses: pp.grant.Addresses, MTU: pp.mtu})
+	pp.raised = report.Raised
 	a.logChanges("pod "+pp.grant.Pod.Namespace+"/"+pp.grant.Pod.Name, report)
 	return err
 }

@@ -15,6 +15,8 @@ type Report struct {
 	Changes []string
 	// Withdrawn are the addresses that had a route before and have none now.
 	Withdrawn []netip.Addr
+	// Raised: the link in the pod was set up. AwaitPods waits for it.
+	Raised bool
 }
 
 func (r *Report) changed(format string, args ...any) {
@@ -150,15 +152,15 @@ func (a application) add() error {
 
 // awaitPorts waits until the legs of new routes are usable, so that the first packet to an address is not lost.
 func (a application) awaitPorts(routes []routeKey) error {
-	var errs []error
-	awaited := map[string]bool{}
+	var ports []string
 	for _, k := range routes {
-		if dev := a.want.routes[k].Dev; isPort(dev) && !awaited[dev] {
-			awaited[dev] = true
-			errs = append(errs, awaitUsable(a.node.netlink, dev))
+		if dev := a.want.routes[k].Dev; isPort(dev) {
+			ports = append(ports, dev)
 		}
 	}
-	return errors.Join(errs...)
+	slices.Sort(ports)
+	ports = slices.Compact(ports)
+	return awaitUsable(len(ports), func(n int) (bool, error) { return isUsable(a.node.netlink, ports[n]) })
 }
 
 // backFirst puts the throw routes, then the rest of the ways back, before the routes of addresses.

@@ -2,6 +2,7 @@ package leg
 
 import (
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -75,6 +76,7 @@ func (r *rig) addPod(uid, podIP string, addresses ...netip.Addr) *nodetest.Pod {
 func (r *rig) apply() []string {
 	r.t.Helper()
 	var changes []string
+	var raised []*os.File
 	for _, l := range r.config.Legs {
 		made, err := r.kernel.Plug(l.Pod, r.pods[l.Pod].File)
 		if err != nil {
@@ -88,6 +90,12 @@ func (r *rig) apply() []string {
 			r.t.Fatal(err)
 		}
 		changes = append(changes, report.Changes...)
+		if report.Raised {
+			raised = append(raised, r.pods[l.Pod].File)
+		}
+	}
+	if err := AwaitPods(raised); err != nil {
+		r.t.Fatal(err)
 	}
 	report, err := r.kernel.Apply(r.config)
 	if err != nil {

@@ -130,18 +130,40 @@ const (
 	activationPoll = 100 * time.Microsecond
 )
 
-// awaitUsable waits until the link has its queue, at most for activation. A link that has none by then will get it: the
-// first packets may be lost, and nothing else.
-func awaitUsable(h *netlink.Handle, name string) error {
-	for deadline := time.Now().Add(activation); ; time.Sleep(activationPoll) {
-		link, err := h.LinkByName(name)
-		if err != nil {
-			return fmt.Errorf("wait for %s: %w", name, err)
+// awaitUsable waits until so many links have their queues, at most for activation for all of them together. A link that has
+// none by then will get it: the first packets may be lost, and nothing else.
+func awaitUsable(links int, usable func(link int) (bool, error)) error {
+	deadline := time.Now().Add(activation)
+	var errs []error
+	for n := range links {
+		ok, err := usable(n)
+		for !ok && err == nil && time.Now().Before(deadline) {
+			time.Sleep(activationPoll)
+			ok, err = usable(n)
 		}
-		if link.Attrs().OperState == netlink.OperUp || time.Now().After(deadline) {
-			return nil
-		}
+		errs = append(errs, err)
 	}
+	return errors.Join(errs...)
+}
+
+func isUsable(h *netlink.Handle, name string) (bool, error) {
+	link, err := h.LinkByName(name)
+	if err != nil {
+		return false, fmt.Errorf("wait for %s: %w", name, err)
+	}
+	return link.Attrs().OperState == netlink.OperUp, nil
+}
+
+// AwaitPods waits a moment until the legs in the namespaces of pods can be sent by: those whose links ApplyPod has just set up.
+func AwaitPods(pods []*os.File) error {
+	return awaitUsable(len(pods), func(n int) (bool, error) {
+		h, err := handleAt(pods[n])
+		if err != nil {
+			return false, fmt.Errorf("netlink socket of a pod: %w", err)
+		}
+		defer h.Close()
+		return isUsable(h, nat.LegInterface)
+	})
 }
 
 // Holding is what a node holds already when an agent starts.

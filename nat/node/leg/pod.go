@@ -261,7 +261,8 @@ func (a podApplication) setLink() error {
 		return fmt.Errorf("set %s up: %w", nat.LegInterface, err)
 	}
 	a.report.changed("pod link %s", nat.LegInterface)
-	return awaitUsable(a.h, nat.LegInterface)
+	a.report.Raised = true
+	return nil
 }
 
 func (a podApplication) setNeighbour(n neighbour) error {
