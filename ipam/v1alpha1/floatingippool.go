@@ -132,9 +132,12 @@ type FloatingIPPoolSpec struct {
 	// +kubebuilder:validation:Minimum=0
 	PerNamespaceLimit int32 `json:"perNamespaceLimit,omitempty"`
 
-	// Quarantine is how long a released address rests before it is handed out again. Defaults to 5m.
+	// Quarantine is how long a released address rests before it is handed out again, as Go writes durations: 90s, 1h30m.
+	// Defaults to 5m.
 	//
 	// +optional
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:Pattern=`^(0|([0-9]+(\.[0-9]+)?(ns|us|ms|s|m|h))+)$`
 	Quarantine *metav1.Duration `json:"quarantine,omitempty"`
 
 	// Drain stops the pool from handing out addresses. Addresses that are held stay.

@@ -49,6 +49,12 @@ func poolShrunk(t *testing.T, w *world) {
 	for i := range 12 {
 		n.bound(n.create(fmt.Sprintf("vm-%02d", i), nil))
 	}
+	for _, wrong := range []string{"soon", "-5m", "5", "5 m"} { // the field's path comes from the CRD
+		wantRefusal(t, "quarantine "+wrong, n.setPool(n.ns, map[string]any{"quarantine": wrong}), "spec.quarantine")
+	}
+	if err := n.setPool(n.ns, map[string]any{"quarantine": "1h30m"}); err != nil {
+		t.Errorf("quarantine 1h30m: %v", err)
+	}
 	less := map[string]any{"addresses": []string{n.address(13) + "-" + n.address(30)}}
 	for what, err := range map[string]error{"shrink": n.setPool(n.ns, less), "delete": n.deletePool(n.ns)} {
 		wantRefusal(t, what, err, "12 addresses are held", n.address(1)+" (VM "+n.ns+"/vm-00)", n.address(10)+" (VM "+n.ns+"/vm-09)", "drain")
