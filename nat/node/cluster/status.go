@@ -21,8 +21,16 @@ import (
 	"floatip.io/floatip/nat/node"
 )
 
-// writeAgain is the pause after the API server refused, or did not answer.
-const writeAgain = time.Second
+const (
+	// writeAgain is the pause after the API server refused, or did not answer.
+	writeAgain = time.Second
+	// lookAgain is the pause after the store had not yet what was written last.
+	lookAgain = 100 * time.Millisecond
+)
+
+// errBehind says that the store has an older version of the object than the API server. The watch will bring the newer one,
+// but the latest report is not made again for it: what has changed in it since would stay unwritten.
+var errBehind = errors.New("the watch has not brought the object's newest version yet")
 
 // mailbox holds the latest report. A newer one replaces an older one: each says all.
 type mailbox struct {
@@ -59,7 +67,12 @@ func (c *Cluster) write(ctx context.Context) {
 		c.reports.mu.Lock()
 		r := c.reports.latest
 		c.reports.mu.Unlock()
-		if err := c.writeReport(ctx, *r, written, missing); err != nil && ctx.Err() == nil {
+		err := c.writeReport(ctx, *r, written, missing)
+		switch {
+		case err == nil || ctx.Err() != nil:
+		case err == errBehind:
+			again = time.After(lookAgain)
+		default:
 			c.log.Info("could not write all of the status, trying again", "reason", err)
 			again = time.After(writeAgain)
 		}
@@ -67,7 +80,8 @@ func (c *Cluster) write(ctx context.Context) {
 }
 
 // writeReport writes what differs from the objects in the store. written remembers which version of an object was
-// written over, so that the same is not tried again before the watch has brought the result.
+// written over, so that the same is not tried again before the watch has brought the result. The error is errBehind if
+// nothing but that is in the way.
 func (c *Cluster) writeReport(ctx context.Context, r node.Report, written map[string]string, gone missing) error {
 	var errs []error
 	for _, a := range slices.SortedFunc(keys(r.Statuses), netip.Addr.Compare) {
@@ -83,7 +97,12 @@ func (c *Cluster) writeReport(ctx context.Context, r node.Report, written map[st
 			return leftStatus(f, c.node, metav1.Now())
 		}))
 	}
-	return errors.Join(append(errs, c.writeNode(ctx, r, gone))...)
+	behind := slices.Contains(errs, errBehind)
+	errs = slices.DeleteFunc(errs, func(err error) bool { return err == errBehind })
+	if err := errors.Join(append(errs, c.writeNode(ctx, r, gone))...); err != nil || !behind {
+		return err
+	}
+	return errBehind
 }
 
 func keys[V any](m map[netip.Addr]V) func(func(netip.Addr) bool) {
@@ -104,8 +123,11 @@ func (c *Cluster) writeStatus(ctx context.Context, a netip.Addr, written map[str
 	}
 	f := o.(*v1alpha1.FloatingIP)
 	status := change(f)
-	if sameStatus(f.Status, status) || written[f.Name] == f.ResourceVersion {
+	if sameStatus(f.Status, status) {
 		return nil
+	}
+	if written[f.Name] == f.ResourceVersion {
+		return errBehind
 	}
 	patch, err := json.Marshal(statusPatch(f, status))
 	if err != nil {
@@ -120,8 +142,10 @@ func (c *Cluster) writeStatus(ctx context.Context, a netip.Addr, written map[str
 		err = json.Unmarshal(raw, &result)
 	}
 	switch {
-	case apierrors.IsConflict(err), apierrors.IsNotFound(err):
-		return nil // the watch brings the newer object, and with it another report
+	case apierrors.IsConflict(err):
+		return errBehind
+	case apierrors.IsNotFound(err):
+		return nil
 	case err != nil:
 		return fmt.Errorf("status of %s: %w", f.Name, err)
 	}
