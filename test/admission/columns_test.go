@@ -77,6 +77,8 @@ func columns(t *testing.T, w *world) {
 	if err := n.setPool(n.ns+"-both", map[string]any{"addresses": []string{n.address(110) + "-" + n.address(112), "2001:db8:c02::/64"}}); err != nil {
 		t.Fatal(err)
 	}
+	// A VM that is created before floatip has seen the second family gets an address of the first alone.
+	n.awaitRow(map[string]string{"USED": "0/3,0/2^64"}, "fippool", n.ns+"-both")
 	n.create("both", map[string]string{floatip.AnnotationPool: n.ns + "-both"})
 	n.addPool(n.ns+"-empty", n.address(100)+"-"+n.address(101))
 	if err := n.setPool(n.ns+"-empty", map[string]any{"drain": true}); err != nil {
