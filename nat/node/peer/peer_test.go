@@ -29,9 +29,9 @@ type node struct {
 	departure Departure
 	entries   []flows.Entry
 	arrived   int
-	unread    [][]byte // each is told once
-	unheard   bool     // it has not heard of the departure
-	asked     int      // how often it was asked meanwhile
+	unread    [][]byte      // each is told once
+	unheard   bool          // it has not heard of the departure
+	asked     chan struct{} // has an element when it was asked meanwhile
 	heard     chan struct{}
 }
 
@@ -45,7 +45,7 @@ func (n *node) hears() {
 
 func newNode(t *testing.T, key string) *node {
 	t.Helper()
-	n := &node{t: t, heard: make(chan struct{})}
+	n := &node{t: t, asked: make(chan struct{}, 1), heard: make(chan struct{})}
 	n.departure = Departure{
 		Key: key,
 		Flows: func() ([]flows.Entry, error) {
@@ -75,7 +75,10 @@ func newNode(t *testing.T, key string) *node {
 			case machine != "m" || pod != "p":
 				return Departure{}, Refused, nil
 			case n.unheard:
-				n.asked++
+				select {
+				case n.asked <- struct{}{}:
+				default:
+				}
 				return Departure{}, Unheard, n.heard
 			}
 			return n.departure, Leaving, nil
@@ -286,10 +289,12 @@ func TestUnheard(t *testing.T) {
 				_, err := target.Follow(t.Context(), arrived)
 				done <- err
 			}()
-			for asked := 0; asked == 0; time.Sleep(time.Millisecond) {
-				n.mu.Lock()
-				asked = n.asked
-				n.mu.Unlock()
+			select {
+			case <-n.asked:
+			case err := <-done:
+				t.Fatalf("the source was not asked: %v", err)
+			case <-time.After(patience):
+				t.Fatal("the source was not asked")
 			}
 			n.hears()
 			if !late {
