@@ -126,7 +126,8 @@ const (
 	// activation bounds the wait for a link to become usable: the kernel gives it its queue on a worker thread
 	// (net/core/link_watch.c), and drops what is sent before. It takes well under a millisecond on an idle machine.
 	activation = 250 * time.Millisecond
-	// activationPoll is the pause between two looks.
+	// activationPoll is the pause between two looks. The kernel would tell by RTM_NEWLINK, but only a socket that was opened
+	// before, one in the namespace of each pod: more to make and to close than the few looks that the wait takes.
 	activationPoll = 100 * time.Microsecond
 )
 
