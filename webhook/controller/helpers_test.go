@@ -177,6 +177,15 @@ func (w *world) create(objects ...client.Object) {
 	}
 }
 
+// deleted has a VM hold an address, and deletes it before anybody looks.
+func (w *world) deleted(name, uid string) {
+	w.t.Helper()
+	object := vm(name, uid, w.commit(name, uid))
+	w.create(object)
+	w.look()
+	w.remove(object)
+}
+
 func (w *world) remove(objects ...client.Object) {
 	w.t.Helper()
 	for _, o := range objects {

@@ -203,10 +203,7 @@ func (w *world) announced(node string) {
 func TestNameReuse(t *testing.T) {
 	w := newWorld(t)
 	w.start()
-	old := vm("a", "uid-old", w.commit("a", "uid-old"))
-	w.create(old)
-	w.look()
-	w.remove(old)
+	w.deleted("a", "uid-old")
 	w.create(vm("a", "uid-new", w.commit("a", "uid-new")))
 	w.look()
 	w.look() // the object of the old one is gone, that of the new one is there
@@ -453,10 +450,7 @@ func (withoutLists) List(context.Context, client.ObjectList, ...client.ListOptio
 func TestFailedListReleasesNothing(t *testing.T) {
 	w := newWorld(t)
 	w.start()
-	object := vm("a", "uid-a", w.commit("a", "uid-a"))
-	w.create(object)
-	w.look()
-	w.remove(object)
+	w.deleted("a", "uid-a")
 	for name, cluster := range map[string]Cluster{
 		"cache": {Cached: withoutLists{w.client}, Live: w.client}, "API server": {Cached: w.client, Live: withoutLists{w.client}},
 	} {
@@ -474,10 +468,7 @@ func TestFailedListReleasesNothing(t *testing.T) {
 func TestReleaseWithoutAnAnswer(t *testing.T) {
 	w := newWorld(t)
 	w.start()
-	object := vm("a", "uid-a", w.commit("a", "uid-a"))
-	w.create(object)
-	w.look()
-	w.remove(object)
+	w.deleted("a", "uid-a")
 	w.vms.Cluster.Live = unreachable{}
 	if _, err := w.vms.Reconcile(t.Context(), requestOf("a")); err == nil {
 		t.Error("no error, so nobody looks again")
