@@ -54,11 +54,13 @@ const (
 	ConditionDisputed = "Disputed"
 )
 
+// ReasonWaitsForNode of ConditionAllocated: the VM is gone, but a node has not said that it stopped to answer for the
+// address.
+const ReasonWaitsForNode = "WaitsForNode"
+
 // Reasons of ConditionCarried. All but the first go with False, and are undone by a restart of the VM once the cause is
-// gone.
+// gone; the message says where a migration does as well.
 const (
-	// ReasonWaitsForNode, of Allocated: the VM is gone, but a node has not said that it stopped to answer for the address.
-	ReasonWaitsForNode = "WaitsForNode"
 	// ReasonCarried: the instance was created with the address.
 	ReasonCarried = "Carried"
 	// ReasonUnsupportedBinding: the instance has no masquerade interface on the pod network, or one that cannot be

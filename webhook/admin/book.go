@@ -180,8 +180,8 @@ func (b Book) parties(address netip.Addr) []floatip.Owner {
 }
 
 // Release gives back all addresses of the VM that holds address, if neither it nor anything of it is left in the
-// cluster; or address alone, if the VM has another one instead. A node that has not said that it stopped to answer for them must be the one that the person has looked at,
-// stoppedOn.
+// cluster; or address alone, if the VM has another one instead. A node that has not said that it stopped to answer for
+// them must be the one that the person has looked at, stoppedOn.
 func (b Book) Release(ctx context.Context, address netip.Addr, stoppedOn, reason string) (Lines, error) {
 	if b.Cluster == nil {
 		return Lines{}, fmt.Errorf("release %s: %w: ask the running floatip-webhook, without --file", address, ErrCopy)

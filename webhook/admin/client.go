@@ -130,8 +130,8 @@ func (c *Client) explain(err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Errorf("no floatip-webhook listens on %s: if it has just started, try again in some seconds; else run the "+
-			"command in its container (kubectl -n floatip-system exec deploy/floatip-webhook -- /floatip-webhook ledger ...), or read a copied "+
-			"file with --file", c.socket)
+			"command in its container (kubectl -n floatip-system exec deploy/floatip-webhook -- /floatip-webhook ledger ...), "+
+			"or read a copied file with --file", c.socket)
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("%s is for the user of the floatip-webhook that made it: run the command as that user", c.socket)
 	}
