@@ -73,7 +73,7 @@ func New(config *rest.Config, nodeName string, wake func(), log *slog.Logger) (*
 		return nil, fmt.Errorf("client for metadata: %w", err)
 	}
 	c.watchAll()
-	c.others = newLookups(askMachine(c.kubevirt), wake)
+	c.others = newLookups(askMachine(c.kubevirt), beforePod, wake)
 	return c, nil
 }
 
@@ -252,7 +252,7 @@ func (c *Cluster) addPods(v *node.View) {
 		if _, here := v.Machines[uid]; here || uid == "" || pod.Final {
 			continue
 		}
-		wanted[wantedMachine{uid, pod.Namespace, pod.Machine.Name}] = true
+		wanted[wantedMachine{uid, pod.Namespace, pod.Machine.Name, pod.UID}] = true
 	}
 	for w, answer := range c.others.answers(wanted) {
 		switch {

@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"encoding/json"
+	"slices"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/client-go/rest"
@@ -11,8 +12,15 @@ import (
 	"floatip.io/floatip/nat/node"
 )
 
-// wantedMachine is a VirtualMachineInstance that runs on another node.
-type wantedMachine struct{ uid, namespace, name string }
+// wantedMachine is a VirtualMachineInstance that runs on another node, and the UID of the pod here that it is asked for.
+type wantedMachine struct{ uid, namespace, name, pod string }
+
+// beforePod reports whether KubeVirt said m before it had written down the pod that w asks for. It makes the pod that shall
+// receive a migration first, and lists it in the machine's status a moment later; often this node has heard of the pod by
+// then, and could not tell it from one that somebody else made.
+func beforePod(w wantedMachine, m node.Machine) bool {
+	return m.UID == w.uid && len(m.Pods) > 0 && !slices.Contains(m.Pods, w.pod)
+}
 
 func askMachine(client rest.Interface) func(context.Context, wantedMachine) (node.Machine, error) {
 	return func(ctx context.Context, w wantedMachine) (node.Machine, error) {
