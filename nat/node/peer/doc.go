@@ -9,7 +9,9 @@
 //	   | <- {"put":[…],"remove":[…]} ------------------------- |   all at first, then what has changed, twice a second
 //	   | -- {"arrived":true,"ago":…} ------------------------> |   the guest was heard
 //	   | <- {"frames":[…]} ----------------------------------- |   packets that it had no time to read
-//	   | <- {"put":[…],"last":true,"silence":"…"} ------------ |   what has changed since; and for how long it was silent
+//	   | <- {"put":[…],"last":true,"heard":"…"} -------------- |   what has changed since; and when it was last heard
+//
+// Each message of the source says when it was sent, so that the target knows what the time in the last one is by its own clock.
 //
 // A key lives as long as its agent and is in no file. What it proves is that the other end is the agent of the node on
 // whose Node object it stands, and that nobody between the two reads or changes a word. docs/decisions/moves.md says why it

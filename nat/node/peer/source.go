@@ -118,7 +118,7 @@ func (s *Source) serve(plain net.Conn) error {
 		return err
 	}
 	if a.Version != Version {
-		return l.send(update{Refused: fmt.Sprintf("version %d of the exchange, want %d", a.Version, Version)})
+		return l.tell(update{Refused: fmt.Sprintf("version %d of the exchange, want %d", a.Version, Version)})
 	}
 	arrived := make(chan arrival, 1)
 	go func() {
@@ -152,9 +152,9 @@ func (s *Source) follow(l *line, asked ask, key string, said <-chan arrival) err
 		var err error
 		switch {
 		case standing == Unheard && !told:
-			err = l.send(update{})
+			err = l.tell(update{})
 		case standing != Leaving || d.Key != key:
-			return l.send(update{Refused: "no such machine migrates from here to the node of this agent"})
+			return l.tell(update{Refused: "no such machine migrates from here to the node of this agent"})
 		case arrived != nil && told:
 			return s.finish(l, d, arrived.at, &sent)
 		default:
@@ -183,7 +183,7 @@ func (s *Source) follow(l *line, asked ask, key string, said <-chan arrival) err
 func (s *Source) tell(l *line, d Departure, sent *flows.Ledger) error {
 	entries, err := d.Flows()
 	if err != nil {
-		return errors.Join(err, l.send(update{Refused: "the tracked connections cannot be read"}))
+		return errors.Join(err, l.tell(update{Refused: "the tracked connections cannot be read"}))
 	}
 	return l.sendUpdate(sent.Update(entries, time.Now()), update{})
 }
@@ -197,11 +197,11 @@ func (s *Source) finish(l *line, d Departure, arrived time.Time, sent *flows.Led
 	last := update{Last: true}
 	if heard, known := d.Heard(); known {
 		silence := max(0, arrived.Sub(heard))
-		last.Silence = &silence
+		last.Heard, last.Silence = heard, &silence
 	}
 	entries, err := d.Flows()
 	if err != nil {
-		return errors.Join(err, l.send(last))
+		return errors.Join(err, l.tell(last))
 	}
 	// Some were on their way here when the LAN heard of the new node.
 	if err := l.sendFrames(d.Unread()); err != nil {

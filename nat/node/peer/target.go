@@ -67,11 +67,13 @@ func (t *Target) Follow(ctx context.Context, arrived <-chan struct{}) (Outcome, 
 }
 
 func (t *Target) receive(l *line) (Outcome, error) {
+	var clocks skew
 	for entries, frames := 0, 0; ; {
 		var u update
 		if err := l.receive(wait, &u); err != nil {
 			return Outcome{}, err
 		}
+		clocks.note(u.Sent, time.Now())
 		if u.Refused != "" {
 			return Outcome{}, fmt.Errorf("%w: %.200q", ErrRefused, u.Refused)
 		}
@@ -88,13 +90,19 @@ func (t *Target) receive(l *line) (Outcome, error) {
 			t.Give(u.Frames)
 		}
 		if u.Last {
-			var o Outcome
-			if u.Silence != nil {
-				o.Silence, o.Known = max(0, *u.Silence), true
-			}
-			return o, nil
+			return t.outcome(u, clocks), nil
 		}
 	}
+}
+
+func (t *Target) outcome(last update, clocks skew) Outcome {
+	switch {
+	case clocks.known && !last.Heard.IsZero():
+		return Outcome{Silence: clocks.silence(last.Heard, t.ArrivedAt()), Known: true}
+	case last.Silence != nil:
+		return Outcome{Silence: max(0, *last.Silence), Known: true}
+	}
+	return Outcome{}
 }
 
 func (t *Target) dial(ctx context.Context) (*line, error) {

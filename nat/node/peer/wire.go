@@ -33,8 +33,12 @@ type update struct {
 	flows.Changes
 	// Last: nothing follows.
 	Last bool `json:"last,omitempty"`
-	// Silence is the time between the last that the source heard of the guest and the arrival, in nanoseconds; with Last
-	// only, where it is known.
+	// Sent is when the source sent it, by its clock.
+	Sent time.Time `json:"sent,omitzero"`
+	// Heard is when the source last heard the guest, by its clock; with Last only, where it is known.
+	Heard time.Time `json:"heard,omitzero"`
+	// Silence is the time between that and the arrival as the source knows it, in nanoseconds: for a target that does not know
+	// Heard.
 	Silence *time.Duration `json:"silence,omitempty"`
 	// Frames are packets that the guest has not read, each as package unread has it; after the arrival only.
 	Frames [][]byte `json:"frames,omitempty"`
@@ -95,12 +99,18 @@ func (l *line) sendUpdate(c flows.Changes, u update) error {
 	for len(c.Put) > perLine || len(c.Remove) > perLine {
 		puts, removals := min(len(c.Put), perLine), min(len(c.Remove), perLine)
 		part := flows.Changes{Put: c.Put[:puts], Remove: c.Remove[:removals]}
-		if err := l.send(update{Changes: part}); err != nil {
+		if err := l.tell(update{Changes: part}); err != nil {
 			return err
 		}
 		c = flows.Changes{Put: c.Put[puts:], Remove: slices.Clone(c.Remove[removals:])}
 	}
 	u.Changes = c
+	return l.tell(u)
+}
+
+// tell sends what a source says.
+func (l *line) tell(u update) error {
+	u.Sent = time.Now()
 	return l.send(u)
 }
 
@@ -112,7 +122,7 @@ func (l *line) sendFrames(frames [][]byte) error {
 			bytes += len(frames[n])
 			n++
 		}
-		if err := l.send(update{Frames: frames[:n]}); err != nil {
+		if err := l.tell(update{Frames: frames[:n]}); err != nil {
 			return err
 		}
 		frames = frames[n:]
