@@ -283,6 +283,37 @@ func TestWebhookDeployment(t *testing.T) {
 	}
 }
 
+// The agent works on the node's network, with the capabilities that this takes, and with nothing else of the node: not its
+// processes, no file system to write to, no program but its own.
+func TestAgentDaemonSet(t *testing.T) {
+	pod := object[appsv1.DaemonSet](t, ".", "DaemonSet", "floatip-agent").Spec.Template.Spec
+	if !pod.HostNetwork || pod.HostPID || pod.HostIPC || len(pod.InitContainers) > 0 || len(pod.Containers) != 1 {
+		t.Errorf("host network %t, PID %t, IPC %t, with %d init containers and %d containers; want the network alone, for one",
+			pod.HostNetwork, pod.HostPID, pod.HostIPC, len(pod.InitContainers), len(pod.Containers))
+	}
+	c := pod.Containers[0]
+	security := c.SecurityContext
+	added := []corev1.Capability{"NET_ADMIN", "NET_RAW", "SYS_ADMIN", "DAC_READ_SEARCH"}
+	if security.Privileged != nil && *security.Privileged || *security.AllowPrivilegeEscalation || !*security.ReadOnlyRootFilesystem ||
+		!slices.Equal(security.Capabilities.Drop, []corev1.Capability{"ALL"}) || !slices.Equal(security.Capabilities.Add, added) ||
+		security.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault {
+		t.Errorf("more rights than needed: %+v", security)
+	}
+	for _, m := range c.VolumeMounts {
+		if !m.ReadOnly {
+			t.Errorf("the agent may write to %s of the node", m.MountPath)
+		}
+	}
+	raw, err := os.ReadFile("Dockerfile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, stage, _ := strings.Cut(string(raw), "FROM scratch AS floatip-agent\n")
+	if copied := strings.Count(stage, "COPY "); copied != 1 || !strings.HasPrefix(stage, "COPY floatip-agent /floatip-agent\n") {
+		t.Errorf("the agent's image is made by\n%s, want nothing in it but the binary", stage)
+	}
+}
+
 // A node whose kubelet keeps its pods elsewhere needs one line changed: the path of the volume. The agent finds the
 // sidecars below its own mount of it.
 func TestKubeletDirectory(t *testing.T) {

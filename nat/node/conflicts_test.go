@@ -70,6 +70,7 @@ func TestAddressTaken(t *testing.T) {
 	b.publish()
 	both := func(r Report) bool { return b.taken(fifty)(r) && b.taken(fifty6)(r) }
 	b.awaitReport("conflict", func(r Report) bool { return both(r) && ready("192.168.100.51")(r) })
+	b.tells(`floatip_agent_conflicts{state="taken"} 2`)
 	b.answers("vm2", "192.168.100.51")
 
 	heard := b.hearUDP("192.168.100.200:9", "[2001:db8:100::200]:9")
@@ -105,6 +106,17 @@ func TestAddressTaken(t *testing.T) {
 	b.world.Host.Remove("eth0", "192.168.100.50/24")
 	b.awaitReport("the conflict is over", ready("192.168.100.50"))
 	b.answers("vm1", "192.168.100.50")
+	b.tells(`floatip_agent_conflicts{state="taken"} 0`)
+}
+
+// tells waits until the agent's metrics have the line.
+func (b *bench) tells(line string) {
+	b.t.Helper()
+	b.await("the line "+line+" of the metrics", func() bool {
+		var out strings.Builder
+		b.agent.WriteMetrics(&out)
+		return strings.Contains(out.String(), "\n"+line+"\n")
+	})
 }
 
 // hearUDP returns from whom packets come to addresses of the LAN host.
@@ -193,6 +205,8 @@ func TestContested(t *testing.T) {
 	if s := r.Statuses[fifty]; !strings.Contains(s.ConflictFree.Message, mac+" on red0") || !s.Ready().True {
 		t.Errorf("status is %+v, want Ready and the foreign address %s on red0", s, mac)
 	}
+	b.tells(`floatip_agent_conflicts{state="contested"} 1`)
+	b.tells(`floatip_agent_defences_total{interface="red0",family="IPv4"} 1`)
 	stream.pass(5)
 	if !stream.send(patience) {
 		t.Error("the connection broke")

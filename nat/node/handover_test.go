@@ -54,7 +54,7 @@ func testHandOver(t *testing.T, r *road) {
 			startPush(t, host, r.source.Guest, netip.MustParseAddrPort("["+nodetest.Beyond6+"]:84")),
 		)
 	}
-	for range 3 {
+	for n := range 3 {
 		r.begin()
 		r.target.Sysctl("netfilter/nf_conntrack_tcp_loose=0")
 		r.to.await("the connections in the target's pod", func() bool {
@@ -74,6 +74,8 @@ func testHandOver(t *testing.T, r *road) {
 		if m.Flows != len(streams) || m.Trigger != FirstFrame || m.From != r.from.name || *m.Stall > patience {
 			t.Errorf("the move is %+v, want %d connections from %s", m, len(streams), r.from.name)
 		}
+		r.to.tells(fmt.Sprintf("floatip_moves_total{trigger=\"FirstFrame\"} %d", n/2+1)) // each node receives every other time
+		r.to.tells(fmt.Sprintf("floatip_move_stall_seconds_count %d", n/2+1))
 		r.finish()
 		for _, s := range streams {
 			s.proceeds(10)

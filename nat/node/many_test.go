@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -12,7 +13,8 @@ import (
 
 // TestManyAtOnce: 250 VMs start on a node at the same moment, three of them with a guest. Each address is tested,
 // announced and answered for, and led to the leg of its own pod; the guests answer. Somebody flushes nftables and the
-// routes: all of it comes back. Then all VMs end at once, and nothing of theirs is left.
+// rules: all of it comes back. Then all VMs but one end at once, for which there are as many rules as for all, and then that one,
+// and nothing of theirs is left.
 func TestManyAtOnce(t *testing.T) {
 	b := newBench(t)
 	b.wide()
@@ -69,11 +71,28 @@ func TestManyAtOnce(t *testing.T) {
 	}
 	check("after the repair")
 
-	b.view.Pods = slices.Clone(b.view.Pods)
-	for i := range b.view.Pods {
-		b.view.Pods[i].Final = true
+	rules := func() (count int) {
+		for _, line := range inventory(t, b.node.Namespace) {
+			if strings.Contains(line, "ip rule: ") || strings.Contains(line, "ip -6 rule: ") {
+				count++
+			}
+		}
+		return count
 	}
-	b.publish()
+	ofMany := rules()
+	end := func(pods int) {
+		b.view.Pods = slices.Clone(b.view.Pods)
+		for i := range b.view.Pods[:pods] {
+			b.view.Pods[i].Final = true
+		}
+		b.publish()
+	}
+	end(len(addresses) - 1)
+	b.within(time.Minute, "all gone but one", func(r Report) bool { return len(r.Statuses) == 1 })
+	if ofOne := rules(); ofOne != ofMany {
+		t.Errorf("%d rules for one address and %d for %d, want the same number", ofOne, ofMany, len(addresses))
+	}
+	end(len(addresses))
 	b.within(time.Minute, "all gone", func(r Report) bool { return len(r.Statuses) == 0 })
 	if diff := cmp.Diff(empty, inventory(t, b.node.Namespace)); diff != "" {
 		t.Errorf("left on the node (-before +after):\n%s", diff)

@@ -43,6 +43,7 @@ func TestStatus(t *testing.T) {
 		}
 		return len(s.Addresses) == 2 && s.Addresses[0].In.Packets == 7
 	})
+	b.tells(`floatip_address_packets_total{address="192.168.100.50",pod="prod/virt-launcher-vm1",direction="in"} 7`)
 	good, taken := s.Addresses[0], s.Addresses[1]
 	if good.Address != fifty || good.Namespace != "prod" || good.VM != "vm1" || good.Pod != "virt-launcher-vm1" ||
 		good.Interface != "red0" || good.Reason != "Ready" || good.Announced.IsZero() || good.Conflict != "" || good.Mode != Active {

@@ -38,6 +38,7 @@ func connections() []Entry {
 		{
 			Protocol: unix.IPPROTO_TCP, Original: tuple("10.0.2.2:40000", "203.0.113.9:443"),
 			Reply: tuple("203.0.113.9:443", "192.168.100.50:40000"), Timeout: 400000, Status: seenReply | assured, Mark: 5, TCP: established,
+			Labels: []byte{0x02, 15: 0x80},
 		},
 		{ // its port was taken
 			Protocol: unix.IPPROTO_TCP, Original: tuple("10.0.2.2:40001", "203.0.113.9:443"),
@@ -69,6 +70,9 @@ func connections() []Entry {
 func TestCopy(t *testing.T) {
 	p := nodetest.NewWorld(t).AddNode("10").AddPod("1", "100.0.0.1")
 	nodetest.Translate(t, p, floating, floating6)
+	// The kernel keeps labels where a rule sets one (net/netfilter/nf_conntrack_labels.c).
+	p.Run("nft add table ip labels", "nft add chain ip labels out { type filter hook output priority 0 ; }",
+		"nft add rule ip labels out ct label set 1")
 	table, err := Open(p.File)
 	if err != nil {
 		t.Fatal(err)
