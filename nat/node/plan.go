@@ -9,7 +9,6 @@ import (
 	"slices"
 
 	"floatip.io/floatip"
-	"floatip.io/floatip/nat"
 	"floatip.io/floatip/nat/handover"
 	"floatip.io/floatip/nat/node/announce"
 	"floatip.io/floatip/nat/node/leg"
@@ -166,9 +165,7 @@ func (a *Agent) plugPod(pp *podPlan, ns *os.File) error {
 	}
 	if made {
 		a.Log.Info("plugged a leg", "pod", pp.grant.Pod.Namespace+"/"+pp.grant.Pod.Name, "link", leg.PortName(uid))
-		// A guest that came before the leg may have been translated to the pod's address, and would be for as long as it
-		// repeats itself.
-		if _, err := nat.ForgetFlows(nat.Config{NetNS: int(ns.Fd())}, nat.Stale(nil, pp.grant.NAT)); err != nil {
+		if err := pp.session.forgetEarly(ns, pp.grant.NAT); err != nil {
 			return err
 		}
 	}

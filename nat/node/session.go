@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"floatip.io/floatip"
+	"floatip.io/floatip/nat"
 	"floatip.io/floatip/nat/handover"
 	"floatip.io/floatip/nat/node/leg"
 	"floatip.io/floatip/nat/node/unread"
@@ -46,6 +47,7 @@ type session struct {
 	done    chan struct{}
 	journey journey
 	last    lastGrant // of the rounds alone
+	tasks   sync.WaitGroup
 
 	mu    sync.Mutex // guards what follows
 	netns *os.File   // nil until the sidecar was reached for the first time
@@ -170,12 +172,30 @@ func (s *session) lost(err error) {
 	}
 }
 
+// forgetEarly has the pod's kernel forget what a guest sent that came before its leg: it was translated to the pod's address,
+// and would be for as long as the guest repeats itself. That takes a look at the node's whole hash table, 17 ms with 262144
+// buckets, which nobody has to wait for: what is new by then is not among it.
+func (s *session) forgetEarly(ns *os.File, description floatip.PodNAT) error {
+	own, err := duplicate(ns)
+	if err != nil {
+		return err
+	}
+	s.tasks.Go(func() {
+		defer own.Close()
+		if _, err := nat.ForgetFlows(nat.Config{NetNS: int(own.Fd())}, nat.Stale(nil, description)); err != nil {
+			s.log.Warn("flows from before the leg are still tracked", "reason", err)
+		}
+	})
+	return nil
+}
+
 // close ends the session and gives its namespace back.
 func (s *session) close() {
 	s.cancel()
 	if s.done != nil {
 		<-s.done
 	}
+	s.tasks.Wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.netns != nil {
