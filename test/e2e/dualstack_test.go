@@ -49,14 +49,9 @@ type dual struct {
 // seen under them there, and under the pod's addresses in the cluster. Then the guest reboots by itself: nothing is
 // plugged anew, nothing is said about its addresses, and they answer again.
 func dualStack(t *testing.T, s *story.Story) {
-	six := addPool(t, s, "provider6", "2001:db8:100::50-2001:db8:100::5f")
-	patch := []byte(`{"spec":{"networks":["2001:db8:100::/64"],"gateways":["2001:db8:100::1"]}}`)
-	if err := s.Client.Patch(bounded(t), six, client.RawPatch(types.MergePatchType, patch)); err != nil {
+	if err := s.AddPool6(bounded(t)); err != nil {
 		t.Fatal(err)
 	}
-	awaitPool(t, s, six.Name, func(p v1alpha1.FloatingIPPoolStatus) bool {
-		return p.ObservedGeneration == six.Generation && meta.IsStatusConditionTrue(p.Conditions, "Ready")
-	})
 	d := &dual{Story: s, t: t, ctx: bounded(t), name: "dual"}
 	d.start()
 	d.reached()
@@ -66,7 +61,7 @@ func dualStack(t *testing.T, s *story.Story) {
 
 func (d *dual) start() {
 	d.t.Helper()
-	vm, err := createVM(d.ctx, d.Story, story.Namespace, d.name, fromPool("provider,provider6"))
+	vm, err := createVM(d.ctx, d.Story, story.Namespace, d.name, fromPool(story.Pool+","+story.Pool6))
 	if err != nil {
 		d.t.Fatal(err)
 	}

@@ -29,7 +29,7 @@ func TestFloatip(t *testing.T) {
 		{"NetworkPolicies hold on the floating address of a running VM", policiesOfARunningVM},
 		{"allow list and pool narrow it down", allowLists},
 		{"the webhook changes the firewall of launchers, and nothing else of pods", webhookMayOnly},
-		{"a closed namespace is closed from the first packet", closedFromTheStart},
+		{"an evicted VM starts on another node, in a closed namespace closed from the first packet", evictedFromAClosedNamespace},
 		{"of two who request one address at the same time, one gets it", concurrentRequests},
 		{"a webhook killed between two creates loses nothing and doubles nothing", killedWebhook},
 		{"without the webhook, others than VMs that ask are not affected", webhookDown},

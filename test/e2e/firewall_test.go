@@ -9,7 +9,9 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -273,27 +275,17 @@ func allowLists(t *testing.T, s *story.Story) {
 	g.admits("the policy with an unknown port removed", true, true)
 }
 
-// closedFromTheStart: a namespace that denies by default has no moment in which a VM that starts can be reached.
-func closedFromTheStart(t *testing.T, s *story.Story) {
+// evictedFromAClosedNamespace: a VM without an eviction strategy starts anew on another node when its own is drained, and its
+// address follows. A namespace that denies by default has no moment in which a VM that starts can be reached.
+func evictedFromAClosedNamespace(t *testing.T, s *story.Story) {
 	ctx := bounded(t)
-	if err := stop(ctx, s); err != nil {
-		t.Fatal(err)
-	}
-	deny := &networkingv1.NetworkPolicy{
-		ObjectMeta: metav1.ObjectMeta{Namespace: story.Namespace, Name: "deny"}, Spec: denyIngress,
-	}
-	if err := s.Client.Create(ctx, deny); err != nil {
-		t.Fatal(err)
-	}
+	before := newGate(t, s)
+	deny := before.policy("deny", denyIngress)
+	before.admits("default deny while the VM runs", false, false)
 	knocking, enough := context.WithCancel(ctx)
 	answered := make(chan string, 1)
 	go func() { answered <- knock(knocking, s.Rig.LAN.ProviderHost.Namespace) }()
-	if err := s.Rig.KubeVirt.Start(ctx, story.Namespace, story.VMName); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := s.WaitReady(ctx, story.Floating); err != nil {
-		t.Fatal(err)
-	}
+	drainLauncher(t, s)
 	g := newGate(t, s)
 	err := process.Wait(g.ctx, nil, "the guest's server", func(ctx context.Context) error {
 		_, err := story.Banner(ctx, g.inside, g.peer)
@@ -309,6 +301,35 @@ func closedFromTheStart(t *testing.T, s *story.Story) {
 	}
 	g.remove(deny)
 	g.admits("the policy removed", true, true)
+}
+
+// drainLauncher does to the VM's node and pod what kubectl drain does, and waits until the VM is ready on another node.
+func drainLauncher(t *testing.T, s *story.Story) {
+	t.Helper()
+	ctx, pod := bounded(t), launcherPod(t, s)
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: pod.Spec.NodeName}}
+	cordon := func(ctx context.Context, on bool) {
+		t.Helper()
+		patch := fmt.Appendf(nil, `{"spec":{"unschedulable":%t}}`, on)
+		if err := s.Client.Patch(ctx, node, client.RawPatch(types.MergePatchType, patch)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cordon(ctx, true)
+	defer cordon(context.WithoutCancel(ctx), false)
+	if err := s.Client.SubResource("eviction").Create(ctx, pod, &policyv1.Eviction{}); err != nil {
+		t.Fatalf("evict %s: %v", pod.Name, err)
+	}
+	err := process.Wait(ctx, nil, "the VM on another node", func(ctx context.Context) error {
+		fip, err := s.FloatingIP(ctx, story.Floating)
+		if err == nil && (fip.Status.Phase != v1alpha1.PhaseReady || fip.Status.Node == node.Name || fip.Status.Pod == pod.Name) {
+			err = fmt.Errorf("%s is %s on %q in pod %q", story.Floating, fip.Status.Phase, fip.Status.Node, fip.Status.Pod)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // knock sends echo requests until one is answered, and returns the answer, or nothing once ctx is done.

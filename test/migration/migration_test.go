@@ -26,11 +26,12 @@ import (
 // within bounds each wait. A guest boots in some ten seconds on a busy machine, and migrates in a few.
 const within = 2 * time.Minute
 
-// few is how many migrations a test run makes: there, back, and there again. FLOATIP_MIGRATIONS says another number.
+// few is how many migrations a test run makes: there, back, and there again, each in another way (wayOf).
+// FLOATIP_MIGRATIONS says another number.
 const few = 3
 
 // TestMigrations lets a real guest migrate between two nodes, to and fro, as KubeVirt's controllers have it done, while
-// connections of every kind go through its floating address.
+// connections of every kind go through its floating addresses, one of each family.
 func TestMigrations(t *testing.T) {
 	count := few
 	if text := os.Getenv("FLOATIP_MIGRATIONS"); text != "" {
@@ -44,10 +45,13 @@ func TestMigrations(t *testing.T) {
 	defer cancel()
 	traffic := begin(ctx, t, s)
 	for n := range count {
-		migrate(ctx, t, s, traffic, n+1)
+		migrate(ctx, t, s, traffic, wayOf(n+1, count))
 	}
 	withoutLabel(ctx, t, s)
 }
+
+// floating are the VM's addresses.
+var floating = []netip.Addr{story.Floating, story.Floating6}
 
 // start starts a rig of two nodes with floatip, a pool and the VM of the mission.
 func start(t *testing.T) *story.Story {
@@ -84,7 +88,7 @@ func start(t *testing.T) *story.Story {
 	})
 	s, err := story.New(r, root, progress)
 	if err == nil {
-		err = errors.Join(s.Install(ctx), s.AddPool(ctx), s.AddNamespace(ctx, story.Namespace, true))
+		err = errors.Join(s.Install(ctx), s.AddPool(ctx), s.AddPool6(ctx), s.AddNamespace(ctx, story.Namespace, true))
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -96,15 +100,19 @@ func start(t *testing.T) *story.Story {
 	// Nobody may open a connection to the guest but for echo: what goes on elsewhere is known to the pod's kernel, or lost.
 	manifest = story.WithAnnotations(manifest, story.VMName, map[string]string{
 		floatip.AnnotationAllow: fmt.Sprintf("tcp/%d, udp/%d, tcp/22", echoPort, echoPort),
+		floatip.AnnotationPool:  story.Pool + "," + story.Pool6,
 	})
+	manifest = migratesWhenEvicted(manifest)
 	if out, err := s.Kubectl(ctx, manifest, "-n", story.Namespace, "apply", "-f", "-"); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	if err := r.KubeVirt.Start(ctx, story.Namespace, story.VMName); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.WaitReady(ctx, story.Floating); err != nil {
-		t.Fatal(err)
+	for _, a := range floating {
+		if _, err := s.WaitReady(ctx, a); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return s
 }
@@ -132,8 +140,10 @@ func begin(ctx context.Context, t *testing.T, s *story.Story) traffic {
 	if err := serveEcho(ctx, g); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := story.WaitBanner(ctx, s.Rig.LAN.ProviderHost.Namespace, netip.AddrPortFrom(story.Floating, 22)); err != nil {
-		t.Fatal(err)
+	for _, a := range floating {
+		if _, _, err := story.WaitBanner(ctx, s.Rig.LAN.ProviderHost.Namespace, netip.AddrPortFrom(a, 22)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	var all traffic
 	add := func(one *track, err error) {
@@ -149,8 +159,11 @@ func begin(ctx context.Context, t *testing.T, s *story.Story) traffic {
 	}
 	add(inbound(ctx, provider.Namespace, story.Floating))
 	add(inbound(ctx, outside.Namespace, story.Floating))
-	add(outbound(ctx, g, outside.Namespace, outside.Address))
-	add(download(ctx, g, outside.Namespace, outside.Address))
+	add(inbound(ctx, outside.Namespace, story.Floating6))
+	for _, a := range []netip.Addr{outside.Address, outside.Address6} {
+		add(outbound(ctx, g, outside.Namespace, a))
+		add(download(ctx, g, outside.Namespace, a))
+	}
 	if all.datagrams, err = startDatagrams(ctx, provider.Namespace, story.Floating); err != nil {
 		t.Fatal(err)
 	}
@@ -184,18 +197,14 @@ func (a traffic) await(ctx context.Context, t *testing.T, marks []int) {
 	}
 }
 
-// migrate moves the guest to the other node, and tells how it was.
-func migrate(ctx context.Context, t *testing.T, s *story.Story, all traffic, n int) {
+// migrate moves the guest to the other node in some way, and tells how it was.
+func migrate(ctx context.Context, t *testing.T, s *story.Story, all traffic, w way) {
 	t.Helper()
 	from := machine(ctx, t, s)
 	lost := all.datagrams.lost()
 	all.marks()
 	begun := time.Now()
-	if n == 1 {
-		askWithoutWebhook(ctx, t, s, all, from)
-	} else if err := s.Rig.KubeVirt.Migrate(ctx, story.Namespace, story.VMName); err != nil {
-		t.Fatal(err)
-	}
+	w.ask(ctx, t, s, all, from)
 	arrived(ctx, t, s, from, len(all.tracks))
 	marks := make([]int, len(all.tracks))
 	var silences string
@@ -223,8 +232,11 @@ func migrate(ctx context.Context, t *testing.T, s *story.Story, all traffic, n i
 			t.Errorf("the FloatingIP says that the guest stood still for %s, longer than the whole migration", said)
 		}
 	}
-	t.Logf("migration %d, %s to %s in %s: by qemu the guest stood still for %d ms, by floatip for %s (%s, %d connections); "+
-		"longest silences%s; UDP packets lost: %d", n, move.From, move.To, time.Since(begun).Round(time.Millisecond),
+	if w.check != nil {
+		w.check(ctx, t, s)
+	}
+	t.Logf("migration %s, %s to %s in %s: by qemu the guest stood still for %d ms, by floatip for %s (%s, %d connections); "+
+		"longest silences%s; UDP packets lost: %d", w.name, move.From, move.To, time.Since(begun).Round(time.Millisecond),
 		pause(ctx, t, s, from, move.To).Milliseconds(), stall, move.Trigger, move.Connections, silences, all.datagrams.lost()-lost)
 }
 
@@ -237,8 +249,8 @@ func machine(ctx context.Context, t *testing.T, s *story.Story) *kubevirtv1.Virt
 	return vmi
 }
 
-// arrived waits until KubeVirt has finished, and the FloatingIP is Ready on the other node, with so many connections at least
-// that the old one has handed over.
+// arrived waits until KubeVirt has finished, and both FloatingIPs are Ready on the other node, with so many connections at
+// least that the old one has handed over.
 func arrived(ctx context.Context, t *testing.T, s *story.Story, from *kubevirtv1.VirtualMachineInstance, connections int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(ctx, within)
@@ -252,16 +264,18 @@ func arrived(ctx context.Context, t *testing.T, s *story.Story, from *kubevirtv1
 		if vmi.Status.NodeName == from.Status.NodeName || state == nil || !state.Completed {
 			return fmt.Errorf("the instance is on %s: %+v", vmi.Status.NodeName, state)
 		}
-		fip, err := s.FloatingIP(ctx, story.Floating)
-		if err != nil {
-			return err
-		}
-		if fip.Status.Node != vmi.Status.NodeName || fip.Status.Phase != v1alpha1.PhaseReady || fip.Status.Pod != state.TargetPod {
-			return fmt.Errorf("the FloatingIP is %s on %s, pod %s", fip.Status.Phase, fip.Status.Node, fip.Status.Pod)
-		}
-		// The old node's word comes a moment after the rest.
-		if m := fip.Status.LastMove; m == nil || m.To != vmi.Status.NodeName || int(m.Connections) < connections {
-			return fmt.Errorf("the FloatingIP tells of the move %+v", fip.Status.LastMove)
+		for _, a := range floating {
+			fip, err := s.FloatingIP(ctx, a)
+			if err != nil {
+				return err
+			}
+			if fip.Status.Node != vmi.Status.NodeName || fip.Status.Phase != v1alpha1.PhaseReady || fip.Status.Pod != state.TargetPod {
+				return fmt.Errorf("%s is %s on %s, pod %s", a, fip.Status.Phase, fip.Status.Node, fip.Status.Pod)
+			}
+			// The old node's word comes a moment after the rest.
+			if m := fip.Status.LastMove; m == nil || m.To != vmi.Status.NodeName || int(m.Connections) < connections {
+				return fmt.Errorf("%s tells of the move %+v", a, fip.Status.LastMove)
+			}
 		}
 		return nil
 	})

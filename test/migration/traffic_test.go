@@ -86,13 +86,20 @@ func (t *track) proceeds(since, more int) error {
 	return nil
 }
 
+func family(a netip.Addr) string {
+	if a.Is4() {
+		return "IPv4"
+	}
+	return "IPv6"
+}
+
 // inbound opens a TCP connection to the guest and keeps numbered messages going to and fro.
 func inbound(ctx context.Context, from string, to netip.Addr) (*track, error) {
 	conn, err := process.Dialer(from)(ctx, "tcp", netip.AddrPortFrom(to, echoPort).String())
 	if err != nil {
 		return nil, err
 	}
-	return pingPong(ctx, "TCP, inbound", conn), nil
+	return pingPong(ctx, "TCP, inbound, "+family(to), conn), nil
 }
 
 // outbound has the guest open a TCP connection to a host, and keeps numbered messages going to and fro.
@@ -101,7 +108,7 @@ func outbound(ctx context.Context, g *guest.Channel, host string, at netip.Addr)
 	if err != nil {
 		return nil, err
 	}
-	return pingPong(ctx, "TCP, outbound", conn), nil
+	return pingPong(ctx, "TCP, outbound, "+family(at), conn), nil
 }
 
 // called lets the guest call a host by a command that gets its address and port.
@@ -159,7 +166,7 @@ func download(ctx context.Context, g *guest.Channel, host string, at netip.Addr)
 	if err != nil {
 		return nil, err
 	}
-	t := &track{name: "TCP, download", last: time.Now()}
+	t := &track{name: "TCP, download, " + family(at), last: time.Now()}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	raw, err := conn.(*net.TCPConn).SyscallConn()
 	if err != nil {

@@ -23,6 +23,7 @@ import (
 	"floatip.io/floatip"
 	"floatip.io/floatip/ipam/v1alpha1"
 	"floatip.io/floatip/test/rig"
+	"floatip.io/floatip/test/rig/lan"
 	"floatip.io/floatip/test/rig/process"
 )
 
@@ -126,9 +127,32 @@ func (s *Story) AddPool(ctx context.Context) error {
 	if _, err := s.Kubectl(ctx, string(raw), "apply", "-f", "-"); err != nil {
 		return err
 	}
-	return process.Wait(ctx, s.progress, "pool "+Pool, func(ctx context.Context) error {
+	return s.waitPool(ctx, Pool)
+}
+
+// Pool6 is one of IPv6 addresses on the same network, from which nobody gets one who does not ask for it. Floating6 is the
+// first of them.
+const Pool6 = "provider6"
+
+var Floating6 = netip.MustParseAddr("2001:db8:100::50")
+
+// AddPool6 makes the pool provider6, 2001:db8:100::50 to ::5f, and waits until it can be used.
+func (s *Story) AddPool6(ctx context.Context) error {
+	no := false
+	pool := &v1alpha1.FloatingIPPool{ObjectMeta: metav1.ObjectMeta{Name: Pool6}, Spec: v1alpha1.FloatingIPPoolSpec{
+		Addresses: []string{Floating6.String() + "-2001:db8:100::5f"}, Networks: []string{lan.Provider6.String()},
+		Gateways: []string{"2001:db8:100::1"}, AutoAssign: &no,
+	}}
+	if err := s.Client.Create(ctx, pool); err != nil {
+		return err
+	}
+	return s.waitPool(ctx, Pool6)
+}
+
+func (s *Story) waitPool(ctx context.Context, name string) error {
+	return process.Wait(ctx, s.progress, "pool "+name, func(ctx context.Context) error {
 		var pool v1alpha1.FloatingIPPool
-		if err := s.get(ctx, "", Pool, &pool); err != nil {
+		if err := s.get(ctx, "", name, &pool); err != nil {
 			return err
 		}
 		for _, c := range pool.Status.Conditions {

@@ -279,8 +279,7 @@ func searchDomains(namespace string) []string {
 // shutdown presses the power button and comes back.
 func (h *Handler) shutdown(ctx context.Context, vmi *v1.VirtualMachineInstance, m *machine) error {
 	_, domain, _ := h.machines.get(vmi.UID)
-	first := domain.Spec.Metadata.KubeVirt.GracePeriod == nil
-	if first {
+	if grace := domain.Spec.Metadata.KubeVirt.GracePeriod; grace == nil || grace.DeletionTimestamp == nil {
 		h.recorder.Event(vmi, corev1.EventTypeNormal, v1.ShuttingDown.String(), "Signaled Graceful Shutdown")
 	}
 	h.queue.AddAfter(m.key(), min(shutdownRetry, graceLeft(vmi, domain, time.Now())))

@@ -43,7 +43,7 @@ func (h *Handler) migrate(ctx context.Context, vmi *v1.VirtualMachineInstance) e
 	case state.TargetNodeAddress == "" || begun != nil && begun.UID == state.MigrationUID:
 		return nil
 	}
-	to := launcher.MigrationTarget{Socket: state.TargetNodeAddress}
+	to := launcher.MigrationTarget{Socket: state.TargetNodeAddress, PostCopyAfter: launcher.PostCopyAfter(vmi)}
 	if c := state.MigrationConfiguration; c != nil && c.BandwidthPerMigration != nil {
 		to.Bandwidth = *c.BandwidthPerMigration
 	}

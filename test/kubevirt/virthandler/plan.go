@@ -37,7 +37,7 @@ func plan(vmi *v1.VirtualMachineInstance, domain *api.Domain, node string, now t
 			return stepNone
 		}
 		return stepRemove
-	case vmi.DeletionTimestamp != nil && alive:
+	case (vmi.DeletionTimestamp != nil || podEnds(domain) && vmi.IsRunning()) && alive:
 		if graceLeft(vmi, domain, now) <= 0 {
 			return stepDestroy
 		}
@@ -56,6 +56,15 @@ func end(domain *api.Domain, alive bool) step {
 		return stepDestroy
 	}
 	return stepRemove
+}
+
+// podEnds says that the pod was told to end, and the guest shall be shut down (vm.go, hasGracefulShutdownTrigger).
+func podEnds(domain *api.Domain) bool {
+	if domain == nil {
+		return false
+	}
+	grace := domain.Spec.Metadata.KubeVirt.GracePeriod
+	return grace != nil && grace.MarkedForGracefulShutdown != nil && *grace.MarkedForGracefulShutdown
 }
 
 // migrated says that the machine has left for another node.

@@ -59,6 +59,13 @@ func askedToEnd(ago time.Duration) *api.Domain {
 	return d
 }
 
+// podTold is a running domain whose pod was told to end.
+func podTold() *api.Domain {
+	d, yes := domain(api.Running, api.ReasonUnknown), true
+	d.Spec.Metadata.KubeVirt.GracePeriod = &api.GracePeriodMetadata{MarkedForGracefulShutdown: &yes}
+	return d
+}
+
 func TestPlan(t *testing.T) {
 	running := domain(api.Running, api.ReasonUnknown)
 	off := domain(api.Shutoff, api.ReasonShutdown)
@@ -73,6 +80,7 @@ func TestPlan(t *testing.T) {
 		"the pod is not ready":                       {instance(v1.Scheduling), nil, stepNone},
 		"deleted before the start":                   {instance(v1.Scheduled, deleted), nil, stepNone},
 		"it runs":                                    {instance(v1.Running), running, stepNone},
+		"its pod is deleted while it runs":           {instance(v1.Running), podTold(), stepShutdown},
 		"deleted while it runs":                      {instance(v1.Running, deleted), running, stepShutdown},
 		"deleted, within the grace period":           {instance(v1.Running, deleted), askedToEnd(10 * time.Second), stepShutdown},
 		"deleted, the grace period is over":          {instance(v1.Running, deleted), askedToEnd(time.Hour), stepDestroy},

@@ -20,8 +20,8 @@
 //
 // The guest of a virt-launcher pod runs beside its compute container, started by the stand-in of virt-handler. While it
 // does, that stand-in keeps a file named GuestFile in the pod's emptyDir "sockets", where the real virt-launcher has its
-// command socket. `pause` in compute heeds it: on SIGTERM it stays until the file is gone, and when the file was there
-// and vanishes it ends, as virt-launcher ends with its guest.
+// command socket. `pause` in compute heeds it: on SIGTERM it makes ShutdownFile, so that the guest is shut down, and stays
+// until the guest's file is gone; when that was there and vanishes it ends, as virt-launcher ends with its guest.
 //
 // # Where things are
 //

@@ -26,6 +26,10 @@ import (
 // GuestFile is the file in the emptyDir "sockets" of a virt-launcher pod that exists as long as its guest runs.
 const GuestFile = "guest"
 
+// ShutdownFile is the file beside it that the compute container makes when it is told to end while its guest runs: the
+// stand-in of virt-launcher has the guest shut down then (test/kubevirt/virthandler/launcher, ShutdownSuffix).
+const ShutdownFile = GuestFile + ".shutdown"
+
 // Config is what a stand-in needs. All fields are required.
 type Config struct {
 	// Node is the name of the node, one of the LAN's.

@@ -27,6 +27,9 @@ type containerInput struct {
 // holdFlag tells the stand-in of compute where its guest's file is (see the package comment).
 const holdFlag = "--hold=/var/run/kubevirt/sockets/" + GuestFile
 
+// tellFlag tells it what to make when it is told to end.
+const tellFlag = "--tell=/var/run/kubevirt/sockets/" + ShutdownFile
+
 // ociSpec returns the configuration for runc.
 func ociSpec(in containerInput) (*specs.Spec, error) {
 	sc := securityOf(in.pod, in.container)
@@ -90,7 +93,7 @@ func standInArgs(in containerInput) []string {
 	case isPlainInit(in.pod, in.container.Name):
 		return append(args, "--once")
 	case in.container.Name == "compute" && mountsVolume(in.container, "sockets"):
-		return append(args, holdFlag)
+		return append(args, holdFlag, tellFlag)
 	}
 	if path, ok := containerDisk(in.container); ok {
 		return append(args, "--hold="+path+".sock")

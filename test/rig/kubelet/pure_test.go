@@ -92,7 +92,7 @@ func TestCommandLine(t *testing.T) {
 		{"a stand-in of an init container ends", standIn, corev1.Container{Name: "init"}, "/pause --once"},
 		{"a stand-in of a sidecar does not", standIn, corev1.Container{Name: "console"}, "/pause"},
 		{"compute heeds its guest", standIn, corev1.Container{Name: "compute", VolumeMounts: sockets},
-			"/pause --hold=/var/run/kubevirt/sockets/guest"},
+			"/pause --hold=/var/run/kubevirt/sockets/guest --tell=/var/run/kubevirt/sockets/guest.shutdown"},
 	} {
 		args := argsOf(containerInput{pod: pod, container: &c.c, image: c.image, env: env})
 		if got := strings.Join(args, " "); got != c.want {

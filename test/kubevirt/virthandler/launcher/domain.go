@@ -109,6 +109,9 @@ func (s *state) pauseReason() api.StateChangeReason {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if m := s.domain.Spec.Metadata.KubeVirt.Migration; m != nil && m.EndTimestamp == nil {
+		if m.Mode == v1.MigrationPostCopy {
+			return api.ReasonPausedPostcopy
+		}
 		return api.ReasonPausedMigration
 	}
 	return api.ReasonPausedUser
@@ -160,6 +163,8 @@ func (s *state) observeMigration(status string) {
 				metadata.Migration.StartTimestamp = &now
 				metadata.Migration.Mode = v1.MigrationPreCopy
 			}
+		case "postcopy-active":
+			metadata.Migration.Mode = v1.MigrationPostCopy
 		case "completed":
 			metadata.Migration.EndTimestamp = &now
 		case "failed", "cancelled":
@@ -186,13 +191,28 @@ func (s *state) beginMigration(uid types.UID) bool {
 	return begun
 }
 
+// markShutdown notes that the pod was told to end.
+func (s *state) markShutdown() {
+	s.update(func(domain *api.Domain) {
+		metadata, marked := &domain.Spec.Metadata.KubeVirt, true
+		if metadata.GracePeriod == nil {
+			metadata.GracePeriod = &api.GracePeriodMetadata{}
+		}
+		metadata.GracePeriod.MarkedForGracefulShutdown = &marked
+	})
+}
+
 // beginShutdown notes when the guest was first asked to end.
 func (s *state) beginShutdown(grace int64) {
 	s.update(func(domain *api.Domain) {
 		metadata := &domain.Spec.Metadata.KubeVirt
 		if metadata.GracePeriod == nil || metadata.GracePeriod.DeletionTimestamp == nil {
 			now := metav1.Now()
-			metadata.GracePeriod = &api.GracePeriodMetadata{DeletionGracePeriodSeconds: grace, DeletionTimestamp: &now}
+			begun := api.GracePeriodMetadata{DeletionGracePeriodSeconds: grace, DeletionTimestamp: &now}
+			if metadata.GracePeriod != nil {
+				begun.MarkedForGracefulShutdown = metadata.GracePeriod.MarkedForGracefulShutdown
+			}
+			metadata.GracePeriod = &begun
 		}
 	})
 }

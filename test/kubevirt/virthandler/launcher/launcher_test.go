@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -77,14 +78,15 @@ func TestObserve(t *testing.T) {
 		ended  bool
 		want   api.DomainStatus
 	}{
-		"made":               {nil, false, api.DomainStatus{Status: api.Paused, Reason: api.ReasonPausedStartingUp}},
-		"runs":               {[]event{{Name: "RESUME"}}, false, api.DomainStatus{Status: api.Running, Reason: api.ReasonUnknown}},
-		"paused":             {[]event{{Name: "STOP"}}, false, api.DomainStatus{Status: api.Paused, Reason: api.ReasonPausedUser}},
-		"paused to migrate":  {[]event{migration("active"), {Name: "STOP"}}, false, api.DomainStatus{Status: api.Paused, Reason: api.ReasonPausedMigration}},
-		"guest powered off":  {[]event{shutdown("guest-shutdown")}, true, api.DomainStatus{Status: api.Shutoff, Reason: api.ReasonShutdown}},
-		"told to quit":       {[]event{shutdown("host-qmp-quit")}, true, api.DomainStatus{Status: api.Shutoff, Reason: api.ReasonDestroyed}},
-		"killed":             {nil, true, api.DomainStatus{Status: api.Crashed, Reason: api.ReasonCrashed}},
-		"the guest panicked": {[]event{{Name: "GUEST_PANICKED"}}, true, api.DomainStatus{Status: api.Shutoff, Reason: api.ReasonPanicked}},
+		"made":                           {nil, false, api.DomainStatus{Status: api.Paused, Reason: api.ReasonPausedStartingUp}},
+		"runs":                           {[]event{{Name: "RESUME"}}, false, api.DomainStatus{Status: api.Running, Reason: api.ReasonUnknown}},
+		"paused":                         {[]event{{Name: "STOP"}}, false, api.DomainStatus{Status: api.Paused, Reason: api.ReasonPausedUser}},
+		"paused to migrate":              {[]event{migration("active"), {Name: "STOP"}}, false, api.DomainStatus{Status: api.Paused, Reason: api.ReasonPausedMigration}},
+		"runs elsewhere, memory is here": {[]event{migration("active"), migration("postcopy-active"), {Name: "STOP"}}, false, api.DomainStatus{Status: api.Paused, Reason: api.ReasonPausedPostcopy}},
+		"guest powered off":              {[]event{shutdown("guest-shutdown")}, true, api.DomainStatus{Status: api.Shutoff, Reason: api.ReasonShutdown}},
+		"told to quit":                   {[]event{shutdown("host-qmp-quit")}, true, api.DomainStatus{Status: api.Shutoff, Reason: api.ReasonDestroyed}},
+		"killed":                         {nil, true, api.DomainStatus{Status: api.Crashed, Reason: api.ReasonCrashed}},
+		"the guest panicked":             {[]event{{Name: "GUEST_PANICKED"}}, true, api.DomainStatus{Status: api.Shutoff, Reason: api.ReasonPanicked}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newState(&v1.VirtualMachineInstance{ObjectMeta: metav1.ObjectMeta{Namespace: "demo", Name: "vm1"}})
@@ -121,6 +123,35 @@ func TestObserveMigration(t *testing.T) {
 	}
 }
 
+// As KubeVirt waits: a second more than it is told for each gigabyte of memory that was begun.
+func TestPostCopyAfter(t *testing.T) {
+	yes, no := true, false
+	for _, row := range []struct {
+		allowed *bool
+		perGiB  int64
+		memory  string
+		want    time.Duration
+	}{
+		{&yes, 1, "64M", 2 * time.Second},
+		{&yes, 2, "1500M", 5 * time.Second},
+		{&yes, 0, "64M", 0},
+		{&no, 1, "64M", 0},
+		{nil, 1, "64M", 0},
+	} {
+		vmi := &v1.VirtualMachineInstance{}
+		if got := PostCopyAfter(vmi); got != 0 {
+			t.Errorf("without a migration: %s", got)
+		}
+		vmi.Spec.Domain.Resources.Requests = corev1.ResourceList{"memory": resource.MustParse(row.memory)}
+		vmi.Status.MigrationState = &v1.VirtualMachineInstanceMigrationState{MigrationConfiguration: &v1.MigrationConfiguration{
+			AllowPostCopy: row.allowed, CompletionTimeoutPerGiB: &row.perGiB,
+		}}
+		if got := PostCopyAfter(vmi); got != row.want {
+			t.Errorf("%+v: %s, want %s", row, got, row.want)
+		}
+	}
+}
+
 // An order that is repeated is no change: the launcher's client would be woken to repeat it again.
 func TestBeginShutdownTwice(t *testing.T) {
 	s := newState(&v1.VirtualMachineInstance{ObjectMeta: metav1.ObjectMeta{Namespace: "demo", Name: "vm1"}})
@@ -132,6 +163,15 @@ func TestBeginShutdownTwice(t *testing.T) {
 	}
 	if got := once.Domain.Spec.Metadata.KubeVirt.GracePeriod; got == nil || got.DeletionTimestamp == nil {
 		t.Error("the time of the first order is not noted")
+	}
+	s.markShutdown()
+	marked := s.after(t.Context(), 0)
+	s.markShutdown()
+	s.beginShutdown(30)
+	now := s.after(t.Context(), 0)
+	if got := now.Domain.Spec.Metadata.KubeVirt.GracePeriod; now.Revision != marked.Revision || got.DeletionTimestamp == nil ||
+		got.MarkedForGracefulShutdown == nil {
+		t.Errorf("after the pod was told to end, twice: revision %d, %+v; want %d", now.Revision, got, marked.Revision)
 	}
 }
 

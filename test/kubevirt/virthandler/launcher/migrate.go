@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/types"
+	v1 "kubevirt.io/api/core/v1"
 
 	"kubevirt.io/kubevirt/pkg/virt-launcher/virtwrap/api"
 )
@@ -17,6 +19,25 @@ type MigrationTarget struct {
 	Socket string `json:"socket"`
 	// Bandwidth bounds the transfer, in bytes per second. Zero: 500 MB/s.
 	Bandwidth resource.Quantity `json:"bandwidth"`
+	// PostCopyAfter is how long after the start the guest goes on at the target although part of its memory is still here.
+	// Zero: only when all of it is there.
+	PostCopyAfter time.Duration `json:"postCopyAfter,omitempty"`
+}
+
+// PostCopyAfter returns the field of that name for an instance with a migration. Virt-launcher looks at whole seconds, and at
+// memory in whole gigabytes, rounded up (live-migration-source.go, shouldTriggerTimeout; manager.go, getVMIMigrationDataSize).
+func PostCopyAfter(vmi *v1.VirtualMachineInstance) time.Duration {
+	state := vmi.Status.MigrationState
+	if state == nil || state.MigrationConfiguration == nil {
+		return 0
+	}
+	c := state.MigrationConfiguration
+	if c.AllowPostCopy == nil || !*c.AllowPostCopy || c.CompletionTimeoutPerGiB == nil || *c.CompletionTimeoutPerGiB == 0 {
+		return 0
+	}
+	const giga = 1_000_000_000
+	acceptable := *c.CompletionTimeoutPerGiB * ((asked(vmi).Value() + giga - 1) / giga)
+	return time.Duration(acceptable+1) * time.Second
 }
 
 const (
@@ -26,18 +47,18 @@ const (
 	downtimeLimit = 50
 )
 
-// capabilities are qemu's migration capabilities to switch on.
-func capabilities(names ...string) any {
-	type capability struct {
+// can switches one of qemu's migration capabilities on or off. What differs between the two sides makes a migration fail.
+func (m *monitor) can(capability string, on bool) error {
+	type state struct {
 		Capability string `json:"capability"`
 		State      bool   `json:"state"`
 	}
-	list := make([]capability, len(names))
-	for i, name := range names {
-		list[i] = capability{name, true}
-	}
-	return map[string]any{"capabilities": list}
+	return m.do("migrate-set-capabilities", map[string]any{"capabilities": []state{{capability, on}}}, nil)
 }
+
+// postCopy is the capability to run a guest whose memory is still on the source: the target's kernel asks qemu for a page
+// when the guest touches it (userfaultfd).
+const postCopy = "postcopy-ram"
 
 // migrate starts to copy the machine. A repeated order is none. How it goes on is told in the domain's metadata; at
 // the end this side's machine quits, with the reason Migrated.
@@ -52,6 +73,9 @@ func (s *server) migrate(arg migrateOrder) error {
 	if bandwidth == 0 {
 		bandwidth = defaultBandwidth
 	}
+	if err := s.machine.can(postCopy, arg.PostCopyAfter > 0); err != nil {
+		return s.migrationFailed(err)
+	}
 	limits := map[string]any{"max-bandwidth": bandwidth, "downtime-limit": downtimeLimit}
 	if err := s.machine.do("migrate-set-parameters", limits, nil); err != nil {
 		return s.migrationFailed(err)
@@ -59,8 +83,22 @@ func (s *server) migrate(arg migrateOrder) error {
 	if err := s.machine.do("migrate", map[string]string{"uri": "unix:" + arg.Socket}, nil); err != nil {
 		return s.migrationFailed(err)
 	}
+	if arg.PostCopyAfter > 0 {
+		time.AfterFunc(arg.PostCopyAfter, func() { s.goOnThere(arg.UID) })
+	}
 	go s.quitWhenMigrated()
 	return nil
+}
+
+// goOnThere has the guest of a migration that still copies memory go on at the target.
+func (s *server) goOnThere(uid types.UID) {
+	now := s.state.after(context.Background(), 0).Domain
+	if m := now.Spec.Metadata.KubeVirt.Migration; m == nil || m.UID != uid || m.EndTimestamp != nil {
+		return
+	}
+	if err := s.machine.do("migrate-start-postcopy", nil, nil); err != nil {
+		log.Printf("post-copy: %v", err)
+	}
 }
 
 func (s *server) migrationFailed(err error) error {

@@ -68,14 +68,13 @@ func qemuArgs(dir Dir, spec Spec, interfaces []api.Interface, guest6 string) []s
 
 // memory is the guest's, in bytes: what KubeVirt gives it (spec.domain.memory.guest, else the request), but at least
 // what the rig's guest needs.
-func memory(vmi *v1.VirtualMachineInstance) int64 {
-	var asked *resource.Quantity
+func memory(vmi *v1.VirtualMachineInstance) int64 { return max(asked(vmi).Value(), leastMemory) }
+
+func asked(vmi *v1.VirtualMachineInstance) *resource.Quantity {
 	if m := vmi.Spec.Domain.Memory; m != nil && m.Guest != nil {
-		asked = m.Guest
-	} else {
-		asked = vmi.Spec.Domain.Resources.Requests.Memory()
+		return m.Guest
 	}
-	return max(asked.Value(), leastMemory)
+	return vmi.Spec.Domain.Resources.Requests.Memory()
 }
 
 func processors(vmi *v1.VirtualMachineInstance) int {

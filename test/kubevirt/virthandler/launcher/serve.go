@@ -63,6 +63,7 @@ func Run(ctx context.Context, dir Dir) error {
 		defer func() { _ = qemu.Process.Kill(); <-ended }() // a kill that fails finds it ended
 	}
 	go s.exitWithFolder(ctx)
+	go s.heedShutdown(ctx)
 	return s.serve(ctx, listener)
 }
 
@@ -123,8 +124,13 @@ func (s *server) attach(ctx context.Context) error {
 		return err
 	}
 	s.machine = machine
-	if err := machine.do("migrate-set-capabilities", capabilities("events"), nil); err != nil {
+	if err := machine.can("events", true); err != nil {
 		return err
+	}
+	if s.spec.Incoming {
+		if err := machine.can(postCopy, PostCopyAfter(s.spec.VMI) > 0); err != nil {
+			return err
+		}
 	}
 	var now struct {
 		Running bool `json:"running"`
@@ -172,6 +178,26 @@ func (s *server) exitWithFolder(ctx context.Context) {
 			log.Print("the launcher's folder is gone: exit")
 			s.exit()
 			return
+		}
+	}
+}
+
+// shutdownCheck is how often the launcher looks whether its pod was told to end.
+const shutdownCheck = 200 * time.Millisecond
+
+// ShutdownSuffix ends the name of the file that the pod's own program makes beside a guest file when it is told to end
+// (test/rig/kubelet, ShutdownFile).
+const ShutdownSuffix = ".shutdown"
+
+// heedShutdown marks the guest for shutdown when its pod is told to end, as virt-launcher does on a signal
+// (virtwrap/manager.go, MarkGracefulShutdownVMI). Virt-handler does the rest.
+func (s *server) heedShutdown(ctx context.Context) {
+	for range ticks(ctx, shutdownCheck) {
+		for _, path := range s.spec.GuestFiles {
+			if _, err := os.Stat(path + ShutdownSuffix); err == nil {
+				s.state.markShutdown()
+				return
+			}
 		}
 	}
 }

@@ -3,10 +3,12 @@
 //
 //	--once       end at once, with success, as an init container does
 //	--hold=FILE  as long as FILE exists a signal does not end it; once FILE has existed and is gone, it ends
+//	--tell=FILE  a signal makes FILE, for somebody else to see
 package main
 
 import (
 	"flag"
+	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
@@ -19,6 +21,7 @@ const poll = 100 * time.Millisecond
 func main() {
 	once := flag.Bool("once", false, "end at once with success")
 	hold := flag.String("hold", "", "a file that keeps this program running as long as it exists")
+	tell := flag.String("tell", "", "a file to make at a signal")
 	flag.Parse()
 	if *once {
 		return
@@ -29,11 +32,17 @@ func main() {
 		<-signals
 		return
 	}
-	wait(signals, func() bool { _, err := os.Stat(*hold); return err == nil })
+	wait(signals, func() bool { _, err := os.Stat(*hold); return err == nil }, func() {
+		if *tell != "" {
+			if err := os.WriteFile(*tell, nil, 0o644); err != nil {
+				fmt.Fprintln(os.Stderr, "pause: ", err)
+			}
+		}
+	})
 }
 
-// wait returns when a signal has come while nothing is held, or when what was held is let go.
-func wait(signals <-chan os.Signal, holds func() bool) {
+// wait returns when a signal has come while nothing is held, or when what was held is let go. It calls tell at a signal.
+func wait(signals <-chan os.Signal, holds func() bool, tell func()) {
 	ticker := time.NewTicker(poll)
 	defer ticker.Stop()
 	held, told := false, false
@@ -41,6 +50,7 @@ func wait(signals <-chan os.Signal, holds func() bool) {
 		select {
 		case <-signals:
 			told = true
+			tell()
 		case <-ticker.C:
 		}
 		now := holds()

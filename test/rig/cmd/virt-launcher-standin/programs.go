@@ -65,6 +65,7 @@ func containerDisk(args []string) error {
 const (
 	launcherSocket = "/var/run/kubevirt/sockets/launcher-sock"
 	guestFile      = "/var/run/kubevirt/sockets/guest"
+	shutdownFile   = guestFile + ".shutdown" // made at a signal (test/rig/kubelet, ShutdownFile)
 )
 
 // launcher is virt-launcher: it offers the socket by which virt-handler finds the pod's namespaces, and lives as long as
@@ -79,6 +80,9 @@ func launcher([]string) error {
 		select {
 		case <-signals:
 			told = true
+			if err := os.WriteFile(shutdownFile, nil, 0o644); err != nil {
+				return err
+			}
 		case <-time.After(poll):
 		}
 		runs := exists(guestFile)

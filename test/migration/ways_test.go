@@ -1,0 +1,107 @@
+package migration
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	kubevirtv1 "kubevirt.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"floatip.io/floatip/test/story"
+)
+
+// way is how a migration comes about.
+type way struct {
+	name string
+	ask  func(context.Context, *testing.T, *story.Story, traffic, *kubevirtv1.VirtualMachineInstance)
+	// check looks at what is particular, when the guest has arrived. nil: nothing is.
+	check func(context.Context, *testing.T, *story.Story)
+}
+
+// wayOf is that of the n-th of so many migrations.
+func wayOf(n, of int) way {
+	name := fmt.Sprint(n)
+	switch n {
+	case 1:
+		return way{name + ", asked for while the webhook is away", askWithoutWebhook, nil}
+	case 2:
+		return way{name + ", by eviction", evict, nil}
+	case of:
+		return way{name + ", post-copy", askForPostCopy, wasPostCopy}
+	}
+	return way{name, ask, nil}
+}
+
+// ask is what virtctl migrate does.
+func ask(ctx context.Context, t *testing.T, s *story.Story, _ traffic, _ *kubevirtv1.VirtualMachineInstance) {
+	t.Helper()
+	if err := s.Rig.KubeVirt.Migrate(ctx, story.Namespace, story.VMName); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// migratesWhenEvicted returns the manifest with the eviction strategy LiveMigrate.
+func migratesWhenEvicted(manifest string) string {
+	const before = "    spec:\n      domain:\n"
+	return strings.Replace(manifest, before, "    spec:\n      evictionStrategy: LiveMigrate\n      domain:\n", 1)
+}
+
+// evict asks the API server to evict the guest's pod, as kubectl drain does. KubeVirt refuses, and makes a migration of it.
+func evict(ctx context.Context, t *testing.T, s *story.Story, _ traffic, from *kubevirtv1.VirtualMachineInstance) {
+	t.Helper()
+	var pods corev1.PodList
+	if err := s.Client.List(ctx, &pods, client.InNamespace(story.Namespace), client.MatchingLabels{kubevirtv1.AppLabel: "virt-launcher"}); err != nil {
+		t.Fatal(err)
+	}
+	for i := range pods.Items {
+		pod := &pods.Items[i]
+		if pod.Spec.NodeName != from.Status.NodeName || pod.Status.Phase != corev1.PodRunning {
+			continue // the guest has left it
+		}
+		err := s.Client.SubResource("eviction").Create(ctx, pod, &policyv1.Eviction{})
+		if !apierrors.IsTooManyRequests(err) || !strings.Contains(err.Error(), "Eviction triggered evacuation") {
+			t.Fatalf("the eviction of %s: %v, want KubeVirt to make a migration of it", pod.Name, err)
+		}
+		return
+	}
+	t.Fatalf("no pod of %d runs on %s", len(pods.Items), from.Status.NodeName)
+}
+
+// postCopyPolicy has KubeVirt let the guest go on at the target after two seconds, when most of its memory is still on the
+// source: at 8 MiB in a second the guest's takes more than that.
+const postCopyPolicy = `
+apiVersion: migrations.kubevirt.io/v1alpha1
+kind: MigrationPolicy
+metadata:
+  name: post-copy
+spec:
+  allowPostCopy: true
+  completionTimeoutPerGiB: 1
+  bandwidthPerMigration: 8Mi
+  selectors:
+    namespaceSelector:
+      kubernetes.io/metadata.name: ` + story.Namespace + "\n"
+
+func askForPostCopy(ctx context.Context, t *testing.T, s *story.Story, all traffic, from *kubevirtv1.VirtualMachineInstance) {
+	t.Helper()
+	if out, err := s.Kubectl(ctx, postCopyPolicy, "apply", "-f", "-"); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	ask(ctx, t, s, all, from)
+}
+
+// wasPostCopy wants KubeVirt to say that the guest went on before its memory had arrived; the next migrations are as usual.
+func wasPostCopy(ctx context.Context, t *testing.T, s *story.Story) {
+	t.Helper()
+	if state := machine(ctx, t, s).Status.MigrationState; state == nil || state.Mode != kubevirtv1.MigrationPostCopy {
+		t.Errorf("the state of the migration is %+v, want the mode %s", state, kubevirtv1.MigrationPostCopy)
+	}
+	if out, err := s.Kubectl(ctx, "", "delete", "migrationpolicy", "post-copy"); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+}
