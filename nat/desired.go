@@ -90,11 +90,6 @@ func newBinding(p floatip.PodNAT, b floatip.Binding) binding {
 
 func (b binding) table() Table {
 	t := Table{Counters: b.counters(), Sets: b.sets(), Chains: b.chains()}
-	for _, c := range t.Chains {
-		for i, r := range c.Rules {
-			c.Rules[i].canonical = RuleText(b.id, r.exprs)
-		}
-	}
 	slices.Sort(t.Counters)
 	slices.SortFunc(t.Sets, func(x, y Set) int { return strings.Compare(x.Name, y.Name) })
 	slices.SortFunc(t.Chains, func(x, y Chain) int { return strings.Compare(x.Name, y.Name) })

@@ -2,8 +2,10 @@ package nat
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -203,20 +205,58 @@ func message(t testing.TB, chain string, r Rule) []byte {
 // No two rules of a plan look the same to a comparison, and a rule that is cut short is refused or another one.
 func TestRulesAreTold(t *testing.T) {
 	for name, p := range examples() {
-		for _, table := range Desired(p) {
+		for i, table := range Desired(p) {
 			for _, c := range table.Chains {
 				seen := map[string]bool{}
 				for _, r := range c.Rules {
+					want := r.text(families[i])
 					chain, parsed, err := parseRule(message(t, c.Name, r))
-					if err != nil || chain != c.Name || parsed != r.canonical {
+					if err != nil || chain != c.Name || parsed != want {
 						t.Errorf("%s %s: have %q in %q, %v", name, r.Text, parsed, chain, err)
 					}
-					if seen[r.canonical] {
+					if seen[want] {
 						t.Errorf("%s: %s has a twin", name, r.Text)
 					}
-					seen[r.canonical] = true
+					seen[want] = true
 				}
 			}
+		}
+	}
+}
+
+// Entries of the firewall and of the port list are elements of sets, which the kernel finds without walking them: no
+// number of them makes a packet meet one rule more.
+func TestEntriesAreNoRules(t *testing.T) {
+	with := func(n int) floatip.PodNAT {
+		p := examples()["dual"]
+		p.Firewall = &floatip.Firewall{}
+		for i := range n {
+			for _, network := range []string{"198.51.%d.%d/32 tcp/22", "2001:db8:%x:%x::/64 tcp/22"} {
+				entry := admitted(fmt.Sprintf(network, i/256, i%256)).Entries[0]
+				p.Firewall.Ingress.Entries = append(p.Firewall.Ingress.Entries, entry)
+			}
+			port := floatip.Port{Protocol: "TCP", Number: uint16(1 + i)}
+			p.Bindings[0].Ports, p.Bindings[1].Ports = append(p.Bindings[0].Ports, port), append(p.Bindings[1].Ports, port)
+		}
+		slices.SortFunc(p.Firewall.Ingress.Entries, floatip.CompareEntries)
+		p.Firewall.Egress = p.Firewall.Ingress
+		if err := p.Validate(); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	one, many := Desired(with(1)), Desired(with(500))
+	for i := range families {
+		for j, c := range one[i].Chains {
+			for k, r := range c.Rules {
+				if other := many[i].Chains[j].Rules; len(other) != len(c.Rules) || other[k].Text != r.Text {
+					t.Fatalf("chain %s with 1 entry and with 500: %v and %v", c.Name, c.Rules, other)
+				}
+			}
+		}
+		sets := slices.DeleteFunc(many[i].Sets, func(s Set) bool { return len(s.Elements) != 500 })
+		if len(sets) != 3 {
+			t.Errorf("%d sets of family %d have 500 elements, want ports, ingress and egress", len(sets), families[i])
 		}
 	}
 }

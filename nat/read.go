@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 )
 
 // Read returns what floatip has in the kernel now. A table that does not exist holds nothing. It fails with
@@ -32,7 +33,26 @@ func (k *Kernel) readTable(table *nftables.Table) (t Table, err error) {
 	}
 	t.Counters = names(objects, func(o *nftables.NamedObj) string { return o.Name })
 	slices.Sort(t.Counters)
+	if t.Empty() {
+		return t, nil // whether KubeVirt's share sleeps is none of our business
+	}
+	if t.Dormant, err = k.dormant(table); err != nil {
+		return Table{}, fmt.Errorf("flags: %w", err)
+	}
 	return t, nil
+}
+
+// flagDormant is NFT_TABLE_F_DORMANT (linux/netfilter/nf_tables.h), in the byte order of the kernel's attribute, which the
+// library leaves as it is.
+var flagDormant = binaryutil.NativeEndian.Uint32(binaryutil.BigEndian.PutUint32(1))
+
+// dormant reports whether the table's chains are not hooked in. Whoever adds the table wakes it up.
+func (k *Kernel) dormant(table *nftables.Table) (bool, error) {
+	have, err := k.nft.ListTableOfFamily(table.Name, table.Family)
+	if gone(err) {
+		return false, nil
+	}
+	return err == nil && have.Flags&flagDormant != 0, err
 }
 
 func (k *Kernel) readChains(table *nftables.Table) (out []Chain, err error) {

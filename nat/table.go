@@ -19,6 +19,8 @@ type Table struct {
 	Counters []string
 	Sets     []Set
 	Chains   []Chain
+	// Dormant: somebody has put the whole table to sleep, KubeVirt's rules included. No desired Table is.
+	Dormant bool
 }
 
 // Set is a named set. Its elements are sorted.
@@ -52,7 +54,16 @@ type Chain struct {
 type Rule struct {
 	Text      string
 	exprs     []expr.Any // empty after Read
-	canonical string     // what two rules are compared by
+	canonical string     // what two rules are compared by; empty before Read, see text
+}
+
+// text returns what two rules of one family are compared by. It is made when it is asked for: to rules that are not there
+// at all nothing needs to be compared, and a start has no time to lose.
+func (r Rule) text(id nftables.TableFamily) string {
+	if r.canonical != "" {
+		return r.canonical
+	}
+	return RuleText(id, r.exprs)
 }
 
 // Empty reports whether t holds nothing at all.
@@ -62,14 +73,17 @@ func (t Table) Empty() bool { return len(t.Counters)+len(t.Sets)+len(t.Chains) =
 // does exactly what t says. Texts of rules do not count, and neither do the figures of counters.
 func (t Tables) Diff(have Tables) string {
 	for i := range t {
-		if d := t[i].diff(have[i]); d != "" {
+		if d := t[i].diff(have[i], families[i]); d != "" {
 			return fmt.Sprintf("table %s %s: %s", words(families[i]).ip, TableName, d)
 		}
 	}
 	return ""
 }
 
-func (t Table) diff(have Table) string {
+func (t Table) diff(have Table, id nftables.TableFamily) string {
+	if have.Dormant && !t.Empty() {
+		return "the table is dormant"
+	}
 	if !slices.Equal(t.Counters, have.Counters) {
 		return fmt.Sprintf("counters: want %v, have %v", t.Counters, have.Counters)
 	}
@@ -85,7 +99,7 @@ func (t Table) diff(have Table) string {
 		return d
 	}
 	for i, want := range t.Chains {
-		if d := want.diff(have.Chains[i]); d != "" {
+		if d := want.diff(have.Chains[i], id); d != "" {
 			return fmt.Sprintf("chain %s: %s", want.Name, d)
 		}
 	}
@@ -130,7 +144,7 @@ func (c Chain) sameDeclaration(d Chain) bool {
 		c.Policy == d.Policy
 }
 
-func (c Chain) diff(have Chain) string {
+func (c Chain) diff(have Chain, id nftables.TableFamily) string {
 	if !c.sameDeclaration(have) {
 		return fmt.Sprintf("want %q, have %q", c.header(), have.header())
 	}
@@ -138,7 +152,7 @@ func (c Chain) diff(have Chain) string {
 		return fmt.Sprintf("want %d rules, have %d", len(c.Rules), len(have.Rules))
 	}
 	for i, want := range c.Rules {
-		if want.canonical != have.Rules[i].canonical {
+		if want.text(id) != have.Rules[i].text(id) {
 			return fmt.Sprintf("rule %d was changed, want %q", i+1, want.Text)
 		}
 	}

@@ -54,6 +54,7 @@ const silence = 700 * time.Millisecond
 func TestLiveChange(t *testing.T) {
 	v4, v6 := binding("192.168.100.51"), binding("2001:db8:100::51")
 	listed, other := binding("192.168.100.51", floatip.Port{Protocol: "TCP", Number: 2000}), binding("192.168.100.59")
+	longer := binding("192.168.100.51", floatip.Port{Protocol: "TCP", Number: 2000}, floatip.Port{Protocol: "TCP", Number: 2001})
 	ssh, err := floatip.ParseEntry("192.168.100.0/24 tcp/2000")
 	if err != nil {
 		t.Fatal(err)
@@ -66,6 +67,9 @@ func TestLiveChange(t *testing.T) {
 	}{
 		"nothing":           {[]floatip.Binding{v4, v6}, []floatip.Binding{v4, v6}, nil, true, true, true, true, true},
 		"address removed":   {[]floatip.Binding{v4, v6}, []floatip.Binding{v6}, nil, false, false, true, false, true},
+		"IPv6 removed":      {[]floatip.Binding{v4, v6}, []floatip.Binding{v4}, nil, true, true, false, true, true},
+		"IPv6 replaced":     {[]floatip.Binding{v4, v6}, []floatip.Binding{v4, binding("2001:db8:100::59")}, nil, true, true, false, true, true},
+		"ports unlisted":    {[]floatip.Binding{longer, v6}, []floatip.Binding{v4, v6}, nil, true, true, true, true, true},
 		"all removed":       {[]floatip.Binding{v4, v6}, nil, nil, false, false, false, false, true},
 		"address replaced":  {[]floatip.Binding{v4, v6}, []floatip.Binding{other, v6}, nil, false, false, true, false, true},
 		"ports narrowed":    {[]floatip.Binding{v4, v6}, []floatip.Binding{listed, v6}, nil, true, false, true, true, true},
@@ -142,9 +146,9 @@ func TestPollFindsDrift(t *testing.T) {
 	ns, k := lab.New(t, "pod"), newKubelet(t)
 	p := description(binding("192.168.100.50"))
 	k.describe(t, p)
-	config := Config{NATFile: k.path(), Poll: time.Minute, Kernel: nat.Config{NetNS: ns.FD()}}
+	config := Config{NATFile: k.path(), Poll: time.Minute, Kernel: nat.Config{NetNS: ns.FD()}, Log: slog.New(slog.DiscardHandler)}
 	state := &board{config: config.Kernel}
-	l := &loop{config: config, log: slog.New(slog.DiscardHandler), state: state}
+	l := newLoop(config, state)
 	l.look(time.Now())
 	ns.NFT(t, "flush ruleset")
 	if wait := l.look(time.Now()); wait != config.Poll {
@@ -233,7 +237,7 @@ func BenchmarkRepair(b *testing.B) {
 	r.awaitPhase(b, handover.PhaseInstalled)
 	r.stop()
 	state := &board{config: nat.Config{NetNS: ns.FD()}}
-	l := &loop{config: Config{NATFile: k.path(), Kernel: state.config}, log: slog.New(slog.DiscardHandler), state: state}
+	l := newLoop(Config{NATFile: k.path(), Kernel: state.config, Log: slog.New(slog.DiscardHandler)}, state)
 	changed := newSignal()
 	if err := watchRules(b.Context(), state.config, changed, func() {}); err != nil {
 		b.Fatal(err)

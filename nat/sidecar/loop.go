@@ -1,6 +1,7 @@
 package sidecar
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -27,6 +28,14 @@ type loop struct {
 	failures    int             // of the kernel, in a row
 	applied     bool            // the kernel once held description
 	contest     contest
+	owed        func(nat.Flow) bool // flows that are still to be forgotten, nil if none
+	clinging    string              // why they are not yet
+
+	forgetFlows func(nat.Config, func(nat.Flow) bool) (int, error) // nat.ForgetFlows, but in tests
+}
+
+func newLoop(c Config, state *board) *loop {
+	return &loop{config: c, log: c.Log, state: state, forgetFlows: nat.ForgetFlows}
 }
 
 // look does whatever there is to do now, and returns after how long it wants to look again at the latest.
@@ -47,7 +56,7 @@ func (l *loop) look(now time.Time) time.Duration {
 	if l.contest.contested(now) {
 		l.report(handover.PhaseContested, "somebody keeps changing floatip's nft rules in this pod")
 	} else {
-		l.report(handover.PhaseInstalled, l.complaint)
+		l.report(handover.PhaseInstalled, cmp.Or(l.complaint, l.clinging))
 	}
 	return l.config.Poll
 }
@@ -100,7 +109,7 @@ func (l *loop) enforce(now time.Time, changed bool) (wait time.Duration, err err
 		}
 	}
 	if drift != "" {
-		if err := l.retire(have.Gone(want)); err != nil {
+		if err := l.retire(have, have.Gone(want)); err != nil {
 			return 0, err
 		}
 		if err := l.kernel.Replace(have, want); err != nil {
@@ -108,7 +117,7 @@ func (l *loop) enforce(now time.Time, changed bool) (wait time.Duration, err err
 		}
 	}
 	if !l.applied {
-		l.forget(have.Floating())
+		l.owed = nat.Stale(have.Floating(), *l.description)
 	}
 	l.applied = true
 	switch {
@@ -121,30 +130,46 @@ func (l *loop) enforce(now time.Time, changed bool) (wait time.Duration, err err
 	case changed:
 		l.log.Info("rules are in place already", "vm", l.description.Owner.String())
 	}
+	l.settleDebt()
 	return 0, nil
 }
 
-// retire ends the flows of addresses that are about to go, so that none of them leaves the pod by another way.
-func (l *loop) retire(going []netip.Addr) error {
+// retire ends the flows of addresses that are about to go, so that none of them leaves the pod by another way. If that is
+// refused, the addresses stay and nothing passes under them.
+func (l *loop) retire(have nat.Tables, going []netip.Addr) error {
 	if len(going) == 0 {
 		return nil
 	}
-	if err := l.kernel.Shut(going); err != nil {
+	if err := l.kernel.Shut(have, going); err != nil {
 		return err
 	}
-	l.forget(going)
-	return nil
+	return l.forget(nat.Stale(going, *l.description))
 }
 
-// forget deletes the flows that the new description makes stale. before are the addresses that the kernel held.
-func (l *loop) forget(before []netip.Addr) {
-	n, err := nat.ForgetFlows(l.config.Kernel, nat.Stale(before, *l.description))
-	if err != nil {
-		l.log.Error("flows of an earlier description may live on", "reason", err)
+// settleDebt deletes the flows that the description in force makes stale. If that is refused, the rules are right all the
+// same, and it is tried again at the next look.
+func (l *loop) settleDebt() {
+	if l.owed == nil {
+		return
 	}
+	err := l.forget(l.owed)
+	if err == nil {
+		l.owed, l.clinging = nil, ""
+		return
+	}
+	text := fmt.Sprintf("connections of an earlier description may live on: %v", err)
+	if text != l.clinging {
+		l.log.Error(text)
+	}
+	l.clinging = text
+}
+
+func (l *loop) forget(stale func(nat.Flow) bool) error {
+	n, err := l.forgetFlows(l.config.Kernel, stale)
 	if n > 0 {
 		l.log.Info("forgot flows", "count", n)
 	}
+	return err
 }
 
 // fail reports a refusal once, however often it is repeated, and starts over with fresh sockets.

@@ -30,7 +30,7 @@ func Run(ctx context.Context, config Config) error {
 	state := &board{config: config.Kernel}
 	server := &handover.Server{NetNS: netns, Pod: config.Pod, State: state.read}
 	state.changed = server.Changed
-	l := &loop{config: config, log: config.Log, state: state}
+	l := newLoop(config, state)
 	fileChanged, rulesChanged := newSignal(), newSignal()
 
 	w := &watches{config: config, file: fileChanged, rules: rulesChanged}

@@ -2,6 +2,8 @@ package sidecar
 
 import (
 	"net"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -21,18 +23,22 @@ type setup struct {
 	cloud   *lab.Cloud
 	vm      *lab.VM
 	kubelet *kubelet
-	ran     int // of KubeVirt's commands
+	// commands are KubeVirt's, of which some ran already.
+	commands []string
+	ran      int
 }
 
 // kubevirt runs KubeVirt's commands up to the nth.
 func (s *setup) kubevirt(n int) {
-	for _, command := range s.vm.KubeVirtCommands()[s.ran:n] {
+	for _, command := range s.commands[s.ran:n] {
 		s.vm.Pod.Run(s.t, "", "nft", command)
 	}
 	s.ran = n
 }
 
-func (s *setup) allOfKubevirt() { s.kubevirt(len(s.vm.KubeVirtCommands())) }
+func (s *setup) allOfKubevirt() { s.kubevirt(len(s.commands)) }
+
+func (s *setup) halfOfKubevirt() { s.kubevirt(len(s.commands) / 2) }
 
 func (s *setup) sidecar() {
 	r := start(s.t, Config{NATFile: s.kubelet.path(), NetNS: file(s.t, s.vm.Pod)})
@@ -158,6 +164,44 @@ func TestNoPacketLeavesUnderAWrongAddress(t *testing.T) {
 	}
 }
 
+// The same beside the tables of earlier releases of KubeVirt and their variants.
+func TestNoPacketLeavesUnderAWrongAddressBesideAnyRelease(t *testing.T) {
+	files, err := filepath.Glob("../testdata/kubevirt/v[01].[0-5]*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%d releases, %v", len(files), err)
+	}
+	for _, file := range files {
+		release := strings.TrimSuffix(filepath.Base(file), ".txt")
+		for name, steps := range map[string][]func(*setup){
+			"half, sidecar, rest, guest, leg": {(*setup).halfOfKubevirt, (*setup).sidecar, (*setup).allOfKubevirt, (*setup).guest, (*setup).leg},
+			"KubeVirt, guest, leg, sidecar":   {(*setup).allOfKubevirt, (*setup).guest, (*setup).leg, (*setup).sidecar},
+		} {
+			t.Run(release+"/"+name, func(t *testing.T) {
+				s := newSetup(t)
+				s.commands = lines(t, file)
+				if strings.HasSuffix(release, "-ports") {
+					list := []floatip.Port{{Protocol: "TCP", Number: 22}, {Protocol: "UDP", Number: 80}}
+					s.kubelet.describe(t, description(binding(s.vm.Floating4, list...), binding(s.vm.Floating6, list...)))
+				}
+				for _, step := range steps {
+					step(s)
+				}
+				s.seenOutside()
+				s.wantSources(s.vm.Floating4, s.vm.Floating6)
+			})
+		}
+	}
+}
+
+func lines(t *testing.T, path string) []string {
+	t.Helper()
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Split(strings.TrimSpace(string(raw)), "\n")
+}
+
 // Even a guest that sends before there is any table, which KubeVirt never lets happen, is seen on the leg under the
 // floating address only.
 func TestTheLegKnowsOneAddress(t *testing.T) {
@@ -227,6 +271,7 @@ func newSetup(t *testing.T) *setup {
 	t.Helper()
 	c := lab.NewCloud(t)
 	s := &setup{t: t, cloud: c, vm: c.AddVM(t, 1), kubelet: newKubelet(t)}
+	s.commands = s.vm.KubeVirtCommands()
 	for _, ns := range []*lab.Namespace{c.Outside, c.Peer} {
 		ns.Serve(t, 80)
 		ns.Echo(t, 2000)
