@@ -47,6 +47,7 @@ type Driver struct {
 	Client client.Client
 
 	leftovers chan event.GenericEvent
+	made      nameSet
 }
 
 // SetupWithManager looks at each FloatingIP, whichever pool it is of: the pool decides.
@@ -75,31 +76,6 @@ func (d *Driver) ofVMI(ctx context.Context, vmi client.Object) (requests []recon
 		}
 	}
 	return requests
-}
-
-// findLeftovers asks once for a look at every object that was made for a FloatingIP: it may have gone while nobody
-// looked.
-func (d *Driver) findLeftovers(ctx context.Context) error {
-	for _, kind := range []schema.GroupVersionKind{fipKind, eipKind} {
-		list := &unstructured.UnstructuredList{}
-		list.SetGroupVersionKind(kind)
-		if err := d.Client.List(ctx, list, client.HasLabels{labelFloatingIP}); err != nil {
-			if err := explain(err); !errors.Is(err, ErrMissing) && !errors.Is(err, ErrForbidden) {
-				logr.FromContextOrDiscard(ctx).Error(err, "could not list what Kube-OVN has of floatip", "kind", kind.Kind)
-			}
-			continue
-		}
-		for _, o := range list.Items {
-			f := &v1alpha1.FloatingIP{}
-			f.Name = o.GetLabels()[labelFloatingIP]
-			select {
-			case d.leftovers <- event.GenericEvent{Object: f}:
-			case <-ctx.Done():
-				return nil
-			}
-		}
-	}
-	return nil
 }
 
 // Served returns nil if Kube-OVN's objects can be written, or else ErrMissing, ErrForbidden, or what keeps the API
@@ -191,10 +167,19 @@ func (d *Driver) look(ctx context.Context, name string) (s seen, f *v1alpha1.Flo
 			return s, f, err
 		}
 	}
+	if f != nil {
+		d.made.add(name)
+	}
+	if !d.made.has(name) {
+		return s, nil, nil
+	}
 	if s.fip, err = d.get(ctx, fipKind, objectName(name)); err != nil {
 		return s, f, err
 	}
 	s.eip, err = d.get(ctx, eipKind, objectName(name))
+	if err == nil && f == nil && s.fip == nil && s.eip == nil {
+		d.made.remove(name)
+	}
 	return s, f, err
 }
 
