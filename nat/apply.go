@@ -47,6 +47,7 @@ func (k *Kernel) Replace(have, want Tables) error {
 func (k *Kernel) Remove() error { return k.Apply(Tables{}) }
 
 func write(conn *nftables.Conn, want, have Tables) error {
+	sets := uint32(0) // of this transaction
 	for i, id := range families {
 		if want[i].Empty() && have[i].Empty() {
 			continue
@@ -54,7 +55,7 @@ func write(conn *nftables.Conn, want, have Tables) error {
 		table := &nftables.Table{Name: TableName, Family: id}
 		conn.AddTable(table)
 		sweep(conn, table, want[i], have[i])
-		if err := fill(conn, table, want[i]); err != nil {
+		if err := fill(conn, table, want[i], &sets); err != nil {
 			return err
 		}
 	}
@@ -86,12 +87,13 @@ func sweep(conn *nftables.Conn, table *nftables.Table, want, have Table) {
 	}
 }
 
-func fill(conn *nftables.Conn, table *nftables.Table, want Table) error {
+func fill(conn *nftables.Conn, table *nftables.Table, want Table, sets *uint32) error {
 	for _, name := range want.Counters {
 		conn.AddObj(&nftables.NamedObj{Table: table, Name: name, Type: nftables.ObjTypeCounter, Obj: &expr.Counter{}})
 	}
 	for _, s := range want.Sets {
-		if err := s.add(conn, table); err != nil {
+		*sets++
+		if err := s.add(conn, table, *sets); err != nil {
 			return fmt.Errorf("set %s: %w", s.Name, err)
 		}
 	}
@@ -116,9 +118,11 @@ var datatypes = map[string]nftables.SetDatatype{
 	ipv6.entryType().Name:     ipv6.entryType(),
 }
 
-func (s Set) add(conn *nftables.Conn, table *nftables.Table) error {
+// add makes the set with a number that no other one of the transaction has. The library's own numbers are counted for the
+// whole process without a lock, and several namespaces may be written at the same time.
+func (s Set) add(conn *nftables.Conn, table *nftables.Table, number uint32) error {
 	set := &nftables.Set{
-		Table: table, Name: s.Name, KeyType: datatypes[s.Type], Interval: s.Interval,
+		Table: table, Name: s.Name, ID: number, KeyType: datatypes[s.Type], Interval: s.Interval,
 		Concatenation: strings.Contains(s.Type, " . "),
 	}
 	if s.Type == nftables.TypeIFName.Name {

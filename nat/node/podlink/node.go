@@ -179,8 +179,10 @@ func (l layout) set(name string) *nftables.Set {
 
 func (l layout) create(conn *nftables.Conn) error {
 	conn.AddTable(l.table)
-	for _, name := range sortedSets(l.sets) {
-		if err := conn.AddSet(l.set(name), nil); err != nil {
+	for i, name := range sortedSets(l.sets) {
+		set := l.set(name)
+		set.ID = uint32(i) + 1 // the library's own numbers are counted for the whole process without a lock
+		if err := conn.AddSet(set, nil); err != nil {
 			return fmt.Errorf("set %s: %w", name, err)
 		}
 	}
