@@ -121,6 +121,7 @@ func guarded(t *testing.T, vm *lab.VM) (n uint64) {
 
 // What the node's kernel says to the pod's on the leg itself is heard and answered, and is no call that was refused.
 func TestNeighboursOnTheLeg(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, map[string][]lab.Port{"vm1": nil})
 	vm := w.vms["vm1"]
 	vm.KubeVirt(t)
@@ -211,13 +212,13 @@ func sendFrom(source, to string) error {
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.After(5 * time.Second)
+	deadline := time.After(patience)
 	again := time.NewTicker(2 * time.Millisecond)
 	defer again.Stop()
 	for !ok() {
 		select {
 		case <-deadline:
-			t.Fatalf("not within 5 s: %s", what)
+			t.Fatalf("not within %s: %s", patience, what)
 		case <-again.C:
 		}
 	}

@@ -44,8 +44,10 @@ func TestText(t *testing.T) {
 // What nft lists for our rules together with KubeVirt's, and that nothing of ours is left after Remove while KubeVirt's
 // is as it was.
 func TestListing(t *testing.T) {
+	t.Parallel()
 	for name, p := range examples() {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			ns := lab.New(t, "pod")
 			runNFT(t, ns, kubevirtCommands())
 			untouched := ns.Ruleset(t)
@@ -73,6 +75,7 @@ func kubevirtCommands() []string {
 // After every prefix of KubeVirt's commands: our rules go in, the rest of the commands succeeds, and the end is the same
 // but for the order in which things are listed.
 func TestEveryPrefixOfKubeVirtsCommands(t *testing.T) {
+	t.Parallel()
 	commands := kubevirtCommands()
 	p := examples()["dual"]
 	var want []string
@@ -116,6 +119,7 @@ func listedBlocks(listing string) []string {
 
 // Whatever somebody does to our rules is seen and put right, and what is not ours stays.
 func TestTampering(t *testing.T) {
+	t.Parallel()
 	const foreign = `
 add table ip nat
 add chain ip nat theirs
@@ -148,6 +152,7 @@ add set ip nat theirs_too { type ipv4_addr; elements = { 192.0.2.1 }; }
 		"nothing of sixth":  "delete table ip6 nat",
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			ns := lab.New(t, "pod")
 			kernel := openKernel(t, ns)
 			want := Desired(examples()["ports"])
@@ -182,6 +187,7 @@ add rule ip nat floatip_postrouting oifname "k6t-eth0" ct original ip daddr 192.
 
 // From any description to any other in one step.
 func TestEveryChange(t *testing.T) {
+	t.Parallel()
 	all := examples()
 	ns := lab.New(t, "pod")
 	kernel := openKernel(t, ns)

@@ -13,6 +13,7 @@ import (
 )
 
 func TestApplyReadsBackEqual(t *testing.T) {
+	t.Parallel()
 	for name, p := range examples() {
 		t.Run(name, func(t *testing.T) {
 			ns := lab.New(t, "pod")

@@ -43,8 +43,10 @@ var masquerades = map[string]masquerade{
 // Every flow of the table beside every variant of KubeVirt's table, from everywhere to the floating address and from the
 // guest to everywhere.
 func TestFlowsBesideEveryMasquerade(t *testing.T) {
+	t.Parallel()
 	for name, m := range masquerades {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			w := newWorld(t, map[string][]lab.Port{"vm1": nil})
 			shape := lab.Ordinary
 			if m.change != nil {

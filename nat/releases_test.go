@@ -40,8 +40,10 @@ func listed(release string) []lab.Port {
 // The commands of every release succeed whenever our rules come, KubeVirt's chains are what they are without us, and
 // ours are the same each time.
 func TestReleasesOfKubeVirt(t *testing.T) {
+	t.Parallel()
 	for _, release := range releases {
 		t.Run(release, func(t *testing.T) {
+			t.Parallel()
 			commands := releaseCommands(t, release)
 			p := examples()["dual"]
 			alone := lab.New(t, "alone")
@@ -72,8 +74,10 @@ func TestReleasesOfKubeVirt(t *testing.T) {
 
 // The floating address works the same beside the table of every release and variant.
 func TestFlowsBesideEveryRelease(t *testing.T) {
+	t.Parallel()
 	for _, release := range releases {
 		t.Run(release, func(t *testing.T) {
+			t.Parallel()
 			w := newWorld(t, map[string][]lab.Port{"vm1": listed(release)})
 			vm := w.vms["vm1"]
 			runNFT(t, vm.Pod, releaseCommands(t, release))

@@ -11,6 +11,7 @@ import (
 // their network, as reverse-path filtering has it. The guest reaches them and the router all the same, under its floating
 // address, also after everybody has forgotten everybody's Ethernet address.
 func TestNICWithoutAddress(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	p := b.view.Pools["lan"]
 	p.Interface = "red0"

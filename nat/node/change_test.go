@@ -47,6 +47,7 @@ func (b *bench) change(v *vm, addresses ...netip.Addr) {
 // TestAddressChanges: a running VM gets other addresses, as after a conflict. Old connections are dead within a second, the
 // new addresses are asked about, announced and reachable, and nothing of the old ones stays.
 func TestAddressChanges(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.dualStack()
 	v := b.addVM(1, "192.168.100.50", "2001:db8:100::50")
@@ -81,6 +82,7 @@ func TestAddressChanges(t *testing.T) {
 // TestLeftovers: an agent finds what another version left that knew other pods: legs, entries, rules and routes of ours
 // that nothing calls for any more. All of it goes, and what is needed works.
 func TestLeftovers(t *testing.T) {
+	t.Parallel()
 	clean := newBench(t)
 	clean.addVM(1, "192.168.100.50")
 	clean.start()
@@ -119,6 +121,7 @@ func TestLeftovers(t *testing.T) {
 
 // TestReboot: nothing of the kernel's state is left, and KubeVirt starts the VM in a new pod.
 func TestReboot(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	old := b.addVM(1, "192.168.100.50")
 	b.start()

@@ -58,10 +58,16 @@ func (b *bench) taken(a netip.Addr) func(Report) bool {
 	}
 }
 
+// patientProbe is how long the agent waits for an answer to its probes where another host has the address, and may be slow on
+// a busy machine.
+const patientProbe = time.Second
+
 // TestAddressTaken: a foreign host has both addresses of a pod. Nothing is said or sent for them, the neighbour pod works,
 // an agent that restarts knows no better, and when the host gives one of them up it works.
 func TestAddressTaken(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
+	b.timing.Wait = patientProbe
 	b.dualStack()
 	b.world.Host.Address("eth0", "192.168.100.50/24", "2001:db8:100::50/64")
 	v := b.addVM(1, "192.168.100.50", "2001:db8:100::50")
@@ -147,6 +153,7 @@ func (b *bench) hearUDP(addresses ...string) <-chan string {
 
 // TestMigrationIsNotProbed: the guest comes with its address, which is in use. A probe would find the guest itself.
 func TestMigrationIsNotProbed(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.addVM(1, "192.168.100.50")
 	entry := &b.view.Pods[0]
@@ -167,7 +174,9 @@ func TestMigrationIsNotProbed(t *testing.T) {
 // TestUnasked: a router on the LAN answers for every address. A pool that says so has its addresses used all the same,
 // also those that were found taken before.
 func TestUnasked(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
+	b.timing.Wait = patientProbe
 	// Proxy ARP answers for what the kernel routes elsewhere (arp_fwd_proxy in net/ipv4/arp.c).
 	b.world.Host.Sysctl("ipv4/conf/eth0/proxy_arp=1", "ipv4/neigh/eth0/proxy_delay=0", "ipv4/ip_forward=1")
 	b.world.Host.Route("192.168.100.50/32", "", "lo")
@@ -186,7 +195,9 @@ func TestUnasked(t *testing.T) {
 
 // TestContested: a host takes an address that is in use. Its connections go on, and the condition names the host.
 func TestContested(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
+	b.timing.Quiet = 5 * time.Second // the reports of that time are looked at, on a busy machine too
 	v := b.addVM(1, "192.168.100.50")
 	b.start()
 	b.publish()

@@ -31,6 +31,7 @@ func admitted(t *testing.T, entries ...string) (a floatip.Admitted) {
 // TestListedPorts: a VM that lists ports is reached at those and by ping, from everywhere, and its own calls pass.
 // Other calls die without an answer, and are counted.
 func TestListedPorts(t *testing.T) {
+	t.Parallel()
 	eachDelivery(t, func(t *testing.T, s *suite) {
 		list := []floatip.Port{{Protocol: "TCP", Number: 22}, {Protocol: "UDP", Number: 80}}
 		s.addDual(1, func(p *floatip.PodNAT) {
@@ -89,6 +90,7 @@ func (s *suite) counts(t *testing.T, n int) {
 // TestFirewall: the allow list holds on each packet of a caller. A shorter list cuts connections that it does not admit
 // any more; the guest's own calls and its answers are no business of it.
 func TestFirewall(t *testing.T) {
+	t.Parallel()
 	eachDelivery(t, func(t *testing.T, s *suite) {
 		v := s.addDual(1, nil)
 		s.run()
@@ -134,6 +136,7 @@ func TestFirewall(t *testing.T) {
 
 // TestAgain: an agent that is stopped and started finds all in place, and what somebody else removes comes back.
 func TestAgain(t *testing.T) {
+	t.Parallel()
 	eachDelivery(t, func(t *testing.T, s *suite) {
 		v := s.addDual(1, nil)
 		empty := inventory(t, s.node.Namespace, v.Namespace)
@@ -185,6 +188,7 @@ func TestAgain(t *testing.T) {
 // TestNewPod: the VM is started anew, in another pod with another address, before anybody saw the first one end. What
 // is tracked of the first must not lead there.
 func TestNewPod(t *testing.T) {
+	t.Parallel()
 	s := newSuite(t, floatip.DeliveryNodeNAT)
 	old := s.addDual(1, nil)
 	s.run()

@@ -68,6 +68,7 @@ func learns(conn *net.UDPConn, size int) bool {
 // TestICMPErrors: errors about a floating address find their way, in both directions and families: "fragmentation
 // needed" from a link with a smaller MTU on either side, and "port unreachable" from the guest.
 func TestICMPErrors(t *testing.T) {
+	t.Parallel()
 	eachDelivery(t, func(t *testing.T, s *suite) {
 		v := s.addDual(1, nil)
 		setMTU(t, s.node.Namespace, "cali1", 1400)
@@ -107,6 +108,7 @@ func refused(conn *net.UDPConn) bool {
 // TestErrorsBeyondTheGateway: the node itself says that a packet is too large for the pod's link, to a host that its
 // own routes would look for elsewhere.
 func TestErrorsBeyondTheGateway(t *testing.T) {
+	t.Parallel()
 	eachDelivery(t, func(t *testing.T, s *suite) {
 		s.node.Route("::/0", nodetest.Peer6, "green0") // without any route the kernel says nothing
 		v := s.addDual(1, nil)
@@ -125,6 +127,7 @@ func TestErrorsBeyondTheGateway(t *testing.T) {
 
 // TestFragments: a datagram that takes three packets arrives whole, both ways.
 func TestFragments(t *testing.T) {
+	t.Parallel()
 	eachDelivery(t, func(t *testing.T, s *suite) {
 		v := s.addDual(1, nil)
 		s.run()
@@ -164,6 +167,7 @@ func TestFragments(t *testing.T) {
 // TestForgedSources: a pod in foreign hands, whose rules are gone, sends under the addresses of its neighbour. The node
 // drops it, also where reverse-path filtering is off, as some CNIs set it.
 func TestForgedSources(t *testing.T) {
+	t.Parallel()
 	eachDelivery(t, func(t *testing.T, s *suite) {
 		s.addDual(1, nil)
 		evil := s.addDual(2, nil)
@@ -230,6 +234,7 @@ func (s *suite) hear(t *testing.T, address string) <-chan string {
 // TestAntiSpoofingCNI: a CNI that lets a pod use its own address alone is past what Routed can do, and no matter to the
 // others.
 func TestAntiSpoofingCNI(t *testing.T) {
+	t.Parallel()
 	eachDelivery(t, func(t *testing.T, s *suite) {
 		v := s.addDual(1, nil)
 		s.node.Run("nft add table inet cni", "nft add chain inet cni from { type filter hook prerouting priority raw ; }",

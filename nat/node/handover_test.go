@@ -34,8 +34,13 @@ func closed(also ...netip.Addr) floatip.PodNAT {
 // TestHandOver: connections that the pod's firewall would not admit again, and that its kernel would not pick up in the
 // middle, go on in the new pod: outgoing ones, one over which the guest only receives, UDP too, and an incoming one.
 func TestHandOver(t *testing.T) {
-	t.Run("IPv4", func(t *testing.T) { testHandOver(t, newRoadWith(t, closed())) })
-	t.Run("both families", func(t *testing.T) { testHandOver(t, newRoadWith(t, closed(fifty6))) })
+	t.Parallel()
+	for name, also := range map[string][]netip.Addr{"IPv4": nil, "both families": {fifty6}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			testHandOver(t, newRoadWith(t, closed(also...)))
+		})
+	}
 }
 
 func testHandOver(t *testing.T, r *road) {
@@ -85,6 +90,7 @@ func testHandOver(t *testing.T, r *road) {
 
 // TestWithoutHandOver is what TestHandOver would be if the agents did not speak: it shows that the test can fail.
 func TestWithoutHandOver(t *testing.T) {
+	t.Parallel()
 	r := newRoadWith(t, closed())
 	r.strangers = true
 	for _, b := range []*bench{r.from, r.to} {
@@ -107,8 +113,12 @@ func TestWithoutHandOver(t *testing.T) {
 // TestSlowTarget: the agent of the target's node is away until KubeVirt has finished. It gets the connections all the same,
 // also when the old pod has ended before KubeVirt says that the guest is elsewhere.
 func TestSlowTarget(t *testing.T) {
+	t.Parallel()
 	for _, said := range []bool{true, false} {
-		t.Run(fmt.Sprintf("KubeVirt says where the guest is: %t", said), func(t *testing.T) { testSlowTarget(t, said) })
+		t.Run(fmt.Sprintf("KubeVirt says where the guest is: %t", said), func(t *testing.T) {
+			t.Parallel()
+			testSlowTarget(t, said)
+		})
 	}
 }
 
@@ -141,6 +151,7 @@ func testSlowTarget(t *testing.T, said bool) {
 
 // TestLateNode: the node hears of its new pod when KubeVirt has finished. The move is told, and the connections come.
 func TestLateNode(t *testing.T) {
+	t.Parallel()
 	r := newRoadWith(t, closed())
 	s := startDownload(t, r.from.world.Host, r.source.Guest, netip.MustParseAddrPort(nodetest.Beyond+":83"))
 	r.prepare()
@@ -165,8 +176,10 @@ func TestLateNode(t *testing.T) {
 // TestLateSource: the agent of the source's node hears of the migration when it is over, all at once. The connections come
 // along even so: one over which the guest only receives, through a firewall that would not admit it.
 func TestLateSource(t *testing.T) {
+	t.Parallel()
 	for _, final := range []bool{false, true} {
 		t.Run(fmt.Sprintf("the source's pod has ended: %t", final), func(t *testing.T) {
+			t.Parallel()
 			r := newRoadWith(t, closed())
 			s := startDownload(t, r.from.world.Host, r.source.Guest, netip.MustParseAddrPort(nodetest.Beyond+":83"))
 			r.prepare()
@@ -194,6 +207,7 @@ func TestLateSource(t *testing.T) {
 // TestSourceHearsLast: a guest goes there and back, and there again; of that the agent of its old node hears when the guest has
 // arrived already. It tells of this migration, and not of the first one, in which the same machine went the same way.
 func TestSourceHearsLast(t *testing.T) {
+	t.Parallel()
 	r := newRoadWith(t, closed())
 	s := startDownload(t, r.from.world.Host, r.source.Guest, netip.MustParseAddrPort(nodetest.Beyond+":83"))
 	told := func(report Report) bool {
@@ -228,6 +242,7 @@ func TestSourceHearsLast(t *testing.T) {
 
 // TestSourceNodeGone: the source's node dies when the guest has left it. What it had told of the connections by then is enough.
 func TestSourceNodeGone(t *testing.T) {
+	t.Parallel()
 	r := newRoadWith(t, closed())
 	s := startDownload(t, r.from.world.Host, r.source.Guest, netip.MustParseAddrPort(nodetest.Beyond+":83"))
 	r.begin()
@@ -260,6 +275,7 @@ func TestYieldWhileUnknown(t *testing.T) {
 
 // TestStrangersAsk: who is not the agent of the node that the guest migrates to gets nothing.
 func TestStrangersAsk(t *testing.T) {
+	t.Parallel()
 	r := newRoad(t)
 	startStream(t, r.source.Guest, r.from.world.Host, fifty.String(), 81)
 	r.begin()

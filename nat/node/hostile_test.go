@@ -62,6 +62,7 @@ func advertisementOf(t *testing.T, source, a netip.Addr, mac net.HardwareAddr) [
 // by ARP and by neighbour discovery, and sends frames straight to the neighbour's leg. The neighbour stays reachable, its
 // leg hears none of it, and the LAN neither.
 func TestHostileLauncher(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.dualStack()
 	victim := b.addVM(1, "192.168.100.50", "2001:db8:100::50")
@@ -132,6 +133,7 @@ func TestHostileLauncher(t *testing.T) {
 // TestHostileGuest: a guest speaks for other addresses on the bridge in its pod, and sends under them. Nothing of that
 // gets onto the leg. What the pod sends by its own interface is the CNI's business, which filters here as most do.
 func TestHostileGuest(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.dualStack()
 	b.addVM(1, "192.168.100.50", "2001:db8:100::50")

@@ -27,6 +27,7 @@ import (
 
 // TestNotAnnouncedBeforeItsRulesStand: LAN hosts would get silence, and a conflict probe a wrong answer.
 func TestNotAnnouncedBeforeItsRulesStand(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	v := b.addVM(1, "192.168.100.50")
 	v.sidecar.set(handover.State{Phase: handover.PhaseFailed, Problem: "the kernel refused the rules"})
@@ -64,6 +65,7 @@ func (b *bench) holding() leg.Holding {
 
 // TestRestart: an agent that is stopped and started changes nothing and interrupts nothing.
 func TestRestart(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	v := b.addVM(1, "192.168.100.50")
 	b.start()
@@ -97,6 +99,7 @@ func (a *Agent) changes() uint64 {
 
 // TestStartWithoutAPIServer: the agent goes on with what its predecessor left, ARP answers included.
 func TestStartWithoutAPIServer(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.addVM(1, "192.168.100.50")
 	b.start()
@@ -129,6 +132,7 @@ func (b *bench) await(what string, f func() bool) {
 
 // TestWithdraw: the pod's guest has ended. Nothing stays, and an open connection is dead within a second.
 func TestWithdraw(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.dualStack()
 	empty := inventory(t, b.node.Namespace)
@@ -183,6 +187,7 @@ func withNode(h Held, name string) Held {
 // TestNICChanges: the provider NIC goes down, is put into a bridge together with its address, as some CNIs do, and
 // comes out again. Nothing is withdrawn meanwhile, and packets flow as soon as the LAN can be reached.
 func TestNICChanges(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	v := b.addVM(1, "192.168.100.50")
 	b.start()
@@ -221,6 +226,7 @@ func TestNICChanges(t *testing.T) {
 
 // TestSettingsAreRepaired: some other program resets what the leg relies on.
 func TestSettingsAreRepaired(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	v := b.addVM(1, "192.168.100.50")
 	b.start()
@@ -250,6 +256,7 @@ func TestSettingsAreRepaired(t *testing.T) {
 
 // TestSecondAgent: two agents on one node would undo each other's work.
 func TestSecondAgent(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.start()
 	b.await("the first agent", func() bool { return b.agent.Healthy() == nil })
@@ -266,6 +273,7 @@ func TestSecondAgent(t *testing.T) {
 
 // TestHostileSidecars: what stands in one pod's directory keeps no other pod waiting and leads the agent nowhere.
 func TestHostileSidecars(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name   string
 		set    func(t *testing.T, dir, victim string)
@@ -284,6 +292,7 @@ func TestHostileSidecars(t *testing.T) {
 		{"a server that says nothing", func(t *testing.T, dir, _ string) { listenIn(t, dir) }, "not reached"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			b := newBench(t)
 			good := b.addVM(1, "192.168.100.50")
 			bad := b.addVM(2, "192.168.100.51")
@@ -323,6 +332,7 @@ func listenIn(t *testing.T, dir string) {
 
 // TestSpoofing: a pod in foreign hands sends with the address of its neighbour. The node drops it.
 func TestSpoofing(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.addVM(1, "192.168.100.50")
 	evil := b.addVM(2, "192.168.100.51")

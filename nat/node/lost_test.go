@@ -12,6 +12,7 @@ import (
 // TestNodeLost: a node goes with its VM, and KubeVirt starts the VM on another one. That one asks the LAN first, takes the
 // address, and keeps it when the old node comes back with what its kernel holds.
 func TestNodeLost(t *testing.T) {
+	t.Parallel()
 	w := nodetest.NewWorld(t)
 	old, next := newBenchOn(t, w, "10"), newBenchOn(t, w, "11")
 	peers := map[string]floatip.NodeAgent{}

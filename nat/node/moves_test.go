@@ -185,9 +185,13 @@ func (b *bench) set(uid string, change func(*Pod)) {
 // TestMove: a guest goes to another node and back, several times. Its connections live on, in both directions, and what
 // is left on a node that it has left is nothing.
 func TestMove(t *testing.T) {
+	t.Parallel()
 	for _, d := range []floatip.Delivery{floatip.DeliveryLeg, floatip.DeliveryRouted} {
 		for _, has := range [][]netip.Addr{{fifty}, {fifty, fifty6}} {
-			t.Run(fmt.Sprintf("%s %s", d, has), func(t *testing.T) { testMove(t, newRoadBy(t, d, has...)) })
+			t.Run(fmt.Sprintf("%s %s", d, has), func(t *testing.T) {
+				t.Parallel()
+				testMove(t, newRoadBy(t, d, has...))
+			})
 		}
 	}
 }
@@ -228,6 +232,7 @@ func testMove(t *testing.T, r *road) {
 
 // TestLatePackets: a host that does not hear of the move goes on sending to the old node, which sends it on.
 func TestLatePackets(t *testing.T) {
+	t.Parallel()
 	r := newRoad(t)
 	host := r.from.world.Host
 	host.Run("ip neigh replace " + fifty.String() + " lladdr " + r.from.node.Get("red0").Attrs().HardwareAddr.String() +

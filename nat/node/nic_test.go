@@ -8,6 +8,7 @@ import (
 // TestOddNICs: what becomes of a provider NIC while an address is in use. Each time packets flow again, on the NIC that the
 // network is on then, and the leg is the one from the start.
 func TestOddNICs(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	v := b.addVM(1, "192.168.100.50")
 	b.start()

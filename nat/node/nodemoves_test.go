@@ -12,6 +12,7 @@ import (
 // that the guest is there; before that nothing of it is on that node, and afterwards nothing on the old one.
 // Connections break.
 func TestMoveOfATranslatedPod(t *testing.T) {
+	t.Parallel()
 	r := newRoadBy(t, floatip.DeliveryNodeNAT, fifty)
 	host := r.from.world.Host
 	stream := startEcho(t, r.source.Guest, host, fifty.String()+":7")

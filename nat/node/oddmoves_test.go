@@ -24,6 +24,7 @@ func (r *road) here(when string, b, other *bench) {
 
 // TestMigrationFails: whatever ends a migration before the guest has moved changes nothing, and leaves nothing behind.
 func TestMigrationFails(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name string
 		end  func(*road)
@@ -39,6 +40,7 @@ func TestMigrationFails(t *testing.T) {
 		{"the target's pod is gone", func(r *road) { r.to.view.Pods = nil }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			r := newRoad(t)
 			s := startStream(t, r.source.Guest, r.from.world.Host, fifty.String(), 81)
 			r.begin()
@@ -64,6 +66,7 @@ func TestMigrationFails(t *testing.T) {
 
 // TestGuestComesBack: the guest was heard on the target, and the migration failed all the same.
 func TestGuestComesBack(t *testing.T) {
+	t.Parallel()
 	r := newRoad(t)
 	s := startStream(t, r.source.Guest, r.from.world.Host, fifty.String(), 81)
 	r.begin()
@@ -81,6 +84,7 @@ func TestGuestComesBack(t *testing.T) {
 // TestSlowSignals: nobody hears the guest, for instance since it has another Ethernet address than KubeVirt knows. What
 // KubeVirt says moves the address, a little later; said twice, it does no harm.
 func TestSlowSignals(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name string
 		say  func(*road)
@@ -90,6 +94,7 @@ func TestSlowSignals(t *testing.T) {
 		{"the machine's node", func(r *road) { r.machine.Node = r.to.name }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			r := newRoad(t)
 			s := startStream(t, r.source.Guest, r.from.world.Host, fifty.String(), 81)
 			r.machine.MACs = []string{"02:00:00:00:00:99"}
@@ -112,6 +117,7 @@ func TestSlowSignals(t *testing.T) {
 // TestUnknownPeer: the source does not know the target's NIC, and yields when KubeVirt says that the guest has gone. Until
 // then each takes the other for a foreigner, and packets go to the one who defended the address last.
 func TestUnknownPeer(t *testing.T) {
+	t.Parallel()
 	r := newRoad(t)
 	s := startStream(t, r.source.Guest, r.from.world.Host, fifty.String(), 81)
 	r.strangers, r.from.view.Peers, r.to.view.Peers = true, nil, nil
@@ -128,6 +134,7 @@ func TestUnknownPeer(t *testing.T) {
 // TestForeignerDuringMigration: somebody else on the LAN claims the address while it migrates. It is not a node that the
 // guest could be on, so the source stays.
 func TestForeignerDuringMigration(t *testing.T) {
+	t.Parallel()
 	r := newRoad(t)
 	r.begin()
 	r.from.world.Host.Claim("eth0", fifty)
@@ -137,6 +144,7 @@ func TestForeignerDuringMigration(t *testing.T) {
 
 // TestRestartDuringMove: each agent may be away at each moment of a move. The kernel and the API server know enough.
 func TestRestartDuringMove(t *testing.T) {
+	t.Parallel()
 	restart := func(b *bench, api bool) {
 		b.t.Helper()
 		b.stop()
@@ -147,6 +155,7 @@ func TestRestartDuringMove(t *testing.T) {
 		b.await("a healthy agent", func() bool { return b.agent.Healthy() == nil })
 	}
 	t.Run("both, while the target waits", func(t *testing.T) {
+		t.Parallel()
 		r := newRoad(t)
 		s := startStream(t, r.source.Guest, r.from.world.Host, fifty.String(), 81)
 		r.begin()
@@ -169,6 +178,7 @@ func TestRestartDuringMove(t *testing.T) {
 	})
 	for _, api := range []bool{true, false} {
 		t.Run(map[bool]string{true: "both, after the flip", false: "both, after the flip, without API server"}[api], func(t *testing.T) {
+			t.Parallel()
 			r := newRoad(t)
 			s := startStream(t, r.source.Guest, r.from.world.Host, fifty.String(), 81)
 			r.begin()
@@ -188,6 +198,7 @@ func TestRestartDuringMove(t *testing.T) {
 		})
 	}
 	t.Run("the source's agent is away at the flip", func(t *testing.T) {
+		t.Parallel()
 		r := newRoad(t)
 		s := startStream(t, r.source.Guest, r.from.world.Host, fifty.String(), 81)
 		r.begin()
@@ -205,6 +216,7 @@ func TestRestartDuringMove(t *testing.T) {
 		r.finish()
 	})
 	t.Run("the target's agent is away when the guest arrives", func(t *testing.T) {
+		t.Parallel()
 		r := newRoad(t)
 		s := startStream(t, r.source.Guest, r.from.world.Host, fifty.String(), 81)
 		r.begin()
@@ -221,6 +233,7 @@ func TestRestartDuringMove(t *testing.T) {
 // TestEarlyArrival: the guest is in its new pod before the node has heard of it. Meanwhile nothing of it leaves under the
 // pod's address, so nobody resets its connections, and they go on when the leg is there.
 func TestEarlyArrival(t *testing.T) {
+	t.Parallel()
 	r := newRoad(t)
 	host := r.from.world.Host
 	in, out := startStream(t, r.source.Guest, host, fifty.String(), 81), startStream(t, host, r.source.Guest, nodetest.Beyond, 82)

@@ -75,6 +75,7 @@ func (r *received) missing(count uint32) (text string) {
 // TestStandStill: a guest on real tap devices stands still for its move. Each packet that is sent to it before, meanwhile and
 // afterwards reaches it, and none of them twice.
 func TestStandStill(t *testing.T) {
+	t.Parallel()
 	r := newRoad(t)
 	guest := r.source.Guest
 	if err := r.source.Link.LinkDel(r.source.Get("tap0")); err != nil {

@@ -17,6 +17,7 @@ const nobody = 65534
 
 // TestStatus asks an agent on its socket: two addresses, one of which somebody else has, and a pod that is refused.
 func TestStatus(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.world.Host.Address("eth0", "192.168.100.51/24")
 	v := b.addVM(1, "192.168.100.50")

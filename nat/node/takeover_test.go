@@ -39,6 +39,7 @@ func datagram(to net.HardwareAddr, from, at netip.AddrPort, text string) []byte 
 // TestGive: what the old node has kept reaches the guest, if it is of a connection that was taken over, addressed to the guest,
 // and the guest has just arrived; anything else does not.
 func TestGive(t *testing.T) {
+	t.Parallel()
 	w := nodetest.NewWorld(t)
 	pod := w.AddNode("10").AddPod("a", "100.0.0.1")
 	mac := pod.Guest.Get("eth0").Attrs().HardwareAddr

@@ -52,6 +52,7 @@ func dial(t *testing.T, from *lab.Namespace, to string, port int) net.Conn {
 const silence = 700 * time.Millisecond
 
 func TestLiveChange(t *testing.T) {
+	t.Parallel()
 	v4, v6 := binding("192.168.100.51"), binding("2001:db8:100::51")
 	listed, other := binding("192.168.100.51", floatip.Port{Protocol: "TCP", Number: 2000}), binding("192.168.100.59")
 	longer := binding("192.168.100.51", floatip.Port{Protocol: "TCP", Number: 2000}, floatip.Port{Protocol: "TCP", Number: 2001})
@@ -77,6 +78,7 @@ func TestLiveChange(t *testing.T) {
 		"all closed":        {[]floatip.Binding{v4, v6}, []floatip.Binding{v4, v6}, &floatip.Firewall{}, false, false, false, false, true},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			c, vm, k, _ := world(t, tc.before...)
 			connections := map[string]struct {
 				conn net.Conn
@@ -107,6 +109,7 @@ func TestLiveChange(t *testing.T) {
 // An address that comes while the VM runs: what the guest already has under the pod's address goes on, also a new call
 // from outside is answered at once.
 func TestAddressForARunningVM(t *testing.T) {
+	t.Parallel()
 	c, vm, k, _ := world(t)
 	kept := dial(t, vm.Guest, lab.Peer4, 2000)
 	c.Outside.Echo(t, 2000)
@@ -122,6 +125,7 @@ func TestAddressForARunningVM(t *testing.T) {
 // A migration target may know nothing of the connections that arrive with the guest. Addresses and ports are the same
 // there, so they are taken up in the middle, whoever speaks first.
 func TestConnectionsAreTakenUpInTheMiddle(t *testing.T) {
+	t.Parallel()
 	listed := binding("192.168.100.51", floatip.Port{Protocol: "TCP", Number: 2000})
 	c, vm, _, _ := world(t, listed, binding("2001:db8:100::51"))
 	connections := map[string]net.Conn{
@@ -143,6 +147,7 @@ func TestConnectionsAreTakenUpInTheMiddle(t *testing.T) {
 
 // Events can be lost: the poll finds what they would have told.
 func TestPollFindsDrift(t *testing.T) {
+	t.Parallel()
 	ns, k := lab.New(t, "pod"), newKubelet(t)
 	p := description(binding("192.168.100.50"))
 	k.describe(t, p)
@@ -164,6 +169,7 @@ func TestPollFindsDrift(t *testing.T) {
 }
 
 func TestCountersSurviveARewrite(t *testing.T) {
+	t.Parallel()
 	c, _, k, r := world(t, binding("192.168.100.51"))
 	dial(t, c.Host, "192.168.100.51", 2000)
 	first := r.await(t, "traffic is counted", func(s handover.State) bool {

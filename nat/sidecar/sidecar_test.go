@@ -25,7 +25,8 @@ import (
 	"floatip.io/floatip/test/lab"
 )
 
-const patience = 5 * time.Second
+// patience bounds every wait of these tests.
+const patience = time.Minute
 
 // kubelet writes files as the kubelet does: a new directory, and then one rename of the link "..data".
 type kubelet struct {
@@ -207,6 +208,7 @@ func description(bindings ...floatip.Binding) floatip.PodNAT {
 }
 
 func TestWaitsForItsDescription(t *testing.T) {
+	t.Parallel()
 	ns, k := lab.New(t, "pod"), newKubelet(t)
 	r := start(t, Config{NATFile: k.path(), NetNS: file(t, ns)})
 	r.awaitPhase(t, handover.PhaseWaiting)
@@ -222,6 +224,7 @@ func TestWaitsForItsDescription(t *testing.T) {
 
 // The kernel may hold rules already, since the container was restarted: nothing is written, counters go on.
 func TestRestartChangesNothing(t *testing.T) {
+	t.Parallel()
 	ns, k := lab.New(t, "pod"), newKubelet(t)
 	p := description(binding("192.168.100.50"))
 	k.describe(t, p)
@@ -242,6 +245,7 @@ add rule ip nat floatip_postrouting oifname "fip0" ip saddr 10.0.2.2 snat to 192
 add rule ip nat floatip_postrouting oifname "k6t-eth0" ct original ip daddr 192.168.100.50 ip saddr 10.0.2.2 snat to 192.168.100.50`
 
 func TestRepairs(t *testing.T) {
+	t.Parallel()
 	ns, k := lab.New(t, "pod"), newKubelet(t)
 	p := description(binding("192.168.100.50"), binding("2001:db8:100::50"))
 	k.describe(t, p)
@@ -270,6 +274,7 @@ func TestRepairs(t *testing.T) {
 
 // Against somebody who does not stop, the rules are put back ever more slowly, and the agent is told.
 func TestContestIsReportedAndSlowedDown(t *testing.T) {
+	t.Parallel()
 	ns, k := lab.New(t, "pod"), newKubelet(t)
 	p := description(binding("192.168.100.50"))
 	k.describe(t, p)
@@ -293,6 +298,7 @@ func TestContestIsReportedAndSlowedDown(t *testing.T) {
 }
 
 func TestMalformedDescriptionKeepsTheLastGoodOne(t *testing.T) {
+	t.Parallel()
 	ns, k := lab.New(t, "pod"), newKubelet(t)
 	p := description(binding("192.168.100.50"))
 	k.describe(t, p)
@@ -318,6 +324,7 @@ func TestMalformedDescriptionKeepsTheLastGoodOne(t *testing.T) {
 
 // One refusal is one line in the log, however often it is tried again, and the state says what to do.
 func TestRefusedByTheKernel(t *testing.T) {
+	t.Parallel()
 	k := newKubelet(t)
 	k.describe(t, description(binding("192.168.100.50")))
 	for name, tc := range map[string]struct {
@@ -329,6 +336,7 @@ func TestRefusedByTheKernel(t *testing.T) {
 		"no memory":     {unix.ENOMEM, "cannot allocate memory"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			var tries atomic.Int32
 			r := start(t, Config{NATFile: k.path(), Kernel: nat.Config{Dial: func(requests []netlink.Message) ([]netlink.Message, error) {
 				if len(requests) > 1 { // a transaction; lists are empty
@@ -352,6 +360,7 @@ func TestRefusedByTheKernel(t *testing.T) {
 
 // A kernel that refuses at first is no reason to give up.
 func TestRecoversFromARefusal(t *testing.T) {
+	t.Parallel()
 	ns, k := lab.New(t, "pod"), newKubelet(t)
 	p := description(binding("192.168.100.50"))
 	k.describe(t, p)

@@ -142,6 +142,7 @@ func sources(t *testing.T, node *lab.Namespace, table string) (out []string) {
 // sidecar and the leg come: no packet ever leaves by eth0 under another address than the pod's, and none by the leg
 // under another than the floating one.
 func TestNoPacketLeavesUnderAWrongAddress(t *testing.T) {
+	t.Parallel()
 	all := (*setup).allOfKubevirt
 	half := func(n int) func(*setup) { return func(s *setup) { s.kubevirt(n) } }
 	for name, steps := range map[string][]func(*setup){
@@ -154,6 +155,7 @@ func TestNoPacketLeavesUnderAWrongAddress(t *testing.T) {
 		"KubeVirt, guest, leg, sidecar": {all, (*setup).guest, (*setup).leg, (*setup).sidecar},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			s := newSetup(t)
 			for _, step := range steps {
 				step(s)
@@ -205,6 +207,7 @@ func lines(t *testing.T, path string) []string {
 // Even a guest that sends before there is any table, which KubeVirt never lets happen, is seen on the leg under the
 // floating address only.
 func TestTheLegKnowsOneAddress(t *testing.T) {
+	t.Parallel()
 	all := (*setup).allOfKubevirt
 	for name, steps := range map[string][]func(*setup){
 		"guest, leg, sidecar, KubeVirt": {(*setup).guest, (*setup).leg, (*setup).sidecar, all},
@@ -212,6 +215,7 @@ func TestTheLegKnowsOneAddress(t *testing.T) {
 		"guest, KubeVirt, leg, sidecar": {(*setup).guest, all, (*setup).leg, (*setup).sidecar},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			s := newSetup(t)
 			for _, step := range steps {
 				step(s)
@@ -224,9 +228,10 @@ func TestTheLegKnowsOneAddress(t *testing.T) {
 
 // As TestNoPacketLeavesUnderAWrongAddress, while the guest has connections by the leg and something happens in the pod.
 func TestNoPacketLeavesUnderAWrongAddressWhateverHappens(t *testing.T) {
+	t.Parallel()
 	for name, happens := range map[string]func(*setup){
-		"the leg is unplugged": func(s *setup) { s.vm.Pod.IP(t, "link del fip0") },
-		"the leg goes down":    func(s *setup) { s.vm.Pod.IP(t, "link set fip0 down") },
+		"the leg is unplugged": func(s *setup) { s.vm.Pod.IP(s.t, "link del fip0") },
+		"the leg goes down":    func(s *setup) { s.vm.Pod.IP(s.t, "link set fip0 down") },
 		"an address goes": func(s *setup) {
 			s.describe(binding(s.vm.Floating6))
 		},
@@ -236,12 +241,13 @@ func TestNoPacketLeavesUnderAWrongAddressWhateverHappens(t *testing.T) {
 		},
 		"chains of ours are flushed": func(s *setup) {
 			for _, chain := range []string{"ip nat floatip_guest", "ip6 nat floatip_arriving", "ip nat floatip_guard", "ip nat floatip_out"} {
-				s.vm.Pod.NFT(t, "flush chain "+chain)
-				holds(t, kernel(t, s.vm.Pod), description(binding(s.vm.Floating4), binding(s.vm.Floating6)))
+				s.vm.Pod.NFT(s.t, "flush chain "+chain)
+				holds(s.t, kernel(s.t, s.vm.Pod), description(binding(s.vm.Floating4), binding(s.vm.Floating6)))
 			}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			s := newSetup(t)
 			for _, step := range []func(*setup){(*setup).sidecar, (*setup).leg, (*setup).allOfKubevirt, (*setup).guest} {
 				step(s)

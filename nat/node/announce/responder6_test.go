@@ -53,6 +53,7 @@ func advertises(m message, a netip.Addr) bool {
 // TestAnswers6 speaks by hand: to the group, to the address itself, and as one who wants to have the address. The
 // kernel holds no proxy entry.
 func TestAnswers6(t *testing.T) {
+	t.Parallel()
 	l := newLAN(t, nil)
 	l.responder.Set([]netip.Addr{ours6}, nil)
 	l.hear6("announcement", func(m message) bool { return advertises(m, ours6) && m.destination == allNodes })
@@ -87,6 +88,7 @@ func TestAnswers6(t *testing.T) {
 
 // TestRealHost6: the kernel of a host finds the address, and does not take it for its own.
 func TestRealHost6(t *testing.T) {
+	t.Parallel()
 	l := newLAN(t, nil)
 	l.responder.Set([]netip.Addr{ours6}, nil)
 	l.hear6("announcement", func(m message) bool { return advertises(m, ours6) })
@@ -148,6 +150,7 @@ func (l *lan) until(what string, f func() bool) {
 // TestGroups: the NIC is in the solicited-node groups of what is looked after, and in no others, past the number that
 // one socket can join.
 func TestGroups(t *testing.T) {
+	t.Parallel()
 	l := newLAN(t, nil)
 	before := len(l.groups())
 	many := make([]netip.Addr, 2*groupsPerSocket+1)

@@ -33,6 +33,7 @@ import (
 // TestAPIServerAway: an agent on a node, all of it real but the guests, and its API server stops. Packets go on, also
 // while the agent starts anew and a sidecar does. What has changed when the API server is back catches up.
 func TestAPIServerAway(t *testing.T) {
+	t.Parallel()
 	p := newPlace(t)
 	p.addVM(1, "192.168.100.50")
 	p.addVM(2, "192.168.100.51")

@@ -16,6 +16,7 @@ import (
 
 // TestTwoNetworks: a second NIC with a network and a router of its own. Each address leaves by its own.
 func TestTwoNetworks(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	other := nodetest.NewNamespace(t)
 	r.node.Cable("blue0", other, "eth0")
@@ -59,6 +60,7 @@ func TestTwoNetworks(t *testing.T) {
 
 // TestStaged: a leg that waits for a guest takes what the LAN sends to it, and nothing else; nobody is told of it.
 func TestStaged(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	r.addPod("a", "100.0.0.5", floating)
 	r.config.Legs[0].Staged = true
@@ -135,6 +137,7 @@ func TestValidate(t *testing.T) {
 // TestOthersKeepTheirRoutes: the way back is for what legs send. What the node itself sends with an address of the
 // provider network, and what it forwards for a host there, goes on by the node's ordinary routes.
 func TestOthersKeepTheirRoutes(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	r.addPod("a", "100.0.0.5", floating, floating6)
 	r.apply()
@@ -160,6 +163,7 @@ func TestOthersKeepTheirRoutes(t *testing.T) {
 
 // TestGuardComesFirst: a leg that is plugged, and of which nothing else is known yet, lets nothing in.
 func TestGuardComesFirst(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	p := r.addPod("a", "100.0.0.5", floating)
 	if _, err := r.kernel.Plug("a", p.File); err != nil {

@@ -79,6 +79,7 @@ func TestFind(t *testing.T) {
 
 // TestNICs reads a real node: pods' routes of a single address are no networks, and the bridge of the legs is no NIC.
 func TestNICs(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	r.addPod("a", "100.0.0.5", floating)
 	r.apply()
@@ -118,6 +119,7 @@ func TestNICs(t *testing.T) {
 
 // TestOwnAddresses: what is the node's, and what only stands on one of its links.
 func TestOwnAddresses(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	for _, name := range []string{"pod0", "uplink0"} {
 		if err := r.node.Link.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: name + "-peer"}); err != nil {

@@ -13,11 +13,13 @@ import (
 // TestUpgrade: what earlier versions put into the kernel is taken over and brought into today's form, and the addresses
 // work before and after.
 func TestUpgrade(t *testing.T) {
+	t.Parallel()
 	for name, earlier := range map[string]func(r *rig, port string){
 		"legs in a bridge":                    inBridge,
 		"active addresses in their own table": inOwnTable,
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			r := newRig(t)
 			r.addPod("a", "100.0.0.5", floating, floating6)
 			r.apply()
@@ -45,6 +47,7 @@ func TestUpgrade(t *testing.T) {
 
 // TestSomebodyElsesBridge: a bridge that only has the name of one of ours stays.
 func TestSomebodyElsesBridge(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	r.node.Run("ip link add " + olderBridge + " type bridge")
 	r.addPod("a", "100.0.0.5", floating)
@@ -106,6 +109,7 @@ func macText(m mac) string {
 
 // TestHandDown: the reverse-path filter of the pod's other links stays as strict as it was, while the leg has none.
 func TestHandDown(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	p := r.addPod("a", "100.0.0.5", floating)
 	p.Sysctl(rpFilterOfAll+"=2", "ipv4/conf/eth0/rp_filter=1", "ipv4/conf/k6t-eth0/rp_filter=0", "ipv4/conf/default/rp_filter=1")

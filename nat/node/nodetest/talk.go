@@ -13,11 +13,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// patience bounds the waits for the kernel.
+const patience = time.Minute
+
 // settle waits until the host address answers. New links lose packets for a moment, bridges above all, and a lost
 // packet costs a second.
 func (n *Namespace) settle(address string) {
 	n.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
 		c, err := n.Dial(net.JoinHostPort(address, "1"), 50*time.Millisecond)
 		if err == nil {
 			c.Close()
@@ -32,7 +35,7 @@ func (n *Namespace) settle(address string) {
 // WaitUp waits until the kernel calls a link up.
 func (n *Namespace) WaitUp(link string) {
 	n.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		if n.Get(link).Attrs().OperState == netlink.OperUp {
 			return
 		}
