@@ -142,22 +142,28 @@ func remove(ctx context.Context, dir string, progress process.Progress) error {
 	return os.RemoveAll(dir)
 }
 
-// endWithin is how long processes in the rig's namespaces get to end on SIGTERM.
-const endWithin = 5 * time.Second
+// Processes in the rig's namespaces get so long to end on SIGTERM, and on SIGKILL, which takes longer on a busy machine only.
+const (
+	endWithin  = 5 * time.Second
+	killWithin = time.Minute
+)
 
 // endAll ends the processes in the namespaces of a LAN, first kindly.
 func endAll(ctx context.Context, network *lan.LAN) error {
-	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+	for _, step := range []struct {
+		signal syscall.Signal
+		within time.Duration
+	}{{syscall.SIGTERM, endWithin}, {syscall.SIGKILL, killWithin}} {
 		pids, err := network.Processes()
 		if err != nil || len(pids) == 0 {
 			return err
 		}
 		for _, pid := range pids {
-			if err := syscall.Kill(pid, signal); err != nil && !errors.Is(err, syscall.ESRCH) {
+			if err := syscall.Kill(pid, step.signal); err != nil && !errors.Is(err, syscall.ESRCH) {
 				return fmt.Errorf("end process %d in a namespace of the rig: %w", pid, err)
 			}
 		}
-		bounded, cancel := context.WithTimeout(ctx, endWithin)
+		bounded, cancel := context.WithTimeout(ctx, step.within)
 		err = process.Wait(bounded, nil, "processes in the rig's namespaces to end", func(context.Context) error {
 			left, err := network.Processes()
 			if err == nil && len(left) > 0 {
@@ -169,7 +175,7 @@ func endAll(ctx context.Context, network *lan.LAN) error {
 		if err == nil {
 			return nil
 		}
-		if signal == syscall.SIGKILL {
+		if step.signal == syscall.SIGKILL {
 			return err
 		}
 	}

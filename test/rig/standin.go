@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -27,6 +28,10 @@ func (s standIn) prepare() error {
 	return os.WriteFile(s.images(), raw, 0o644)
 }
 
+// maxRestartPeriod is the least that kubelet's configuration allows: tests kill containers again and again, and what they
+// show is not kubelet's patience.
+const maxRestartPeriod = time.Second
+
 func (s standIn) start(_ context.Context, node lan.Node) error {
 	kubeconfig, err := s.r.Cluster.NodeKubeconfig(node.Name)
 	if err != nil {
@@ -38,7 +43,7 @@ func (s standIn) start(_ context.Context, node lan.Node) error {
 	}
 	_, err = s.r.startKubelet(node, filepath.Join(dir, "kubelet-standin.log"), s.r.binaries.kubelet(),
 		"--node="+node.Name, "--lan="+s.r.Dir, "--dir="+dir, "--kubeconfig="+kubeconfig,
-		"--images="+s.images(), "--pause="+s.r.binaries.pause())
+		"--images="+s.images(), "--pause="+s.r.binaries.pause(), "--max-restart-period="+maxRestartPeriod.String())
 	return err
 }
 

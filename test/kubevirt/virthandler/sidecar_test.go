@@ -201,7 +201,7 @@ func newEnvironment(t *testing.T) environment {
 }
 
 // patience bounds each wait; a set-up takes a second on a busy machine.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 func await(t *testing.T, setup <-chan error) error {
 	t.Helper()
@@ -355,7 +355,7 @@ echo "$@" >>%[1]s/calls
 if [ "$(wc -l <%[1]s/calls)" = %[2]d ]; then
 	: >%[1]s/reached
 	tries=0
-	while [ ! -e %[1]s/open ] && [ $tries -lt 1000 ]; do sleep 0.02; tries=$((tries + 1)); done
+	while [ ! -e %[1]s/open ] && [ $tries -lt 3000 ]; do sleep 0.02; tries=$((tries + 1)); done
 fi
 exec %[3]s "$@"
 `

@@ -1,6 +1,7 @@
 package kubelet
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,7 +31,7 @@ const GuestFile = "guest"
 // stand-in of virt-launcher has the guest shut down then (test/kubevirt/virthandler/launcher, ShutdownSuffix).
 const ShutdownFile = GuestFile + ".shutdown"
 
-// Config is what a stand-in needs. All fields are required.
+// Config is what a stand-in needs. All fields but MaxRestartPeriod are required.
 type Config struct {
 	// Node is the name of the node, one of the LAN's.
 	Node string
@@ -40,9 +41,12 @@ type Config struct {
 	Dir    string
 	Images Images
 	// Pause is the path of the static program that plays the containers of unknown images.
-	Pause  string
-	Client kubernetes.Interface
-	Log    *slog.Logger
+	Pause string
+	// MaxRestartPeriod bounds the back-off of restarts, as crashLoopBackOff.maxContainerRestartPeriod does in kubelet's
+	// configuration (1 s to 300 s, pkg/kubelet/apis/config/validation). Zero is kubelet's default, five minutes.
+	MaxRestartPeriod time.Duration
+	Client           kubernetes.Interface
+	Log              *slog.Logger
 }
 
 // Kubelet is the stand-in of one node.
@@ -56,6 +60,8 @@ type Kubelet struct {
 	log    *slog.Logger
 	runc   runc
 	events record.EventRecorder
+
+	maxRestartPeriod time.Duration
 
 	tokensMu sync.Mutex // guards tokens
 	tokens   map[string]issuedToken
@@ -75,7 +81,8 @@ func New(config Config) (*Kubelet, error) {
 	return &Kubelet{
 		node: node, lan: config.LAN, paths: p, images: config.Images, pause: config.Pause,
 		client: config.Client, log: config.Log.With("node", config.Node), runc: runc{p.runc()},
-		tokens: map[string]issuedToken{}, workers: map[types.UID]*worker{},
+		maxRestartPeriod: cmp.Or(config.MaxRestartPeriod, defaultBackOff),
+		tokens:           map[string]issuedToken{}, workers: map[types.UID]*worker{},
 	}, nil
 }
 

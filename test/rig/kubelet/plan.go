@@ -33,28 +33,28 @@ type steps struct {
 }
 
 // Back-off of restarts as kubelet has it (pkg/kubelet/kubelet.go): at once after the first end, then 10 s, doubled
-// each time up to 5 minutes, and from the beginning after 10 minutes of running.
+// each time up to what the node's configuration says, and from the beginning after 10 minutes of running.
 const (
-	firstBackOff = 10 * time.Second
-	maxBackOff   = 5 * time.Minute
-	healthyRun   = 10 * time.Minute
+	firstBackOff   = 10 * time.Second
+	defaultBackOff = 5 * time.Minute // crashLoopBackOff.maxContainerRestartPeriod where it is not set
+	healthyRun     = 10 * time.Minute
 )
 
-// backOff returns how long to wait after the container ended before it starts again.
-func backOff(s corev1.ContainerStatus) time.Duration {
+// backOff returns how long to wait after the container ended before it starts again, longest at most.
+func backOff(s corev1.ContainerStatus, longest time.Duration) time.Duration {
 	end := s.State.Terminated
 	if end == nil || s.RestartCount == 0 || end.FinishedAt.Sub(end.StartedAt.Time) > healthyRun {
 		return 0
 	}
-	delay := firstBackOff
+	delay := min(firstBackOff, longest)
 	for range s.RestartCount - 1 {
-		delay = min(2*delay, maxBackOff)
+		delay = min(2*delay, longest)
 	}
 	return delay
 }
 
-// planSteps decides for a pod that nobody deletes. Native sidecars are init containers with restartPolicy Always.
-func planSteps(pod *corev1.Pod, s statuses, now time.Time) steps {
+// planSteps decides for a pod that nobody deletes. Longest bounds the back-off of restarts. Native sidecars are init containers with restartPolicy Always.
+func planSteps(pod *corev1.Pod, s statuses, now time.Time, longest time.Duration) steps {
 	var next steps
 	if over(pod, s) {
 		next.Signal = signalOrder(pod, s)
@@ -66,7 +66,7 @@ func planSteps(pod *corev1.Pod, s statuses, now time.Time) steps {
 	for i := range pod.Spec.InitContainers {
 		c := &pod.Spec.InitContainers[i]
 		if isSidecar(c) {
-			next.startUnlessRunning(c.Name, s, now)
+			next.startUnlessRunning(c.Name, s, now, longest)
 			if !begun && !s.started(c.Name) {
 				return next
 			}
@@ -75,24 +75,24 @@ func planSteps(pod *corev1.Pod, s statuses, now time.Time) steps {
 		if end := s.ended(c.Name); begun || end != nil && end.ExitCode == 0 {
 			continue
 		}
-		next.startUnlessRunning(c.Name, s, now)
+		next.startUnlessRunning(c.Name, s, now, longest)
 		return next
 	}
 	for _, c := range pod.Spec.Containers {
 		if end := s.ended(c.Name); end == nil || restarts(pod, end) {
-			next.startUnlessRunning(c.Name, s, now)
+			next.startUnlessRunning(c.Name, s, now, longest)
 		}
 	}
 	return next
 }
 
-func (next *steps) startUnlessRunning(name string, s statuses, now time.Time) {
+func (next *steps) startUnlessRunning(name string, s statuses, now time.Time, longest time.Duration) {
 	if s.running(name) {
 		return
 	}
 	at := now
 	if end := s.ended(name); end != nil {
-		at = end.FinishedAt.Add(backOff(s[name]))
+		at = end.FinishedAt.Add(backOff(s[name], longest))
 	}
 	if at.After(now) {
 		if next.Retry.IsZero() || at.Before(next.Retry) {

@@ -103,7 +103,7 @@ func TestPlanSteps(t *testing.T) {
 		{"and is repeated otherwise", always, statuses{"nat": runs(true), "init": ended(1, 0)},
 			steps{Start: []string{"init"}}},
 	} {
-		if diff := cmp.Diff(c.want, planSteps(samplePod(c.policy), c.have, begin)); diff != "" {
+		if diff := cmp.Diff(c.want, planSteps(samplePod(c.policy), c.have, begin, defaultBackOff)); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", c.name, diff)
 		}
 	}
@@ -124,8 +124,11 @@ func TestBackOff(t *testing.T) {
 		{ended(1, 60), 5 * time.Minute},
 		{long, 0},
 	} {
-		if got := backOff(c.status); got != c.want {
+		if got := backOff(c.status, defaultBackOff); got != c.want {
 			t.Errorf("back-off after %d restarts: %s, want %s", c.status.RestartCount, got, c.want)
+		}
+		if got, want := backOff(c.status, time.Second), min(c.want, time.Second); got != want {
+			t.Errorf("back-off after %d restarts on a node that allows a second: %s, want %s", c.status.RestartCount, got, want)
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -237,5 +238,23 @@ func TestParseMounts(t *testing.T) {
 	want := []string{"/rig/n/kubelet/pods/u/ipc", "/rig/n/kubelet/pods/u/uts"}
 	if diff := cmp.Diff(want, parseMounts(table, "/rig/n")); diff != "" {
 		t.Errorf("mounts below the folder (-want +got):\n%s", diff)
+	}
+}
+
+// SIGTERM is sent once the program itself handles it: before, it would be lost.
+func TestHandles(t *testing.T) {
+	for name, tc := range map[string]struct {
+		status string
+		want   bool
+	}{
+		"runc, before it becomes the program": {"Name:\trunc:[2:INIT]\nSigCgt:\tfffffffdffc1feff\n", false},
+		"the program has just begun":          {"Name:\tpause\nSigCgt:\t0000000000000000\n", false},
+		"it handles other signals":            {"Name:\tpause\nSigCgt:\t0000000000000002\n", false},
+		"it handles SIGTERM":                  {"Name:\tpause\nSigCgt:\t0000000000004000\n", true},
+		"nonsense":                            {"Name:\tpause\n", false},
+	} {
+		if got := handles(tc.status, syscall.SIGTERM); got != tc.want {
+			t.Errorf("%s: %t, want %t", name, got, tc.want)
+		}
 	}
 }

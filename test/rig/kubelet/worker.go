@@ -3,6 +3,7 @@ package kubelet
 import (
 	"context"
 	"os"
+	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
@@ -111,7 +112,7 @@ func (w *worker) round(ctx context.Context) (again time.Time, over bool) {
 		return time.Now().Add(problemRetry), false
 	}
 	again = time.Now().Add(refreshInterval)
-	next := planSteps(pod, containers, time.Now())
+	next := planSteps(pod, containers, time.Now(), w.k.maxRestartPeriod)
 	for _, name := range next.Start {
 		if err := w.startContainer(ctx, pod, name); err != nil {
 			again = time.Now().Add(problemRetry)
@@ -223,6 +224,9 @@ func (w *worker) end(ctx context.Context, pod *corev1.Pod, names []string, grace
 }
 
 func (w *worker) signal(ctx context.Context, pod *corev1.Pod, name string, signal syscall.Signal) {
+	if signal == syscall.SIGTERM {
+		awaitHandler(ctx, filepath.Join(w.k.paths.bundle(pod.UID, name), pidFile))
+	}
 	if err := w.k.runc.signal(ctx, containerID(pod, name), signal); err != nil {
 		w.k.log.Warn("cannot signal container", "pod", pod.Name, "container", name, "error", err)
 	}

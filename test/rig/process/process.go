@@ -185,4 +185,4 @@ func terminate(ctx context.Context, pid int, done <-chan struct{}, grace time.Du
 }
 
 // killWait is how long a killed process may take to vanish: memory of hundreds of MiB is freed on a busy machine.
-const killWait = 10 * time.Second
+const killWait = time.Minute

@@ -79,7 +79,7 @@ func inherit(file string) error {
 }
 
 // removeCgroupWithin is how long the kernel may take to notice that the last process of a group is gone.
-const removeCgroupWithin = 5 * time.Second
+const removeCgroupWithin = time.Minute
 
 // removeCgroup removes the node's control groups, the innermost first. No process may be in them any more.
 func removeCgroup(name string) error {

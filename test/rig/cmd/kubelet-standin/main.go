@@ -31,6 +31,7 @@ func run() error {
 	kubeconfig := flag.String("kubeconfig", "", "how to reach the API server")
 	images := flag.String("images", "", "JSON file with the images that the node has")
 	pause := flag.String("pause", "", "static program that plays the containers of all other images")
+	restart := flag.Duration("max-restart-period", 0, "longest back-off of restarts, as crashLoopBackOff.maxContainerRestartPeriod of kubelet; 0 is its default")
 	flag.Parse()
 
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
@@ -53,7 +54,7 @@ func run() error {
 	}
 	k, err := kubelet.New(kubelet.Config{
 		Node: *node, LAN: network, Dir: *dir, Images: known, Pause: *pause, Client: client,
-		Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		MaxRestartPeriod: *restart, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	})
 	if err != nil {
 		return err
