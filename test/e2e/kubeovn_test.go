@@ -3,7 +3,6 @@ package e2e
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 	"testing"
 
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -118,7 +117,7 @@ func kubeOVN(t *testing.T, s *story.Story) {
 		}
 	}
 	awaitPool(t, s, "ovn", delivered(metav1.ConditionFalse)) // and the webhook lives on
-	for _, args := range [][]string{{"-f", filepath.Join("test", "testdata", "kubeovn.yaml")}, {"-k", filepath.Join("manifests", "kubeovn")}} {
+	for _, args := range [][]string{{"-f", s.Path("test", "testdata", "kubeovn.yaml")}, {"-k", s.Path("manifests", "kubeovn")}} {
 		if _, err := s.Kubectl(ctx, "", append([]string{"apply"}, args...)...); err != nil {
 			t.Fatal(err)
 		}

@@ -29,6 +29,7 @@ import (
 // TestRealNode runs in order on one rig, whose node has the real kubelet and containerd: everything of floatip and every
 // container of virt-launcher is admitted, pulled, mounted, confined, probed and ended by them.
 func TestRealNode(t *testing.T) {
+	t.Parallel()
 	keepsSysctls(t)
 	s := start(t, rig.Options{Nodes: 1, RealNodes: true})
 	for _, test := range []struct {
@@ -344,7 +345,7 @@ func deleteOnRealNode(t *testing.T, s *story.Story) {
 	if err := s.WaitReleased(ctx, story.Floating); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := story.Ping(ctx, s.Rig.LAN.ProviderHost.Namespace, story.Floating, 1); err == nil {
+	if _, err := story.Knock(ctx, s.Rig.LAN.ProviderHost.Namespace, story.Floating, 1); err == nil {
 		t.Errorf("%s still answers", story.Floating)
 	}
 	err = process.Wait(ctx, nil, "the leg to go", func(ctx context.Context) error {

@@ -33,9 +33,7 @@ func (r right) String() string {
 // unused are the rights that no test here makes use of, and what they are for.
 var unused = map[string]map[right]string{
 	"floatip-webhook": {
-		{"get", "", "namespaces"}:                "a VM in a namespace that was made a moment ago and is not in the cache yet",
-		{"get", "floatip.io", "floatingippools"}: "a pod of a pool that was made a moment ago and is not in the cache yet",
-		{"patch", "floatip.io", "floatingips"}:   "an address that another pool has taken over, by a split",
+		{"patch", "floatip.io", "floatingips"}: "an address that another pool has taken over, by a split",
 	},
 	"floatip-agent": {},
 }
@@ -43,7 +41,9 @@ var unused = map[string]map[right]string{
 // atTimes are the rights that these tests use or not, as it happens.
 var atTimes = map[string]map[right]string{
 	"floatip-webhook": {
-		{"get", "", "nodes"}: "a VM that is gone and for whose address a node still answers at that moment",
+		{"get", "", "nodes"}:                     "a VM that is gone and for whose address a node still answers at that moment",
+		{"get", "", "namespaces"}:                "a VM in a namespace that was made a moment ago and is not in the cache yet",
+		{"get", "floatip.io", "floatingippools"}: "a pod of a pool that was made a moment ago and is not in the cache yet",
 	},
 }
 

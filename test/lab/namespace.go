@@ -182,7 +182,7 @@ func (n *Namespace) Conn(t testing.TB) *nftables.Conn {
 // kernel's link watch has come round, up to a second later (net/core/link_watch.c).
 func (n *Namespace) Settle(t testing.TB) {
 	t.Helper()
-	Within(t, 10*time.Second, "the links of namespace "+n.name+" are in operation", func() bool {
+	Within(t, time.Minute, "the links of namespace "+n.name+" are in operation", func() bool {
 		var links []netlink.Link
 		err := n.Do(func() (err error) {
 			links, err = netlink.LinkList()

@@ -24,10 +24,17 @@ const (
 	downloadPort = 9002
 )
 
-// serveEcho has the guest echo what comes to echoPort, by TCP and by UDP.
+// serveEcho has the guest echo what comes to echoPort, by TCP and by UDP, and returns when it does: the kernel would refuse
+// what came earlier. Its tables have ports in hexadecimal.
 func serveEcho(ctx context.Context, g *guest.Channel) error {
-	_, err := g.Run(ctx, fmt.Sprintf("nc -ll -p %d -e cat >/dev/null 2>&1 & agent udp-echo %d >/dev/null 2>&1 &", echoPort, echoPort))
-	return err
+	start := fmt.Sprintf("nc -ll -p %d -e cat >/dev/null 2>&1 & agent udp-echo %d >/dev/null 2>&1 &", echoPort, echoPort)
+	wait := fmt.Sprintf("for p in tcp udp; do until cat /proc/net/$p /proc/net/${p}6 | grep -q ':%04X '; do sleep 0.1; done; done", echoPort)
+	for _, command := range []string{start, wait} {
+		if _, err := g.Run(ctx, command); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // track is one kind of traffic, and how steadily it moves.

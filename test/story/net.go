@@ -19,10 +19,26 @@ import (
 // hundred.
 const dialWithin = 3 * time.Second
 
-// Ping sends echo requests from a namespace and returns ping's line with the round-trip times. The error carries what
-// ping said.
+// How long an answer to an echo request is waited for, where it must come and where it may not: an emulated guest on a
+// busy machine may stand still for a while.
+const (
+	answersWithin = 30 * time.Second
+	silentFor     = 2 * time.Second
+)
+
+// Ping sends echo requests from a namespace to somebody who must answer, and returns ping's line with the round-trip
+// times. The error carries what ping said.
 func Ping(ctx context.Context, namespace string, to netip.Addr, count int) (string, error) {
-	out, err := lan.Exec(ctx, namespace, "ping", "-n", "-c", fmt.Sprint(count), "-i", "0.2", "-W", "2", to.String())
+	return ping(ctx, namespace, to, count, answersWithin)
+}
+
+// Knock is Ping to somebody who may not answer, and gives up soon.
+func Knock(ctx context.Context, namespace string, to netip.Addr, count int) (string, error) {
+	return ping(ctx, namespace, to, count, silentFor)
+}
+
+func ping(ctx context.Context, namespace string, to netip.Addr, count int, wait time.Duration) (string, error) {
+	out, err := lan.Exec(ctx, namespace, "ping", "-n", "-c", fmt.Sprint(count), "-i", "0.2", "-W", fmt.Sprint(wait.Seconds()), to.String())
 	if err != nil {
 		return "", err
 	}
@@ -106,7 +122,7 @@ func (w *Witness) Close() error { return w.listener.Close() }
 // Sees lets a guest connect and returns the address that the connection came from, as the witness saw it.
 func (w *Witness) Sees(ctx context.Context, g *guest.Channel) (netip.Addr, error) {
 	to := w.Address()
-	answer, err := g.Run(ctx, fmt.Sprintf("nc -w 5 %s %d </dev/null", to.Addr(), to.Port()))
+	answer, err := g.Run(ctx, fmt.Sprintf("nc -w 30 %s %d </dev/null", to.Addr(), to.Port()))
 	if err != nil {
 		return netip.Addr{}, fmt.Errorf("guest connects to %s: %w", to, err)
 	}

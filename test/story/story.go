@@ -54,9 +54,14 @@ func New(r *rig.Rig, root string, progress process.Progress) (*Story, error) {
 	return &Story{Rig: r, Client: c, progress: progress, root: root}, nil
 }
 
+// Path is where a file or folder of the repository is.
+func (s *Story) Path(elements ...string) string {
+	return filepath.Join(s.root, filepath.Join(elements...))
+}
+
 // Manifest is the mission's vm.yaml.
 func (s *Story) Manifest() (string, error) {
-	raw, err := os.ReadFile(filepath.Join(s.root, "test", "testdata", "vm.yaml"))
+	raw, err := os.ReadFile(s.Path("test", "testdata", "vm.yaml"))
 	return string(raw), err
 }
 
@@ -77,7 +82,7 @@ const (
 
 // Install applies the manifests as an administrator would, and waits until the webhook and all agents are ready.
 func (s *Story) Install(ctx context.Context) error {
-	if _, err := s.Kubectl(ctx, "", "apply", "-k", filepath.Join(s.root, "manifests")); err != nil {
+	if _, err := s.Kubectl(ctx, "", "apply", "-k", s.Path("manifests")); err != nil {
 		return err
 	}
 	return process.Wait(ctx, s.progress, "floatip's webhook and agents", s.installed)
@@ -120,7 +125,7 @@ const Pool = "provider"
 
 // AddPool makes the pool provider, 192.168.100.50 to 192.168.100.99, and waits until it can be used.
 func (s *Story) AddPool(ctx context.Context) error {
-	raw, err := os.ReadFile(filepath.Join(s.root, "manifests", "samples", "pool.yaml"))
+	raw, err := os.ReadFile(s.Path("manifests", "samples", "pool.yaml"))
 	if err != nil {
 		return err
 	}

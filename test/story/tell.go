@@ -25,13 +25,14 @@ const (
 // Floating is the first address of the pool, which a fresh ledger gives to the first VM.
 var Floating = netip.MustParseAddr("192.168.100.50")
 
-// firstAnswerWithin is how soon after the FloatingIP is Ready the guest answers through it.
-const firstAnswerWithin = time.Second
+// FirstAnswerWithin is how soon after the FloatingIP is Ready the guest answers through it, at the latest: milliseconds where
+// its machine has nothing else to do. An emulated guest shares two cores with a whole cluster.
+const FirstAnswerWithin = 15 * time.Second
 
 const sshPort = 22
 
 // stepWithin bounds a step. The longest, the guest's boot, takes some ten seconds on a busy machine of two cores.
-const stepWithin = 2 * time.Minute
+const stepWithin = 5 * time.Minute
 
 // Teller is told what happens: the demo prints it, a test logs it.
 type Teller interface {
@@ -143,8 +144,8 @@ func (c *chapters) start(ctx context.Context) error {
 		return err
 	}
 	c.showf("Ready; the guest's first answer on the provider LAN came %s later: %s", took.Round(time.Millisecond), banner)
-	if took > firstAnswerWithin {
-		return fmt.Errorf("the first answer came %s after Ready, want at most %s", took, firstAnswerWithin)
+	if took > FirstAnswerWithin {
+		return fmt.Errorf("the first answer came %s after Ready, want at most %s", took, FirstAnswerWithin)
 	}
 	out, err := c.Kubectl(ctx, "", "get", "floatingips")
 	if err != nil {
