@@ -114,10 +114,6 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 }
 
 func keep(o options, stderr io.Writer) error {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(collectAt)
-	}
-	runtime.GOMAXPROCS(1) // each processor of the runtime keeps memory of its own, and the work is one loop
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	log := slog.New(slog.NewTextHandler(stderr, nil))
@@ -127,7 +123,17 @@ func keep(o options, stderr io.Writer) error {
 		Socket:  o.socket,
 		Pod:     handover.Pod{Namespace: os.Getenv("POD_NAMESPACE"), Name: os.Getenv("POD_NAME"), UID: os.Getenv("POD_UID")},
 		Log:     log,
+		Started: save,
 	})
+}
+
+// save sets the runtime to save memory. Not before the rules stand: stopping the world for each setting and collecting
+// what the start leaves take a tenth of the time until then.
+func save() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(collectAt)
+	}
+	runtime.GOMAXPROCS(1) // each processor of the runtime keeps memory of its own, and the work is one loop
 }
 
 func ask(o options) (handover.Pod, handover.State, error) {

@@ -33,6 +33,8 @@ type Config struct {
 	NetNS *os.File
 	// Poll is how often the rules and the file are looked at when no event came. Defaults to 10 s.
 	Poll time.Duration
+	// Started is called once, after the first look at the rules. May be nil.
+	Started func()
 	// Kernel is for tests that stand in for the kernel. Its NetNS is ignored.
 	Kernel nat.Config
 }

@@ -33,9 +33,14 @@ func Run(ctx context.Context, config Config) error {
 	l := newLoop(config, state)
 	fileChanged, rulesChanged := newSignal(), newSignal()
 
+	// The rules first. What changes before somebody watches is found by a second look.
+	wait := l.look(time.Now())
 	w := &watches{config: config, file: fileChanged, rules: rulesChanged}
 	w.ensure(ctx)
-	wait := l.look(time.Now())
+	rulesChanged.raise()
+	if config.Started != nil {
+		config.Started()
+	}
 	served := make(chan error, 1)
 	go func() { served <- serve(ctx, config, server) }()
 
