@@ -242,9 +242,9 @@ func icmpErrorsReachTheCaller(t *testing.T, w *world, vm *lab.VM) {
 	}
 }
 
-// Path MTU discovery works through the translation: towards a narrow link behind the gateway, where the leg itself is the
-// narrow one, and towards a guest whose own link is narrower than the leg. The latter two errors are made by the pod
-// itself, one for the guest and one for the caller.
+// Path MTU discovery works through the translation: towards a narrow link behind the gateway, for what the guest opens and
+// for what it answers, where the leg itself is the narrow one, and towards a guest whose own link is narrower than the leg.
+// The latter two errors are made by the pod itself, one for the guest and one for the caller.
 func TestPathMTU(t *testing.T) { eachVariant(t, pathMTU) }
 
 func pathMTU(t *testing.T, w *world, vm *lab.VM) {
@@ -252,6 +252,9 @@ func pathMTU(t *testing.T, w *world, vm *lab.VM) {
 	w.Outside.IP(t, "link set eth0 mtu 1400")
 	for _, to := range []string{lab.Outside4, lab.Outside6} {
 		learnsMTU(t, vm.Guest, to, 1400)
+	}
+	for _, to := range []string{vm.Floating4, vm.Floating6} {
+		answererLearnsMTU(t, w.Outside, vm, to, 1400)
 	}
 	vm.Pod.IP(t, "link set fip0 mtu 1370")
 	w.Node.IP(t, "link set fip1 mtu 1370")
@@ -265,6 +268,42 @@ func pathMTU(t *testing.T, w *world, vm *lab.VM) {
 	}
 }
 
+// answererLearnsMTU is learnsMTU for a guest that answers a caller: the error is about a packet whose source is translated
+// because its connection's destination was.
+func answererLearnsMTU(t *testing.T, caller *lab.Namespace, vm *lab.VM, to string, want int) {
+	t.Helper()
+	const port = 9999
+	var server net.PacketConn
+	err := vm.Guest.Do(func() (err error) {
+		server, err = net.ListenPacket("udp", fmt.Sprintf(":%d", port))
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	call, err := caller.Dial("udp", to, port, 0, patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer call.Close()
+	if _, err := call.Write([]byte("?")); err != nil {
+		t.Fatal(err)
+	}
+	server.SetReadDeadline(time.Now().Add(patience))
+	_, from, err := server.ReadFrom(make([]byte, 16))
+	if err != nil {
+		t.Fatal(err)
+	}
+	server.Close()
+	answer, err := vm.Guest.Dial("udp", from.(*net.UDPAddr).IP.String(), from.(*net.UDPAddr).Port, port, patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer answer.Close()
+	learns(t, answer, to, want)
+}
+
 // learnsMTU sends datagrams that must not be fragmented until the kernel knows the path's MTU.
 func learnsMTU(t *testing.T, from *lab.Namespace, to string, want int) {
 	t.Helper()
@@ -273,10 +312,6 @@ func learnsMTU(t *testing.T, from *lab.Namespace, to string, want int) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	level, discover, mtu := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_MTU
-	if strings.Contains(to, ":") {
-		level, discover, mtu = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_MTU
-	}
 	// The connection is known everywhere before something on its way turns out to be narrow.
 	conn.SetDeadline(time.Now().Add(patience))
 	_, err = conn.Write([]byte{1})
@@ -285,6 +320,15 @@ func learnsMTU(t *testing.T, from *lab.Namespace, to string, want int) {
 	}
 	if err != nil {
 		t.Fatal(err)
+	}
+	learns(t, conn, to, want)
+}
+
+func learns(t *testing.T, conn net.Conn, to string, want int) {
+	t.Helper()
+	level, discover, mtu := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_MTU
+	if strings.Contains(to, ":") {
+		level, discover, mtu = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_MTU
 	}
 	raw, err := conn.(*net.UDPConn).SyscallConn()
 	if err != nil {

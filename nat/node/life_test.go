@@ -49,6 +49,31 @@ func TestNotAnnouncedBeforeItsRulesStand(t *testing.T) {
 	b.answers("vm1", "192.168.100.50")
 }
 
+// TestSidecarComplains: what a sidecar complains of while its rules stand is told, and takes nobody's address away.
+func TestSidecarComplains(t *testing.T) {
+	b := newBench(t)
+	v := b.addVM(1, "192.168.100.50")
+	b.start()
+	b.publish()
+	b.awaitReport("ready", ready("192.168.100.50"))
+	for phase, problem := range map[handover.Phase]string{
+		handover.PhaseContested: "somebody keeps changing the rules",
+		handover.PhaseInstalled: "the rules in force are kept",
+	} {
+		state := installed(fifty)
+		state.Phase, state.Problem = phase, problem
+		v.sidecar.set(state)
+		r := b.awaitReport(problem, func(r Report) bool {
+			c := r.Statuses[fifty].NATReady
+			return c.Reason == string(phase) && strings.Contains(c.Message, problem)
+		})
+		if s := r.Statuses[fifty]; !s.NATReady.True || !s.Announced.True {
+			t.Errorf("%s: status is %+v, want NAT and announcement", phase, s)
+		}
+		b.answers("vm1", "192.168.100.50")
+	}
+}
+
 func (b *bench) holding() leg.Holding {
 	b.t.Helper()
 	kernel, err := leg.Open(b.node.File, leg.DefaultSysctls)

@@ -86,7 +86,11 @@ func natCondition(a netip.Addr, state handover.State, err error) Condition {
 	case err != nil:
 		return Condition{Reason: "SidecarUnreachable", Message: err.Error()}
 	case translates(state, a) && state.Phase == handover.PhaseInstalled:
-		return Condition{True: true, Reason: "Installed", Message: "the rules stand in the pod"}
+		message := "the rules stand in the pod"
+		if state.Problem != "" { // of a newer description, say
+			message += "; " + state.Problem
+		}
+		return Condition{True: true, Reason: "Installed", Message: message}
 	case translates(state, a):
 		return Condition{True: true, Reason: string(state.Phase), Message: state.Problem}
 	case state.Problem != "":
