@@ -214,21 +214,24 @@ func (x probe) number(o netip.Addr) int {
 
 // send sends x from a raw socket: nothing of the sender's kernel stands between.
 func (x probe) send(from *lab.Namespace, source, to netip.Addr) error {
-	return from.Do(func() error {
-		family := unix.AF_INET
-		if source.Is6() {
-			family = unix.AF_INET6
-		}
-		fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, x.number(source))
-		if err != nil {
-			return err
-		}
-		defer unix.Close(fd)
-		if err := unix.Bind(fd, sockaddr(source)); err != nil {
-			return err
-		}
-		return unix.Sendto(fd, x.bytes(source, to), 0, sockaddr(to))
-	})
+	return from.Do(func() error { return sendRaw(x.number(source), source, to, x.bytes(source, to)) })
+}
+
+// sendRaw sends what stands behind the network header of a packet.
+func sendRaw(protocol int, source, to netip.Addr, raw []byte) error {
+	family := unix.AF_INET
+	if source.Is6() {
+		family = unix.AF_INET6
+	}
+	fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.Bind(fd, sockaddr(source)); err != nil {
+		return err
+	}
+	return unix.Sendto(fd, raw, 0, sockaddr(to))
 }
 
 func sockaddr(a netip.Addr) unix.Sockaddr {
