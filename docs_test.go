@@ -54,7 +54,8 @@ func TestDocsNameTestsThatExist(t *testing.T) {
 		}
 	}
 	for name, page := range parts {
-		if !strings.Contains(code, `"`+name+`"`) {
+		// Package testing writes the spaces of a name as underscores, and so do the pages.
+		if !strings.Contains(code, `"`+name+`"`) && !strings.Contains(code, `"`+strings.ReplaceAll(name, "_", " ")+`"`) {
 			t.Errorf("%s names a part %s of a test, which no test has", page, name)
 		}
 	}
