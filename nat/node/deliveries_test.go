@@ -116,10 +116,12 @@ func TestFirewall(t *testing.T) {
 			Egress: floatip.Admitted{Everything: true},
 		}
 		s.describe(v)
-		s.await("the list", func() bool {
-			_, err := s.places["host"].Ask("tcp", v.floating[0].String(), 22, 0, silence)
-			return err != nil
-		})
+		for _, to := range v.floating { // the families are written one after the other
+			s.await("the list", func() bool {
+				_, err := s.places["host"].Ask("tcp", to.String(), 22, 0, silence)
+				return err != nil
+			})
+		}
 		s.check(t,
 			flow{"outside", "vm1's", "tcp", 22, "outside"},
 			flow{"host", "vm1's", "icmp", 0, "host"},

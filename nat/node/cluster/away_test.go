@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -145,6 +146,15 @@ func (p *place) start() {
 	p.stop = sync.OnceFunc(func() {
 		cancel()
 		parts.Wait()
+		// A program that another test starts at that moment has the agent's lock for as long as it takes to begin.
+		p.until("the agent's lock to be free", func() bool {
+			var sockets []byte
+			p.node.Do(func() (err error) {
+				sockets, err = os.ReadFile("/proc/thread-self/net/unix")
+				return err
+			})
+			return !strings.Contains(string(sockets), "@floatip-agent")
+		})
 	})
 	p.t.Cleanup(p.stop)
 }

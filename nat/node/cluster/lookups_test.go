@@ -3,6 +3,9 @@ package cluster
 import (
 	"context"
 	"errors"
+	"maps"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,25 +16,47 @@ import (
 // asked is a set of lookups on a clock of its own, with an API server that says what the test wants.
 type asked struct {
 	*lookups[wantedMachine, node.Machine]
-	times  map[wantedMachine][]time.Duration // when each was asked for, since the start
 	says   func(wantedMachine) (node.Machine, error)
-	woken  int
 	wanted map[wantedMachine]bool
+
+	mu    sync.Mutex            // guards what follows
+	times map[wantedMachine]int // how often each was asked for
+	wakes int
+}
+
+// count returns how often the machine was asked for.
+func (a *asked) count(w wantedMachine) int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.times[w]
+}
+
+// woken returns how often the agent was woken.
+func (a *asked) woken() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.wakes
 }
 
 func newAsked(t *testing.T) *asked {
-	began := time.Now()
-	a := &asked{times: map[wantedMachine][]time.Duration{}, wanted: map[wantedMachine]bool{}}
+	a := &asked{times: map[wantedMachine]int{}, wanted: map[wantedMachine]bool{}}
 	a.lookups = newLookups(func(_ context.Context, w wantedMachine) (node.Machine, error) {
-		a.times[w] = append(a.times[w], time.Since(began))
+		a.mu.Lock()
+		a.times[w]++
+		a.mu.Unlock()
 		return a.says(w)
-	}, beforePod, func() { a.woken++ })
+	}, beforePod, func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.wakes++
+	})
 	go a.run(t.Context())
 	return a
 }
 
 // look is what a View does, once all is done that it calls for at once.
 func (a *asked) look(w wantedMachine) *node.Machine {
+	a.wanted = maps.Clone(a.wanted) // the lookups read the one that they were given
 	a.wanted[w] = true
 	a.answers(a.wanted)
 	synctest.Wait()
@@ -55,14 +80,14 @@ func TestPodBeforeItsMachineSaysSo(t *testing.T) {
 			t.Fatalf("the first answer is %+v, want one without the new pod", m)
 		}
 		time.Sleep(listed + 2*soon)
-		if m := a.look(target); m == nil || len(m.Pods) != 2 || a.woken != 2 {
-			t.Errorf("%s after KubeVirt listed the pod the answer is %+v, and the agent was woken %d times", 2*soon, m, a.woken)
+		if m := a.look(target); m == nil || len(m.Pods) != 2 || a.woken() != 2 {
+			t.Errorf("%s after KubeVirt listed the pod the answer is %+v, and the agent was woken %d times", 2*soon, m, a.woken())
 		}
 		// From now on it is as any other.
-		before := len(a.times[target])
+		before := a.count(target)
 		time.Sleep(fresh + soon)
-		if synctest.Wait(); len(a.times[target]) != before+1 {
-			t.Errorf("asked %d times in %s, want once", len(a.times[target])-before, fresh+soon)
+		if synctest.Wait(); a.count(target) != before+1 {
+			t.Errorf("asked %d times in %s, want once", a.count(target)-before, fresh+soon)
 		}
 	})
 }
@@ -78,11 +103,11 @@ func TestForgedPodCostsLittle(t *testing.T) {
 		const minute = time.Minute
 		time.Sleep(minute)
 		synctest.Wait()
-		if have, most := len(a.times[forged]), int(minute/fresh)+8; have > most {
+		if have, most := a.count(forged), int(minute/fresh)+8; have > most {
 			t.Errorf("asked %d times in a minute, want at most %d", have, most)
 		}
-		if a.woken != 1 {
-			t.Errorf("the agent was woken %d times by one answer", a.woken)
+		if a.woken() != 1 {
+			t.Errorf("the agent was woken %d times by one answer", a.woken())
 		}
 	})
 }
@@ -91,9 +116,10 @@ func TestForgedPodCostsLittle(t *testing.T) {
 // server said last counts while it is away.
 func TestQuestionsDoNotWaitForOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a, away := newAsked(t), false
+		a := newAsked(t)
+		var away atomic.Bool
 		a.says = func(w wantedMachine) (node.Machine, error) {
-			if away {
+			if away.Load() {
 				return node.Machine{}, errors.New("connection refused")
 			}
 			return node.Machine{UID: w.uid, Pods: []string{w.pod}}, nil
@@ -105,7 +131,7 @@ func TestQuestionsDoNotWaitForOthers(t *testing.T) {
 			}
 			time.Sleep(time.Millisecond)
 		}
-		away = true
+		away.Store(true)
 		time.Sleep(2 * fresh)
 		if m := a.look(first); m == nil || m.UID != first.uid {
 			t.Errorf("while the API server is away the answer is %+v, want the last one", m)
@@ -113,7 +139,7 @@ func TestQuestionsDoNotWaitForOthers(t *testing.T) {
 		if m := a.look(third); m != nil {
 			t.Errorf("nobody has answered, and the answer is %+v", m)
 		}
-		away = false
+		away.Store(false)
 		time.Sleep(retryAfter)
 		if m := a.look(third); m == nil || m.UID != third.uid {
 			t.Errorf("%s after the API server is back the answer is %+v", retryAfter, m)
