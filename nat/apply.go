@@ -33,14 +33,20 @@ func (k *Kernel) Replace(have, want Tables) error {
 		if err == nil {
 			return nil
 		}
-		lostRace := errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY)
-		if !lostRace || attempt == attempts {
+		if !lostRace(err) || attempt == attempts {
 			return fmt.Errorf("write nft rules: %w", explainWrite(err))
 		}
 		if have, err = k.Read(); err != nil {
 			return err
 		}
 	}
+}
+
+// lostRace reports that somebody may have changed our objects after they were read: deleted one, made one, made one of
+// another kind (EOPNOTSUPP for a chain, nf_tables_updchain in net/netfilter/nf_tables_api.c), or uses one.
+func lostRace(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY) ||
+		errors.Is(err, unix.EOPNOTSUPP)
 }
 
 // Remove deletes all that is ours and leaves the tables to their owner.

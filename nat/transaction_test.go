@@ -116,3 +116,37 @@ func TestDormantTable(t *testing.T) {
 		}
 	}
 }
+
+// What was read may be out of date when it is written: somebody deleted what shall be emptied, or made what shall be made.
+func TestReplaceOfWhatHasChangedMeanwhile(t *testing.T) {
+	want := Desired(examples()["dual"])
+	for name, tc := range map[string]struct {
+		before    Tables
+		meanwhile string
+	}{
+		"a chain deleted":   {Desired(examples()["ports"]), "delete chain ip nat floatip_postrouting"},
+		"the table deleted": {Desired(examples()["ports"]), "delete table ip6 nat"},
+		"a chain of ours":   {Tables{}, "add table ip nat\n add chain ip nat floatip_guard { type filter hook forward priority 0; }"},
+		"a set of ours":     {Tables{}, "add table ip6 nat\n add set ip6 nat floatip_links { type ipv6_addr; }"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ns := lab.New(t, "pod")
+			kernel := openKernel(t, ns)
+			if err := kernel.Apply(tc.before); err != nil {
+				t.Fatal(err)
+			}
+			read, err := kernel.Read()
+			if err != nil {
+				t.Fatal(err)
+			}
+			ns.NFT(t, tc.meanwhile)
+			if err := kernel.Replace(read, want); err != nil {
+				t.Fatal(err)
+			}
+			have, err := kernel.Read()
+			if d := want.Diff(have); d != "" || err != nil {
+				t.Errorf("%s, %v", d, err)
+			}
+		})
+	}
+}

@@ -1,6 +1,7 @@
 package sidecar
 
 import (
+	"context"
 	"log/slog"
 	"net"
 	"os"
@@ -186,6 +187,34 @@ func TestCountersSurviveARewrite(t *testing.T) {
 		t.Errorf("packets in: %d before the rewrite, %d after it and another call",
 			first.Counters[0].In.Packets, s.Counters[0].In.Packets)
 	}
+}
+
+// The agent hears of each change without asking: a new description, a refused one, a repair.
+func TestChangesArePushed(t *testing.T) {
+	ns, k := lab.New(t, "pod"), newKubelet(t)
+	r := start(t, Config{NATFile: k.path(), NetNS: file(t, ns), Poll: time.Hour})
+	r.awaitPhase(t, handover.PhaseWaiting)
+	session, err := handover.Dial(t.Context(), r.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer session.Close()
+	pushed := func(what string, is func(handover.State) bool) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), handover.Heartbeat/2) // which would tell it, too
+		defer cancel()
+		for s := session.State(); !is(s); {
+			if s, err = session.Next(ctx); err != nil {
+				t.Fatalf("%s is not pushed: %v", what, err)
+			}
+		}
+	}
+	k.describe(t, description(binding("192.168.100.50")))
+	pushed("a description in force", func(s handover.State) bool { return len(s.Bindings) == 1 })
+	k.write(t, "{")
+	pushed("a refused description", func(s handover.State) bool { return s.Problem != "" })
+	ns.NFT(t, "flush ruleset")
+	pushed("a repair", func(s handover.State) bool { return s.Repairs == 1 })
 }
 
 func TestContestPace(t *testing.T) {

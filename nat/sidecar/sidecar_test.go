@@ -304,11 +304,18 @@ func TestMalformedDescriptionKeepsTheLastGoodOne(t *testing.T) {
 	k.describe(t, p)
 	r := start(t, Config{NATFile: k.path(), NetNS: file(t, ns)})
 	r.awaitPhase(t, handover.PhaseInstalled)
+	const gone = "gone"
 	for _, text := range []string{
-		"{", `{"version":2}`, "", strings.Repeat(" ", maxDescription) + "{}",
+		gone, "{", `{"version":2}`, "", strings.Repeat(" ", maxDescription) + "{}",
 		`{"version":1,"interface":"k6t-eth0","bindings":[{"floating":"10.0.2.9","fixed":"10.0.2.2","gateway":"10.0.2.1","guestNetwork":"10.0.2.0/24"}]}`,
 	} {
-		k.write(t, text)
+		if text == gone {
+			if err := os.Remove(filepath.Join(k.dir, "..data")); err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			k.write(t, text)
+		}
 		s := r.await(t, "the problem is reported", func(s handover.State) bool { return s.Problem != "" })
 		if s.Phase != handover.PhaseInstalled || len(s.Bindings) != 1 || !strings.Contains(s.Problem, "kept") {
 			t.Errorf("%.30q: state %+v", text, s)
@@ -317,8 +324,8 @@ func TestMalformedDescriptionKeepsTheLastGoodOne(t *testing.T) {
 		k.describe(t, p)
 		r.await(t, "the problem is gone", func(s handover.State) bool { return s.Problem == "" })
 	}
-	if n := r.log.lines("description refused"); n != 5 {
-		t.Errorf("5 bad descriptions made %d log lines", n)
+	if n := r.log.lines("description refused"); n != 6 {
+		t.Errorf("6 bad descriptions made %d log lines", n)
 	}
 }
 
