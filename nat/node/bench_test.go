@@ -95,6 +95,39 @@ func BenchmarkFirstAnswer(bb *testing.B) {
 	bb.ReportMetric(median(answered), "ms-leg-to-answer")
 }
 
+// BenchmarkMove lets a guest go to another node and back: from its first frame there to the announcement on the LAN, and to the
+// first packet of the LAN that it answers, by the new way. Medians. What a user of the LAN notices besides is the guest's own
+// pause.
+func BenchmarkMove(bb *testing.B) {
+	r := newRoadBy(bb, "", fifty)
+	host := r.from.world.Host
+	udp := startEcho(bb, r.source.Guest, host, fifty.String()+":7")
+	heard := host.Frames("eth0")
+	var announced, answered []float64
+	for range min(max(bb.N, 5), 50) {
+		r.begin()
+		r.target.Receive(r.source.Pod)
+		for len(heard) > 0 {
+			<-heard
+		}
+		began := time.Now()
+		r.target.Guest.AnnounceSelf("eth0")
+		r.to.awaitAnnouncement(heard, fifty)
+		announced = append(announced, milliseconds(time.Since(began)))
+		for !udp.send(2 * time.Millisecond) {
+			if time.Since(began) > patience {
+				bb.Fatalf("no answer within %s of the guest's arrival", patience)
+			}
+		}
+		answered = append(answered, milliseconds(time.Since(began)))
+		r.arrived()
+		r.finish()
+	}
+	bb.ReportMetric(0, "ns/op") // of no meaning
+	bb.ReportMetric(median(announced), "ms-frame-to-announcement")
+	bb.ReportMetric(median(answered), "ms-frame-to-answer")
+}
+
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
 func median(list []float64) float64 {

@@ -400,7 +400,7 @@ func TestSpoofing(t *testing.T) {
 
 // echo is a UDP stream of numbered packets from a LAN host to a guest and back.
 type echo struct {
-	t    *testing.T
+	t    testing.TB
 	conn net.Conn
 	sent uint32
 	mu   sync.Mutex // guards back
@@ -408,7 +408,7 @@ type echo struct {
 	more chan struct{}
 }
 
-func startEcho(t *testing.T, guest, host *nodetest.Namespace, address string) *echo {
+func startEcho(t testing.TB, guest, host *nodetest.Namespace, address string) *echo {
 	t.Helper()
 	to, port, _ := net.SplitHostPort(address)
 	network := "udp4"
@@ -540,7 +540,7 @@ func (e *echo) dead(within time.Duration) bool {
 	return false
 }
 
-func inventory(t *testing.T, namespaces ...*nodetest.Namespace) (lines []string) {
+func inventory(t testing.TB, namespaces ...*nodetest.Namespace) (lines []string) {
 	t.Helper()
 	for _, n := range namespaces {
 		lines = append(lines, n.Inventory()...)

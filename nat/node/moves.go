@@ -336,8 +336,21 @@ func (a *Agent) await(s *session, ns *os.File, g Grant) {
 	}
 	ready := s.journey.arrive(frame.At)
 	a.responders.take(ready)
+	if err := leg.MeetGuest(ns, g.NAT.Interface, frame.Source, g.fixed()...); err != nil {
+		s.log.Info("the pod's kernel has to ask for the guest", "reason", err)
+	}
 	a.Wake()
 	s.log.Info("the guest has arrived", "from", g.From, "addresses", sortedAddresses(ready), "ethertype", frame.EtherType)
+}
+
+// fixed are the guest's own addresses behind those of the grant.
+func (g Grant) fixed() (list []netip.Addr) {
+	for _, a := range g.Addresses {
+		if f, bound := fixedOf(g.NAT, a); bound {
+			list = append(list, f)
+		}
+	}
+	return list
 }
 
 // duplicate returns the pod's namespace for somebody who keeps it.

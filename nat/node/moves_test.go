@@ -20,7 +20,7 @@ import (
 
 // road is two nodes with an agent each, and one guest that can go from one to the other.
 type road struct {
-	t        *testing.T
+	t        testing.TB
 	from, to *bench
 	pods     int
 	source   *vm // where the guest is
@@ -49,7 +49,7 @@ func newRoadWith(t *testing.T, rules floatip.PodNAT) *road {
 	return r
 }
 
-func newRoadBy(t *testing.T, d floatip.Delivery, has ...netip.Addr) *road {
+func newRoadBy(t testing.TB, d floatip.Delivery, has ...netip.Addr) *road {
 	t.Helper()
 	w := nodetest.NewWorld(t)
 	r := &road{t: t, from: newBenchOn(t, w, "10"), to: newBenchOn(t, w, "11"), pods: 1, has: has}
@@ -226,6 +226,28 @@ func testMove(t *testing.T, r *road) {
 		}
 		if diff := cmp.Diff(r.empty[r.to.name], inventory(t, r.to.node.Namespace)); diff != "" {
 			t.Fatalf("left on the node that the guest has left (-before +after):\n%s", diff)
+		}
+	}
+}
+
+// TestGuestIsKnown: the first packets for a guest that has arrived do not wait until it has answered a question for its Ethernet
+// address, in both families. Here it answers none.
+func TestGuestIsKnown(t *testing.T) {
+	r := newRoadBy(t, "", fifty, fifty6)
+	host := r.from.world.Host
+	flows := []*echo{startEcho(t, r.source.Guest, host, fifty.String()+":7"), startEcho(t, r.source.Guest, host, "["+fifty6.String()+"]:7")}
+	for _, f := range flows {
+		f.pass(3)
+	}
+	r.begin()
+	r.source.Guest.Sysctl("ipv4/conf/eth0/arp_ignore=8")
+	r.source.Guest.Run("nft add table ip6 deaf", "nft add chain ip6 deaf in { type filter hook input priority 0 ; }",
+		"nft add rule ip6 deaf in icmpv6 type nd-neighbor-solicit drop")
+	r.cut()
+	r.arrived()
+	for _, f := range flows {
+		if !f.send(patience) {
+			t.Errorf("nothing from %s reaches the guest", f.conn.RemoteAddr())
 		}
 	}
 }

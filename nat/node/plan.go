@@ -74,7 +74,9 @@ func (a *Agent) plan(ctx context.Context, d Decision, holding leg.Holding) plan 
 			pp.answered[address] = pp.mode == Active && pp.usable[address] &&
 				(pp.already[address] || !g.Provisional && (pp.onNode() || translates(pp.state, address)))
 			pp.guest[address] = g.Running
-			if !pp.onNode() {
+			// Nobody asks a pod that waits for its guest: the kernel repeats a question once in a second, and what comes for the
+			// guest when it is there would wait for that.
+			if !pp.onNode() && pp.mode != Staged {
 				pp.guest[address] = pp.session.guestAnswers(g.NAT, address)
 			}
 		}

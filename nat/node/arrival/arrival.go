@@ -37,6 +37,8 @@ type Frame struct {
 	At time.Time
 	// EtherType is what it carried, 0x8035 for RARP.
 	EtherType uint16
+	// Source is the guest's Ethernet address.
+	Source net.HardwareAddr
 }
 
 // Await returns the first frame of the guest that enters bridge in the network namespace ns. Macs are the guest's, in the
@@ -101,7 +103,7 @@ func hear(ctx context.Context, h *netlink.Handle, ns *os.File, bridge *netlink.L
 			return Frame{}, pause(ctx) // the bridge went down, or away
 		}
 		if of(buf[:n], bridge.HardwareAddr, macs) {
-			return Frame{At: time.Now(), EtherType: uint16(buf[12])<<8 | uint16(buf[13])}, nil
+			return Frame{At: time.Now(), EtherType: uint16(buf[12])<<8 | uint16(buf[13]), Source: buf[6:12]}, nil
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package leg
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -57,4 +58,26 @@ func GuestAnswers(ns *os.File, bridge string, fixed netip.Addr) (bool, error) {
 		return false, fmt.Errorf("ask for %s on %s: %w", fixed, bridge, err)
 	}
 	return false, nil
+}
+
+// MeetGuest tells the kernel of a pod the Ethernet address of a guest that has come with its fixed addresses. Its first packets
+// to the guest need not wait for an answer to ARP or neighbour discovery then, which the kernel repeats once in a second. What
+// it is told it takes for something that it has heard once, and asks the guest itself when it has used it for a while.
+func MeetGuest(ns *os.File, bridge string, mac net.HardwareAddr, fixed ...netip.Addr) error {
+	h, err := handleAt(ns)
+	if err != nil {
+		return fmt.Errorf("netlink socket of a pod: %w", err)
+	}
+	defer h.Close()
+	link, err := linkByName(h, bridge)
+	if err != nil || link == nil {
+		return err
+	}
+	var errs []error
+	for _, a := range fixed {
+		errs = append(errs, h.NeighSet(&netlink.Neigh{
+			LinkIndex: link.Attrs().Index, State: netlink.NUD_STALE, IP: net.IP(a.AsSlice()), HardwareAddr: mac,
+		}))
+	}
+	return errors.Join(errs...)
 }
