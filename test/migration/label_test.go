@@ -28,13 +28,13 @@ func withoutLabel(ctx context.Context, t *testing.T, s *story.Story) {
 		if out, err := s.Kubectl(ctx, "", "label", "namespace", story.Namespace, step.label); err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}
-		from := machine(ctx, t, s)
+		from := testvm.instance(ctx, t, s)
 		if err := s.Rig.KubeVirt.Migrate(ctx, story.Namespace, story.VMName); err != nil {
 			t.Fatal(err)
 		}
 		bounded, cancel := context.WithTimeout(ctx, within)
 		err := process.Wait(bounded, nil, "the guest on the other node, and the truth about its address", func(ctx context.Context) error {
-			now := machine(ctx, t, s)
+			now := testvm.instance(ctx, t, s)
 			state := now.Status.MigrationState
 			if now.Status.NodeName == from.Status.NodeName || state == nil || !state.Completed {
 				return fmt.Errorf("the instance is on %s: %+v", now.Status.NodeName, state)

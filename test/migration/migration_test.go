@@ -13,10 +13,7 @@ import (
 	"time"
 
 	kubevirtv1 "kubevirt.io/api/core/v1"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"floatip.io/floatip"
-	"floatip.io/floatip/ipam/v1alpha1"
 	"floatip.io/floatip/test/rig"
 	"floatip.io/floatip/test/rig/lan"
 	"floatip.io/floatip/test/rig/process"
@@ -32,7 +29,8 @@ const within = 4 * time.Minute
 const few = 3
 
 // TestMigrations lets a real guest migrate between two nodes, to and fro, as KubeVirt's controllers have it done, while
-// connections of every kind go through its floating addresses, one of each family.
+// connections of every kind go through its floating addresses, one of each family. One of them is to another guest, which
+// migrates at the same time once.
 func TestMigrations(t *testing.T) {
 	count := few
 	if text := os.Getenv("FLOATIP_MIGRATIONS"); text != "" {
@@ -51,10 +49,7 @@ func TestMigrations(t *testing.T) {
 	withoutLabel(ctx, t, s)
 }
 
-// floating are the VM's addresses.
-var floating = []netip.Addr{story.Floating, story.Floating6}
-
-// start starts a rig of two nodes with floatip, a pool and the VM of the mission.
+// start starts a rig of two nodes with floatip, pools of both families and two VMs.
 func start(t *testing.T) *story.Story {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -94,27 +89,7 @@ func start(t *testing.T) *story.Story {
 	if err != nil {
 		t.Fatal(err)
 	}
-	manifest, err := s.Manifest()
-	if err != nil {
-		t.Fatal(err)
-	}
-	// Nobody may open a connection to the guest but for echo: what goes on elsewhere is known to the pod's kernel, or lost.
-	manifest = story.WithAnnotations(manifest, story.VMName, map[string]string{
-		floatip.AnnotationAllow: fmt.Sprintf("tcp/%d, udp/%d, tcp/22", echoPort, echoPort),
-		floatip.AnnotationPool:  story.Pool + "," + story.Pool6,
-	})
-	manifest = migratesWhenEvicted(manifest)
-	if out, err := s.Kubectl(ctx, manifest, "-n", story.Namespace, "apply", "-f", "-"); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	if err := r.KubeVirt.Start(ctx, story.Namespace, story.VMName); err != nil {
-		t.Fatal(err)
-	}
-	for _, a := range floating {
-		if _, err := s.WaitReady(ctx, a); err != nil {
-			t.Fatal(err)
-		}
-	}
+	boot(ctx, t, s)
 	return s
 }
 
@@ -141,7 +116,7 @@ func begin(ctx context.Context, t *testing.T, s *story.Story) traffic {
 	if err := serveEcho(ctx, g); err != nil {
 		t.Fatal(err)
 	}
-	for _, a := range floating {
+	for _, a := range testvm.floating {
 		if _, _, err := story.WaitBanner(ctx, s.Rig.LAN.ProviderHost.Namespace, netip.AddrPortFrom(a, 22)); err != nil {
 			t.Fatal(err)
 		}
@@ -161,6 +136,7 @@ func begin(ctx context.Context, t *testing.T, s *story.Story) traffic {
 	add(inbound(ctx, provider.Namespace, story.Floating))
 	add(inbound(ctx, outside.Namespace, story.Floating))
 	add(inbound(ctx, outside.Namespace, story.Floating6))
+	add(betweenGuests(ctx, t, s, g))
 	for _, a := range []netip.Addr{outside.Address, outside.Address6} {
 		add(outbound(ctx, g, outside.Namespace, a))
 		add(download(ctx, g, outside.Namespace, a))
@@ -201,12 +177,12 @@ func (a traffic) await(ctx context.Context, t *testing.T, marks []int) {
 // migrate moves the guest to the other node in some way, and tells how it was.
 func migrate(ctx context.Context, t *testing.T, s *story.Story, all traffic, w way) {
 	t.Helper()
-	from := machine(ctx, t, s)
+	from := testvm.instance(ctx, t, s)
 	lost := all.datagrams.lost()
 	all.marks()
 	begun := time.Now()
 	w.ask(ctx, t, s, all, from)
-	arrived(ctx, t, s, from, len(all.tracks))
+	arrived(ctx, t, s, testvm, from, len(all.tracks))
 	marks := make([]int, len(all.tracks))
 	var silences string
 	for i, one := range all.tracks {
@@ -239,50 +215,6 @@ func migrate(ctx context.Context, t *testing.T, s *story.Story, all traffic, w w
 	t.Logf("migration %s, %s to %s in %s: by qemu the guest stood still for %d ms, by floatip for %s (%s, %d connections); "+
 		"longest silences%s; UDP packets lost: %d", w.name, move.From, move.To, time.Since(begun).Round(time.Millisecond),
 		pause(ctx, t, s, from, move.To).Milliseconds(), stall, move.Trigger, move.Connections, silences, all.datagrams.lost()-lost)
-}
-
-func machine(ctx context.Context, t *testing.T, s *story.Story) *kubevirtv1.VirtualMachineInstance {
-	t.Helper()
-	vmi := new(kubevirtv1.VirtualMachineInstance)
-	if err := s.Client.Get(ctx, client.ObjectKey{Namespace: story.Namespace, Name: story.VMName}, vmi); err != nil {
-		t.Fatal(err)
-	}
-	return vmi
-}
-
-// arrived waits until KubeVirt has finished, and both FloatingIPs are Ready on the other node, with so many connections at
-// least that the old one has handed over.
-func arrived(ctx context.Context, t *testing.T, s *story.Story, from *kubevirtv1.VirtualMachineInstance, connections int) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(ctx, within)
-	defer cancel()
-	err := process.Wait(ctx, nil, "the guest on the other node", func(ctx context.Context) error {
-		vmi := new(kubevirtv1.VirtualMachineInstance)
-		if err := s.Client.Get(ctx, client.ObjectKeyFromObject(from), vmi); err != nil {
-			return err
-		}
-		state := vmi.Status.MigrationState
-		if vmi.Status.NodeName == from.Status.NodeName || state == nil || !state.Completed {
-			return fmt.Errorf("the instance is on %s: %+v", vmi.Status.NodeName, state)
-		}
-		for _, a := range floating {
-			fip, err := s.FloatingIP(ctx, a)
-			if err != nil {
-				return err
-			}
-			if fip.Status.Node != vmi.Status.NodeName || fip.Status.Phase != v1alpha1.PhaseReady || fip.Status.Pod != state.TargetPod {
-				return fmt.Errorf("%s is %s on %s, pod %s", a, fip.Status.Phase, fip.Status.Node, fip.Status.Pod)
-			}
-			// The old node's word comes a moment after the rest.
-			if m := fip.Status.LastMove; m == nil || m.To != vmi.Status.NodeName || int(m.Connections) < connections {
-				return fmt.Errorf("%s tells of the move %+v", a, fip.Status.LastMove)
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
 }
 
 // What the logs of the two machines say (test/kubevirt/virthandler/launcher, StillLine and RunsLine).

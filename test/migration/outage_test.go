@@ -3,7 +3,6 @@ package migration
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 	"testing"
 
@@ -43,7 +42,7 @@ func askWithoutWebhook(ctx context.Context, t *testing.T, s *story.Story, all tr
 		t.Fatal(err)
 	}
 	all.await(ctx, t, all.marks())
-	if now := machine(ctx, t, s); now.Status.NodeName != from.Status.NodeName || now.Status.Phase != kubevirtv1.Running {
+	if now := testvm.instance(ctx, t, s); now.Status.NodeName != from.Status.NodeName || now.Status.Phase != kubevirtv1.Running {
 		t.Errorf("the instance is %s on %s, was on %s", now.Status.Phase, now.Status.NodeName, from.Status.NodeName)
 	}
 	fip, err := s.FloatingIP(ctx, story.Floating)
@@ -53,19 +52,10 @@ func askWithoutWebhook(ctx context.Context, t *testing.T, s *story.Story, all tr
 	if fip.Status.Phase != v1alpha1.PhaseReady || fip.Status.Node != from.Status.NodeName {
 		t.Errorf("the FloatingIP is %s on %s, want it Ready on %s", fip.Status.Phase, fip.Status.Node, from.Status.NodeName)
 	}
-	if err := onlyOneLauncher(ctx, s); err != nil {
-		t.Error(err)
+	if pods, err := launchers(ctx, s, from); err != nil || len(pods) != 1 {
+		t.Errorf("%d launchers while the webhook is away, %v; want the one that runs", len(pods), err)
 	}
 	if err := s.ScaleWebhook(ctx, 1); err != nil {
 		t.Fatal(err)
 	}
-}
-
-func onlyOneLauncher(ctx context.Context, s *story.Story) error {
-	var pods corev1.PodList
-	err := s.Client.List(ctx, &pods, client.InNamespace(story.Namespace), client.MatchingLabels{"kubevirt.io": "virt-launcher"})
-	if err == nil && len(pods.Items) != 1 {
-		err = fmt.Errorf("%d launchers while the webhook is away, want the one that runs", len(pods.Items))
-	}
-	return err
 }

@@ -9,17 +9,20 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"floatip.io/floatip/test/rig/guest"
 	"floatip.io/floatip/test/rig/process"
+	"floatip.io/floatip/test/story"
 )
 
 // Ports in the guest and on the hosts.
 const (
 	echoPort     = 7
+	passOnPort   = 8
 	reflectPort  = 9001
 	downloadPort = 9002
 )
@@ -116,6 +119,43 @@ func outbound(ctx context.Context, g *guest.Channel, host string, at netip.Addr)
 		return nil, err
 	}
 	return pingPong(ctx, "TCP, outbound, "+family(at), conn), nil
+}
+
+// betweenGuests has the guest pass on to the other one, by that one's floating address, what a host of the LAN sends to it, and
+// keeps numbered messages going that way and back: a connection to the guest, and one from it to the other.
+func betweenGuests(ctx context.Context, t *testing.T, s *story.Story, g *guest.Channel) (*track, error) {
+	t.Helper()
+	o, err := s.Guest(ctx, story.Namespace, other.name)
+	if err != nil {
+		return nil, err
+	}
+	defer o.Close()
+	if err := serveEcho(ctx, o); err != nil {
+		return nil, err
+	}
+	listens, err := dialUntil(ctx, s.Rig.LAN.ProviderHost.Namespace, netip.AddrPortFrom(other.floating[0], echoPort))
+	if err != nil {
+		return nil, err
+	}
+	listens.Close()
+	const passOn = "nc -ll -p %d -e nc %s %d >/dev/null 2>&1 &"
+	if _, err := g.Run(ctx, fmt.Sprintf(passOn, passOnPort, other.floating[0], echoPort)); err != nil {
+		return nil, err
+	}
+	conn, err := dialUntil(ctx, s.Rig.LAN.ProviderHost.Namespace, netip.AddrPortFrom(testvm.floating[0], passOnPort))
+	if err != nil {
+		return nil, err
+	}
+	return pingPong(ctx, "TCP, guest to guest", conn), nil
+}
+
+// dialUntil dials until somebody listens.
+func dialUntil(ctx context.Context, from string, to netip.AddrPort) (conn net.Conn, err error) {
+	err = process.Wait(ctx, nil, "an answer of "+to.String(), func(ctx context.Context) error {
+		conn, err = process.Dialer(from)(ctx, "tcp", to.String())
+		return err
+	})
+	return conn, err
 }
 
 // called lets the guest call a host by a command that gets its address and port.

@@ -30,7 +30,7 @@ func wayOf(n, of int) way {
 	case 1:
 		return way{name + ", asked for while the webhook is away", askWithoutWebhook, nil}
 	case 2:
-		return way{name + ", by eviction", evict, nil}
+		return byEviction(name)
 	case of:
 		return way{name + ", post-copy", askForPostCopy, wasPostCopy}
 	}
@@ -45,31 +45,49 @@ func ask(ctx context.Context, t *testing.T, s *story.Story, _ traffic, _ *kubevi
 	}
 }
 
-// migratesWhenEvicted returns the manifest with the eviction strategy LiveMigrate.
-func migratesWhenEvicted(manifest string) string {
-	const before = "    spec:\n      domain:\n"
-	return strings.Replace(manifest, before, "    spec:\n      evictionStrategy: LiveMigrate\n      domain:\n", 1)
+// byEviction has both guests leave their nodes at once.
+func byEviction(name string) way {
+	var before *kubevirtv1.VirtualMachineInstance
+	return way{
+		name: name + ", by eviction, as the other guest",
+		ask: func(ctx context.Context, t *testing.T, s *story.Story, _ traffic, from *kubevirtv1.VirtualMachineInstance) {
+			t.Helper()
+			before = other.instance(ctx, t, s)
+			evict(ctx, t, s, from)
+			evict(ctx, t, s, before)
+		},
+		check: func(ctx context.Context, t *testing.T, s *story.Story) {
+			t.Helper()
+			arrived(ctx, t, s, other, before, 1)
+		},
+	}
 }
 
-// evict asks the API server to evict the guest's pod, as kubectl drain does. KubeVirt refuses, and makes a migration of it.
-func evict(ctx context.Context, t *testing.T, s *story.Story, _ traffic, from *kubevirtv1.VirtualMachineInstance) {
+// evict asks the API server to evict a guest's pod, as kubectl drain does. KubeVirt refuses, and makes a migration of it.
+func evict(ctx context.Context, t *testing.T, s *story.Story, from *kubevirtv1.VirtualMachineInstance) {
 	t.Helper()
-	var pods corev1.PodList
-	if err := s.Client.List(ctx, &pods, client.InNamespace(story.Namespace), client.MatchingLabels{kubevirtv1.AppLabel: "virt-launcher"}); err != nil {
+	pods, err := launchers(ctx, s, from)
+	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range pods.Items {
-		pod := &pods.Items[i]
-		if pod.Spec.NodeName != from.Status.NodeName || pod.Status.Phase != corev1.PodRunning {
+	for i := range pods {
+		if pods[i].Spec.NodeName != from.Status.NodeName || pods[i].Status.Phase != corev1.PodRunning {
 			continue // the guest has left it
 		}
-		err := s.Client.SubResource("eviction").Create(ctx, pod, &policyv1.Eviction{})
+		err := s.Client.SubResource("eviction").Create(ctx, &pods[i], &policyv1.Eviction{})
 		if !apierrors.IsTooManyRequests(err) || !strings.Contains(err.Error(), "Eviction triggered evacuation") {
-			t.Fatalf("the eviction of %s: %v, want KubeVirt to make a migration of it", pod.Name, err)
+			t.Fatalf("the eviction of %s: %v, want KubeVirt to make a migration of it", pods[i].Name, err)
 		}
 		return
 	}
-	t.Fatalf("no pod of %d runs on %s", len(pods.Items), from.Status.NodeName)
+	t.Fatalf("none of %d pods of %s runs on %s", len(pods), from.Name, from.Status.NodeName)
+}
+
+// launchers are the pods that KubeVirt made for an instance.
+func launchers(ctx context.Context, s *story.Story, of *kubevirtv1.VirtualMachineInstance) ([]corev1.Pod, error) {
+	var pods corev1.PodList
+	err := s.Client.List(ctx, &pods, client.InNamespace(of.Namespace), client.MatchingLabels{kubevirtv1.CreatedByLabel: string(of.UID)})
+	return pods.Items, err
 }
 
 // postCopyPolicy has KubeVirt let the guest go on at the target after two seconds, when most of its memory is still on the
@@ -98,7 +116,7 @@ func askForPostCopy(ctx context.Context, t *testing.T, s *story.Story, all traff
 // wasPostCopy wants KubeVirt to say that the guest went on before its memory had arrived; the next migrations are as usual.
 func wasPostCopy(ctx context.Context, t *testing.T, s *story.Story) {
 	t.Helper()
-	if state := machine(ctx, t, s).Status.MigrationState; state == nil || state.Mode != kubevirtv1.MigrationPostCopy {
+	if state := testvm.instance(ctx, t, s).Status.MigrationState; state == nil || state.Mode != kubevirtv1.MigrationPostCopy {
 		t.Errorf("the state of the migration is %+v, want the mode %s", state, kubevirtv1.MigrationPostCopy)
 	}
 	if out, err := s.Kubectl(ctx, "", "delete", "migrationpolicy", "post-copy"); err != nil {
