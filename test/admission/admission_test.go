@@ -35,6 +35,7 @@ func TestAdmission(t *testing.T) {
 			"Bodies":                bodies,
 			"Bindings":              bindings,
 			"Launchers":             launchers,
+			"Hotplug":               hotplug,
 			"Hints":                 hints,
 			"TemplateOptsOut":       templateOptsOut,
 			"ClientCertificates":    clientCertificates,

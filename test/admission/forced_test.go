@@ -20,15 +20,7 @@ import (
 // as after deletions by force on a node that nobody reaches. The address is held until its agent says so, or the Node goes.
 func forcedDeletion(t *testing.T, w *world) {
 	n := w.tenant(t, 10)
-	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.ns + "-node"}}
-	if err := n.admin.Create(n.ctx, node); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := client.IgnoreNotFound(w.admin.Delete(context.Background(), node)); err != nil {
-			t.Error(err)
-		}
-	})
+	node := n.addNode()
 	announced := func(address, node string) {
 		fip := &v1alpha1.FloatingIP{ObjectMeta: metav1.ObjectMeta{Name: address}}
 		patch := client.RawPatch("application/merge-patch+json", fmt.Appendf(nil, `{"status":{"node":%q}}`, node))
@@ -71,4 +63,19 @@ func forcedDeletion(t *testing.T, w *world) {
 		how(address)
 		n.free(address)
 	}
+}
+
+// addNode makes the object of a node that goes with the test. Nothing runs there.
+func (n *tenant) addNode() *corev1.Node {
+	n.t.Helper()
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.ns + "-node"}}
+	if err := n.admin.Create(n.ctx, node); err != nil {
+		n.t.Fatal(err)
+	}
+	n.t.Cleanup(func() {
+		if err := client.IgnoreNotFound(n.admin.Delete(context.Background(), node)); err != nil {
+			n.t.Error(err)
+		}
+	})
+	return node
 }

@@ -255,7 +255,7 @@ func (w *world) startWebhook(ctx context.Context, more ...string) error {
 func (w *world) stopWebhook(ctx context.Context) error { return w.group.Stop(ctx, w.webhook) }
 
 // as returns a client that acts as another user.
-func (w *world) as(t *testing.T, user string, groups ...string) client.Client {
+func (w *world) as(t testing.TB, user string, groups ...string) client.Client {
 	t.Helper()
 	config := w.cluster.RESTConfig()
 	config.Impersonate = rest.ImpersonationConfig{UserName: user, Groups: groups}
