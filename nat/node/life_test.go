@@ -147,8 +147,7 @@ func TestStartWithoutAPIServer(t *testing.T) {
 // await polls until f is true.
 func (b *bench) await(what string, f func() bool) {
 	b.t.Helper()
-	deadline := time.Now().Add(patience)
-	for !f() {
+	for deadline := time.Now().Add(patience); !f(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			b.t.Fatalf("%s: not within %s", what, patience)
 		}

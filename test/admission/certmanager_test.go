@@ -13,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	registrationv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -258,6 +259,8 @@ func (w *world) tlsKey(t *testing.T) []byte {
 	return secret.Data["tls.key"]
 }
 
+const askEvery = 20 * time.Millisecond
+
 // asking is creates that floatip decides one after the other.
 type asking struct {
 	count atomic.Int64
@@ -265,15 +268,18 @@ type asking struct {
 	group sync.WaitGroup
 }
 
-// keepAsking has creates decided, without storing any, until the end. Each that is refused fails the test.
+// keepAsking has creates decided, without storing any, until the end: one every askEvery, since cert-manager needs the
+// processor too. Each that is refused fails the test.
 func (n *tenant) keepAsking() *asking {
 	a := &asking{done: make(chan struct{})}
 	a.group.Go(func() {
+		again := time.NewTicker(askEvery)
+		defer again.Stop()
 		for {
 			select {
 			case <-a.done:
 				return
-			default:
+			case <-again.C:
 			}
 			if err := n.admin.Create(n.ctx, n.newVM("asked", nil), client.DryRunAll); err != nil {
 				n.t.Errorf("during a renewal: %v", err)

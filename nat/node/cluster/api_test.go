@@ -178,7 +178,7 @@ func (w *world) await(what string, fits func(node.View) bool) node.View {
 func (w *world) awaitStatus(what string, fits func(v1alpha1.FloatingIPStatus) bool) {
 	w.t.Helper()
 	var f v1alpha1.FloatingIP
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		if err := w.api.Get(context.Background(), client.ObjectKey{Name: "192.168.100.50"}, &f); err != nil {
 			w.t.Fatal(err)
 		}
@@ -289,7 +289,7 @@ func (w *world) report(r node.Report) { w.cluster.Report(r) }
 
 func (w *world) awaitLabel(n *corev1.Node, label, value string) {
 	w.t.Helper()
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		if err := w.api.Get(context.Background(), client.ObjectKeyFromObject(n), n); err != nil {
 			w.t.Fatal(err)
 		}

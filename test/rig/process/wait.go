@@ -22,9 +22,11 @@ func (p Progress) Sayf(format string, args ...any) {
 }
 
 const (
-	pollEvery      = 50 * time.Millisecond // a loopback probe costs well under a millisecond
-	remindEvery    = 5 * time.Second       // a person wonders what is going on after about that long
-	attemptTimeout = 15 * time.Second      // one probe; an answer that takes longer is none
+	pollEvery      = 50 * time.Millisecond // at first; a loopback probe costs well under a millisecond
+	pollPart       = 10                    // later, an n-th of what has been waited for so far: others need the processor
+	pollMost       = 300 * time.Millisecond
+	remindEvery    = 5 * time.Second  // a person wonders what is going on after about that long
+	attemptTimeout = 15 * time.Second // one probe; an answer that takes longer is none
 )
 
 // errGone marks a wait that ended because the process it was about has ended.
@@ -51,11 +53,12 @@ func wait(ctx context.Context, gone <-chan struct{}, progress Progress, what str
 		}
 	}()
 	begun := time.Now()
-	poll := time.NewTicker(pollEvery)
+	poll := time.NewTimer(0)
 	defer poll.Stop()
 	reminded := begun
 	var last error
 	for {
+		poll.Reset(min(max(pollEvery, time.Since(begun)/pollPart), pollMost))
 		err := attempt(ctx, cond)
 		if err == nil {
 			return nil
