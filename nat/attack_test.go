@@ -281,9 +281,11 @@ func answererLearnsMTU(t *testing.T, caller *lab.Namespace, vm *lab.VM, to strin
 	t.Helper()
 	const port = 9999
 	var server net.PacketConn
-	err := vm.Guest.Do(func() (err error) {
-		server, err = net.ListenPacket("udp", fmt.Sprintf(":%d", port))
-		return err
+	err := free(t, func() error {
+		return vm.Guest.Do(func() (err error) {
+			server, err = net.ListenPacket("udp", fmt.Sprintf(":%d", port))
+			return err
+		})
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -303,12 +305,27 @@ func answererLearnsMTU(t *testing.T, caller *lab.Namespace, vm *lab.VM, to strin
 		t.Fatal(err)
 	}
 	server.Close()
-	answer, err := vm.Guest.Dial("udp", from.(*net.UDPAddr).IP.String(), from.(*net.UDPAddr).Port, port, patience)
+	var answer net.Conn
+	err = free(t, func() (err error) {
+		answer, err = vm.Guest.Dial("udp", from.(*net.UDPAddr).IP.String(), from.(*net.UDPAddr).Port, port, patience)
+		return err
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer answer.Close()
 	learns(t, answer, to, want)
+}
+
+// free opens a socket on a port that was closed a moment ago: a program that another test starts at that moment has it for as
+// long as it takes to begin.
+func free(t *testing.T, open func() error) (err error) {
+	t.Helper()
+	eventually(t, "the port is free", func() bool {
+		err = open()
+		return !errors.Is(err, unix.EADDRINUSE)
+	})
+	return err
 }
 
 // learnsMTU sends datagrams that must not be fragmented until the kernel knows the path's MTU.
