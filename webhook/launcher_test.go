@@ -77,7 +77,10 @@ func TestLauncherReaders(t *testing.T) {
 		{"capabilities: NET_ADMIN alone, nothing gained later", slices.Equal(sidecar.SecurityContext.Capabilities.Add, []corev1.Capability{"NET_ADMIN"}) &&
 			slices.Equal(sidecar.SecurityContext.Capabilities.Drop, []corev1.Capability{"ALL"}) &&
 			!*sidecar.SecurityContext.AllowPrivilegeEscalation && sidecar.SecurityContext.Privileged == nil && *sidecar.SecurityContext.ReadOnlyRootFilesystem},
-		{"no API token", !*after.Spec.AutomountServiceAccountToken && len(sidecar.VolumeMounts) == 2},
+		{"no API token, and no room for one", !*after.Spec.AutomountServiceAccountToken && len(sidecar.VolumeMounts) == 3 &&
+			slices.ContainsFunc(sidecar.VolumeMounts, func(m corev1.VolumeMount) bool {
+				return m.Name == floatip.NATVolume && m.MountPath == "/var/run/secrets/kubernetes.io/serviceaccount"
+			})},
 		{"scheduler: nodes of the pool's network, of those that KubeVirt chose", after.Spec.NodeSelector["pool.floatip.io/provider"] == "true" &&
 			after.Spec.NodeSelector["kubevirt.io/schedulable"] == "true" && after.Spec.NodeSelector["cpumanager"] == "true" &&
 			cmp.Equal(before.Spec.Affinity, after.Spec.Affinity)},

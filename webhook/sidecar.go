@@ -21,6 +21,12 @@ const (
 // sidecarBinary is the only file in the sidecar's image.
 const sidecarBinary = "/floatip-sidecar"
 
+// tokenPath is where the API server mounts the token of the pod's service account into each container that has nothing
+// there (k8s.io/kubernetes plugin/pkg/admission/serviceaccount, DefaultAPITokenMountPath), also into one that a webhook has
+// just added. The pods of VMs with a service account's disk, or with Istio, have one (AutomountServiceAccountToken in
+// KubeVirt's pkg/virt-controller/services/template.go). The sidecar has no use for it, so something else is there.
+const tokenPath = "/var/run/secrets/kubernetes.io/serviceaccount"
+
 // sidecarContainer is the native sidecar (KEP-753) that runs beside the guest.
 //
 //   - User 0: an unprivileged process gets NET_ADMIN into its effective set only by a file capability, which
@@ -57,6 +63,7 @@ func sidecarContainer(image string, resources corev1.ResourceRequirements) corev
 		VolumeMounts: []corev1.VolumeMount{
 			{Name: floatip.SocketVolume, MountPath: SocketPath},
 			{Name: floatip.NATVolume, MountPath: NATPath, ReadOnly: true},
+			{Name: floatip.NATVolume, MountPath: tokenPath, ReadOnly: true},
 		},
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -26,6 +27,7 @@ import (
 func launchers(t *testing.T, w *world) {
 	for name, test := range map[string]func(*testing.T, *world){
 		"Burstable": burstable, "Guaranteed": guaranteed, "Quota": underQuota, "PodSecurity": podSecurity,
+		"ServiceAccount": withServiceAccount,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -103,6 +105,32 @@ func underQuota(t *testing.T, w *world) {
 	})
 	n.runs("limited", nil, small)
 	n.injected("limited")
+}
+
+// A VM with a service account's disk has a pod with that account's token, which the API server mounts into every container
+// that has nothing there yet. The sidecar gets none.
+func withServiceAccount(t *testing.T, w *world) {
+	n := w.tenant(t, 10)
+	const tokens = "/var/run/secrets/kubernetes.io/serviceaccount"
+	n.runs("account", nil, func(vm *kubevirtv1.VirtualMachine) {
+		spec := &vm.Spec.Template.Spec
+		spec.Volumes = append(spec.Volumes, kubevirtv1.Volume{Name: "account", VolumeSource: kubevirtv1.VolumeSource{
+			ServiceAccount: &kubevirtv1.ServiceAccountVolumeSource{ServiceAccountName: "default"},
+		}})
+		spec.Domain.Devices.Disks = append(spec.Domain.Devices.Disks, kubevirtv1.Disk{Name: "account"})
+	})
+	pod := n.injected("account")
+	token := func(c corev1.Container) bool {
+		return slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool {
+			return m.MountPath == tokens && strings.HasPrefix(m.Name, "kube-api-access")
+		})
+	}
+	if !token(pod.Spec.Containers[0]) {
+		t.Errorf("compute has no token, so this shows nothing: %+v", pod.Spec.Containers[0].VolumeMounts)
+	}
+	if token(pod.Spec.InitContainers[0]) {
+		t.Errorf("the sidecar has the token of the VM's service account: %+v", pod.Spec.InitContainers[0].VolumeMounts)
+	}
 }
 
 // podSecurity: where the level forbids the sidecar, people are told when they create the VM, and it starts without its
