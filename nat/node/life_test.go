@@ -354,46 +354,36 @@ func listenIn(t *testing.T, dir string) {
 	t.Cleanup(func() { l.Close() })
 }
 
-// TestSpoofing: a pod in foreign hands sends with the address of its neighbour. The node drops it.
+// TestSpoofing: a pod in foreign hands sends with the addresses of its neighbour. The node drops it: IPv4 twice, by the port's
+// reverse-path filter and by its guard, and IPv6, for which the kernel has no such filter, by the guard.
 func TestSpoofing(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	b.addVM(1, "192.168.100.50")
-	evil := b.addVM(2, "192.168.100.51")
+	b.dualStack()
+	b.addVM(1, "192.168.100.50", "2001:db8:100::50")
+	evil := b.addVM(2, "192.168.100.51", "2001:db8:100::51")
 	b.start()
 	b.publish()
-	b.awaitReport("ready", ready("192.168.100.50", "192.168.100.51"))
-	heard := make(chan string, 8)
-	var lan net.PacketConn
-	b.world.Host.Do(func() (err error) {
-		lan, err = net.ListenPacket("udp4", nodetest.LANHost+":9")
-		return err
-	})
-	t.Cleanup(func() { lan.Close() })
-	go func() {
-		buf := make([]byte, 64)
-		for {
-			_, from, err := lan.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			host, _, _ := net.SplitHostPort(from.String())
-			heard <- host
-		}
-	}()
+	b.awaitReport("ready", ready("192.168.100.50", "192.168.100.51", "2001:db8:100::50", "2001:db8:100::51"))
 	// Own rules are no obstacle to a hostile sidecar: it sends by itself, past them.
 	evil.Run("nft flush ruleset")
-	evil.Address("lo", "192.168.100.50/32", "192.168.100.51/32")
-	for _, source := range []string{"192.168.100.50", "192.168.100.51"} {
-		evil.SendMarked(nat.LegMark, source, nodetest.LANHost+":9")
-	}
-	select {
-	case from := <-heard:
-		if from != "192.168.100.51" {
-			t.Errorf("the LAN heard %s first, want only the pod's own 192.168.100.51", from)
+	for _, family := range []struct{ to, neighbour, own, bits string }{
+		{nodetest.LANHost + ":9", "192.168.100.50", "192.168.100.51", "/32"},
+		{"[" + nodetest.LANHost6 + "]:9", "2001:db8:100::50", "2001:db8:100::51", "/128"},
+	} {
+		heard := b.hearUDP(family.to)
+		for _, source := range []string{family.neighbour, family.own} {
+			evil.Address("lo", source+family.bits)
+			evil.SendMarked(nat.LegMark, source, family.to)
 		}
-	case <-time.After(patience):
-		t.Fatal("the LAN heard nothing, not even from the pod's own address")
+		select {
+		case from := <-heard:
+			if from != family.own {
+				t.Errorf("the LAN heard %s first, want only the pod's own %s", from, family.own)
+			}
+		case <-time.After(patience):
+			t.Fatal("the LAN heard nothing, not even from the pod's own address")
+		}
 	}
 }
 

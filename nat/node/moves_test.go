@@ -219,6 +219,13 @@ func testMove(t *testing.T, r *road) {
 			s.proceeds(10)
 		}
 		sent, lost := end()
+		for _, b := range []*bench{r.from, r.to} {
+			for _, f := range b.agent.responders.figures()["red0"] {
+				if f.Claims > 0 || f.Defences > 0 {
+					t.Errorf("%s took the other node for a foreign host: %d claims, %d defences", b.name, f.Claims, f.Defences)
+				}
+			}
+		}
 		t.Logf("reported on both sides after %s; %d of %d UDP packets lost", time.Since(began), lost, sent)
 		r.finish()
 		for _, s := range streams {
