@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -215,6 +217,44 @@ func TestChangesArePushed(t *testing.T) {
 	pushed("a refused description", func(s handover.State) bool { return s.Problem != "" })
 	ns.NFT(t, "flush ruleset")
 	pushed("a repair", func(s handover.State) bool { return s.Repairs == 1 })
+}
+
+// meddler is a log whose reader acts at once when the rules stand, before anybody watches for changes.
+type meddler struct {
+	slog.Handler
+	act func()
+}
+
+func (m meddler) Enabled(context.Context, slog.Level) bool { return true }
+
+func (m meddler) Handle(ctx context.Context, r slog.Record) error {
+	if strings.HasPrefix(r.Message, "installed rules") {
+		m.act()
+	}
+	return m.Handler.Handle(ctx, r)
+}
+
+// What changes between the first look and the watches is found, although no event tells it.
+func TestChangesBeforeTheWatches(t *testing.T) {
+	ns, k := lab.New(t, "pod"), newKubelet(t)
+	before, after := description(binding("192.168.100.50")), description(binding("192.168.100.51"))
+	k.describe(t, before)
+	act := sync.OnceFunc(func() {
+		ns.NFT(t, "flush ruleset")
+		k.describe(t, after)
+	})
+	config := Config{NATFile: k.path(), Socket: filepath.Join(t.TempDir(), "s"), NetNS: file(t, ns), Poll: time.Hour,
+		Log: slog.New(meddler{slog.DiscardHandler, act})}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- Run(ctx, config) }()
+	defer func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	holds(t, kernel(t, ns), after)
 }
 
 func TestContestPace(t *testing.T) {

@@ -295,6 +295,7 @@ func TestContestIsReportedAndSlowedDown(t *testing.T) {
 	}
 	k.describe(t, description(binding("192.168.100.51"))) // a new description does not wait
 	holds(t, kernel(t, ns), description(binding("192.168.100.51")))
+	r.awaitPhase(t, handover.PhaseInstalled) // nobody has contested that one
 }
 
 func TestMalformedDescriptionKeepsTheLastGoodOne(t *testing.T) {
