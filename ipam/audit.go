@@ -116,7 +116,7 @@ func (a *auditor) free(h *home, family Family) {
 	free := &h.free[slot(family)]
 	sum, before, first := new(big.Int), num{}, true
 	for c, ordered := range free.chunks {
-		if ordered.n == 0 || ordered.last != ordered.runs[ordered.n-1].last {
+		if ordered.n == 0 || ordered.last != ordered.at(ordered.n-1).last {
 			a.complain(netip.Addr{}, "pool "+h.pool.Name+": a chunk does not end where it says")
 		}
 		for i := range ordered.n {

@@ -3,13 +3,61 @@ package ipam
 // run is the free addresses from first to last.
 type run struct{ first, last num }
 
-// chunkSize balances the two costs of a change: moving the runs of one chunk, and the number of chunks. A chunk of 127 runs
+// chunkSize balances the two costs of a change: moving runs within one chunk, and the number of chunks. A chunk of 127 runs
 // just fits in 4 KiB; one of 128 would be given 4 864 bytes (runtime/sizeclasses.go).
 const chunkSize = 127
 
+// chunk holds some runs in order, in front of a gap and behind it (a gap buffer, as editors keep text in). What is taken or
+// given next lies next to what was last, so that hardly ever more than a few runs move; moving half a chunk each time took
+// a tenth of an allocation in a /16 with holes (docs/decisions/ledger.md).
 type chunk struct {
-	n    int
+	n    int // how many runs
+	gap  int // how many of them are in front of the gap
 	runs [chunkSize]run
+}
+
+func (c *chunk) at(i int) *run {
+	at := i + chunkSize - c.n
+	if i < c.gap {
+		at = i
+	}
+	return &c.runs[at]
+}
+
+// move puts the gap in front of the run at i.
+func (c *chunk) move(i int) {
+	width := chunkSize - c.n
+	if i < c.gap {
+		copy(c.runs[i+width:c.gap+width], c.runs[i:c.gap])
+	} else {
+		copy(c.runs[c.gap:i], c.runs[c.gap+width:i+width])
+	}
+	c.gap = i
+}
+
+// insert puts r in front of the run at i. There must be room.
+func (c *chunk) insert(i int, r run) {
+	c.move(i)
+	c.runs[i] = r
+	c.n, c.gap = c.n+1, c.gap+1
+}
+
+func (c *chunk) remove(i int) {
+	if i == c.gap-1 {
+		c.gap--
+	} else {
+		c.move(i)
+	}
+	c.n-- // the gap is wider by one run
+}
+
+// take moves the runs of from behind its first keep ones to the end of c.
+func (c *chunk) take(from *chunk, keep int) {
+	c.move(c.n)
+	from.move(from.n)
+	c.n += copy(c.runs[c.n:], from.runs[keep:from.n])
+	c.gap = c.n
+	from.n, from.gap = keep, keep
 }
 
 // runs is a set of addresses of one family, kept as disjoint runs that do not touch, in order, in chunks. Its size
@@ -31,11 +79,15 @@ type ordered struct {
 type place struct{ c, r int }
 
 // seek returns the place of the first run that does not end before x. Its chunk does not exist if there is none. It is
-// looked for where the last one was found, and then by two binary searches without branches: where the next step goes is
-// not foreseeable, and a processor that guessed wrong loses more than the comparison takes.
+// looked for where the last one was found and behind that, and then by two binary searches without branches: where the
+// next step goes is not foreseeable, and a processor that guessed wrong loses more than the comparison takes.
 func (s *runs) seek(x num) place {
 	if s.fits(s.found, x) {
 		return s.found
+	}
+	if p := s.after(s.found); s.fits(p, x) {
+		s.found = p
+		return p
 	}
 	low := 0
 	for n := len(s.chunks); n > 0; {
@@ -49,7 +101,7 @@ func (s *runs) seek(x num) place {
 	c, from := s.chunks[low].chunk, 0
 	for n := c.n; n > 0; {
 		half := (n + 1) / 2
-		from += half & -c.runs[from+half-1].last.below(x)
+		from += half & -c.at(from+half-1).last.below(x)
 		n -= half
 	}
 	s.found = place{low, from}
@@ -58,12 +110,12 @@ func (s *runs) seek(x num) place {
 
 // fits reports whether p is what seek looks for.
 func (s *runs) fits(p place, x num) bool {
-	if p.c >= len(s.chunks) || p.r >= s.chunks[p.c].n || s.chunks[p.c].runs[p.r].last.less(x) {
+	if p.c >= len(s.chunks) || p.r >= s.chunks[p.c].n || s.chunks[p.c].at(p.r).last.less(x) {
 		return false
 	}
 	switch {
 	case p.r > 0:
-		return s.chunks[p.c].runs[p.r-1].last.less(x)
+		return s.chunks[p.c].at(p.r - 1).last.less(x)
 	case p.c > 0:
 		return s.chunks[p.c-1].last.less(x)
 	}
@@ -75,7 +127,15 @@ func (s *runs) at(p place) *run {
 	if p.c < 0 || p.c >= len(s.chunks) {
 		return nil
 	}
-	return &s.chunks[p.c].runs[p.r]
+	return s.chunks[p.c].at(p.r)
+}
+
+// after returns the place behind p, which may not exist.
+func (s *runs) after(p place) place {
+	if p.c < len(s.chunks) && p.r+1 < s.chunks[p.c].n {
+		return place{p.c, p.r + 1}
+	}
+	return place{c: p.c + 1}
 }
 
 // before returns the place of the run in front of p; its chunk does not exist if there is none.
@@ -159,7 +219,7 @@ func (s *runs) give(x num) {
 func (s *runs) push(r run) { s.insert(place{c: len(s.chunks)}, r) }
 
 // fresh notes the last address of a chunk anew.
-func (s *runs) fresh(c int) { s.chunks[c].last = s.chunks[c].runs[s.chunks[c].n-1].last }
+func (s *runs) fresh(c int) { s.chunks[c].last = s.chunks[c].at(s.chunks[c].n - 1).last }
 
 // insert puts r in front of the run at p.
 func (s *runs) insert(p place, r run) {
@@ -176,10 +236,7 @@ func (s *runs) insert(p place, r run) {
 			p = place{p.c + 1, p.r - half}
 		}
 	}
-	c := s.chunks[p.c].chunk
-	copy(c.runs[p.r+1:c.n+1], c.runs[p.r:c.n])
-	c.runs[p.r] = r
-	c.n++
+	s.chunks[p.c].insert(p.r, r)
 	s.fresh(p.c)
 }
 
@@ -198,8 +255,7 @@ func (s *runs) addChunk(at int) *chunk {
 // split moves the upper half of a full chunk into a new one.
 func (s *runs) split(at int) {
 	upper, lower := s.addChunk(at+1), s.chunks[at].chunk
-	upper.n = copy(upper.runs[:], lower.runs[chunkSize/2:])
-	lower.n = chunkSize / 2
+	upper.take(lower, chunkSize/2)
 	s.fresh(at)
 	s.fresh(at + 1)
 }
@@ -207,8 +263,7 @@ func (s *runs) split(at int) {
 // remove takes out the run at p, and joins the chunk with a neighbour if little is left in both.
 func (s *runs) remove(p place) {
 	c := s.chunks[p.c].chunk
-	copy(c.runs[p.r:], c.runs[p.r+1:c.n])
-	c.n--
+	c.remove(p.r)
 	switch {
 	case c.n == 0:
 		s.dropChunk(p.c)
@@ -224,14 +279,13 @@ func (s *runs) remove(p place) {
 
 // join moves the runs of the next chunk into the chunk at c.
 func (s *runs) join(c int) {
-	to, from := s.chunks[c].chunk, s.chunks[c+1].chunk
-	to.n += copy(to.runs[to.n:], from.runs[:from.n])
+	s.chunks[c].take(s.chunks[c+1].chunk, 0)
 	s.dropChunk(c + 1)
 }
 
 func (s *runs) dropChunk(at int) {
 	c := s.chunks[at].chunk
-	c.n = 0
+	c.n, c.gap = 0, 0
 	s.spare = c
 	s.chunks = append(s.chunks[:at], s.chunks[at+1:]...)
 }
