@@ -147,10 +147,8 @@ func TestStartWithoutAPIServer(t *testing.T) {
 // await polls until f is true.
 func (b *bench) await(what string, f func() bool) {
 	b.t.Helper()
-	for deadline := time.Now().Add(patience); !f(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			b.t.Fatalf("%s: not within %s", what, patience)
-		}
+	if !nodetest.Until(patience, f) {
+		b.t.Fatalf("%s: not within %s", what, patience)
 	}
 }
 

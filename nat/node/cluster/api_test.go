@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
@@ -178,15 +179,19 @@ func (w *world) await(what string, fits func(node.View) bool) node.View {
 func (w *world) awaitStatus(what string, fits func(v1alpha1.FloatingIPStatus) bool) {
 	w.t.Helper()
 	var f v1alpha1.FloatingIP
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-		if err := w.api.Get(context.Background(), client.ObjectKey{Name: "192.168.100.50"}, &f); err != nil {
-			w.t.Fatal(err)
-		}
-		if fits(f.Status) {
-			return
-		}
+	f.Name = "192.168.100.50"
+	if err := w.reread(&f, func() bool { return fits(f.Status) }); err != nil {
+		w.t.Fatalf("%s: not within %s: %v; the status is %+v", what, patience, err, f.Status)
 	}
-	w.t.Fatalf("%s: not within %s; the status is %+v", what, patience, f.Status)
+}
+
+// reread reads an object from the API server until it fits.
+func (w *world) reread(o client.Object, fits func() bool) error {
+	return wait.PollUntilContextTimeout(context.Background(), 5*time.Millisecond, patience, true,
+		func(ctx context.Context) (bool, error) {
+			err := w.api.Get(ctx, client.ObjectKeyFromObject(o), o)
+			return err == nil && fits(), err
+		})
 }
 
 func (w *world) machine(nodeName string) *unstructured.Unstructured {
@@ -289,15 +294,9 @@ func (w *world) report(r node.Report) { w.cluster.Report(r) }
 
 func (w *world) awaitLabel(n *corev1.Node, label, value string) {
 	w.t.Helper()
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-		if err := w.api.Get(context.Background(), client.ObjectKeyFromObject(n), n); err != nil {
-			w.t.Fatal(err)
-		}
-		if n.Labels[label] == value {
-			return
-		}
+	if err := w.reread(n, func() bool { return n.Labels[label] == value }); err != nil {
+		w.t.Fatalf("label %s of the node is %q within %s, want %q: %v", label, n.Labels[label], patience, value, err)
 	}
-	w.t.Fatalf("label %s of the node is %q after %s, want %q", label, n.Labels[label], patience, value)
 }
 
 func podOn(nodeName string, vmi types.UID) *corev1.Pod {

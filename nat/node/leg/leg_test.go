@@ -161,12 +161,13 @@ func TestFirstPacketArrives(t *testing.T) {
 			t.Fatal(err)
 		}
 		// A busy machine sends packets again that arrived late; those that were lost are missing for ever.
-		sent, came := [2]string{"?"}, [2]string{}
-		for deadline := time.Now().Add(patience); sent != came && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		var sent, came [2]string
+		all := nodetest.Until(patience, func() bool {
 			sent = [2]string{counted(t, r.world.Host, "sent"), counted(t, guest, "sent")}
 			came = [2]string{counted(t, guest, "came"), counted(t, r.world.Host, "came")}
-		}
-		if sent != came || sent[0] == "0" || sent[0] == "" {
+			return sent == came
+		})
+		if !all || sent[0] == "0" || sent[0] == "" {
 			t.Fatalf("packets of the handshake, there and back: sent %q, came %q", sent, came)
 		}
 	}

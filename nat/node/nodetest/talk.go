@@ -35,12 +35,9 @@ func (n *Namespace) settle(address string) {
 // WaitUp waits until the kernel calls a link up.
 func (n *Namespace) WaitUp(link string) {
 	n.t.Helper()
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-		if n.Get(link).Attrs().OperState == netlink.OperUp {
-			return
-		}
+	if !Until(patience, func() bool { return n.Get(link).Attrs().OperState == netlink.OperUp }) {
+		n.t.Fatalf("%s does not come up within %s", link, patience)
 	}
-	n.t.Fatalf("%s does not come up", link)
 }
 
 // Serve answers each TCP connection to address inside the namespace with "<who> sees <address of the client>".
