@@ -22,11 +22,7 @@ import (
 // universe, in both directions and both families. The entries are few and close to each other, so that ends of ranges of
 // addresses, protocols and ports meet packets on both sides.
 func TestKernelAgreesWithAdmits(t *testing.T) {
-	w := newWorld(t, map[string][]lab.Port{"vm1": nil})
-	vm := w.vms["vm1"]
-	vm.KubeVirt(t)
-	vm.PlugLeg(t)
-	kernel := openKernel(t, vm.Pod)
+	w, vm, kernel := newPlugged(t)
 	for family := range familyNames {
 		outside := outsiders(t, w, family)
 		for seed := range uint64(8) {

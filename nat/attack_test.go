@@ -133,11 +133,8 @@ func guarded(t *testing.T, vm *lab.VM) (n uint64) {
 // What the node's kernel says to the pod's on the leg itself is heard and answered, and is no call that was refused.
 func TestNeighboursOnTheLeg(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, map[string][]lab.Port{"vm1": nil})
-	vm := w.vms["vm1"]
-	vm.KubeVirt(t)
-	vm.PlugLeg(t)
-	if err := openKernel(t, vm.Pod).Apply(Desired(podNAT(vm))); err != nil {
+	w, vm, kernel := newPlugged(t)
+	if err := kernel.Apply(Desired(podNAT(vm))); err != nil {
 		t.Fatal(err)
 	}
 	w.Node.IP(t, "route add 224.0.0.0/4 dev fip1")

@@ -14,11 +14,7 @@ import (
 // Each counter says exactly what passed, for each address and direction, before and after the rules are written anew:
 // packets, and bytes with the headers of the network layer.
 func TestCountersAreExact(t *testing.T) {
-	w := newWorld(t, map[string][]lab.Port{"vm1": nil})
-	vm := w.vms["vm1"]
-	vm.KubeVirt(t)
-	vm.PlugLeg(t)
-	kernel := openKernel(t, vm.Pod)
+	w, vm, kernel := newPlugged(t)
 	p := podNAT(vm)
 	closed := p
 	closed.Firewall = &floatip.Firewall{Ingress: floatip.Admitted{Everything: true}}

@@ -66,6 +66,16 @@ type world struct {
 	names  map[string][2]string // address of each place and name, IPv4 and IPv6
 }
 
+// newPlugged is a world with one VM that has KubeVirt's rules and its leg, and what writes into its pod.
+func newPlugged(t *testing.T) (*world, *lab.VM, *Kernel) {
+	t.Helper()
+	w := newWorld(t, map[string][]lab.Port{"vm1": nil})
+	vm := w.vms["vm1"]
+	vm.KubeVirt(t)
+	vm.PlugLeg(t)
+	return w, vm, openKernel(t, vm.Pod)
+}
+
 func newWorld(t *testing.T, vms map[string][]lab.Port) *world {
 	t.Helper()
 	c := lab.NewCloud(t)
@@ -354,11 +364,7 @@ func runNFT(t *testing.T, ns *lab.Namespace, commands []string) {
 // calls of itself are no business of the leg.
 func TestFirewall(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, map[string][]lab.Port{"vm1": nil})
-	vm := w.vms["vm1"]
-	vm.KubeVirt(t)
-	vm.PlugLeg(t)
-	kernel := openKernel(t, vm.Pod)
+	w, vm, kernel := newPlugged(t)
 	p := podNAT(vm)
 	p.Firewall = &floatip.Firewall{
 		Ingress: admitted("192.168.100.0/24 tcp/20-30", "203.0.113.9 icmp",
