@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -47,7 +48,10 @@ type Driver struct {
 	Client client.Client
 
 	leftovers chan event.GenericEvent
-	made      nameSet
+	// made has the names of the FloatingIPs for which Kube-OVN may have objects: those that this process was about to make
+	// objects for, and those that it found. About all others the API server is not asked, or every change of every FloatingIP
+	// would cost two requests, also in clusters that have no Kube-OVN.
+	made sync.Map
 }
 
 // SetupWithManager looks at each FloatingIP, whichever pool it is of: the pool decides.
@@ -168,9 +172,9 @@ func (d *Driver) look(ctx context.Context, name string) (s seen, f *v1alpha1.Flo
 		}
 	}
 	if f != nil {
-		d.made.add(name)
+		d.made.Store(name, nil)
 	}
-	if !d.made.has(name) {
+	if _, there := d.made.Load(name); !there {
 		return s, nil, nil
 	}
 	if s.fip, err = d.get(ctx, fipKind, objectName(name)); err != nil {
@@ -178,7 +182,7 @@ func (d *Driver) look(ctx context.Context, name string) (s seen, f *v1alpha1.Flo
 	}
 	s.eip, err = d.get(ctx, eipKind, objectName(name))
 	if err == nil && f == nil && s.fip == nil && s.eip == nil {
-		d.made.remove(name)
+		d.made.Delete(name)
 	}
 	return s, f, err
 }

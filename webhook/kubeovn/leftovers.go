@@ -3,7 +3,6 @@ package kubeovn
 import (
 	"context"
 	"errors"
-	"sync"
 
 	"github.com/go-logr/logr"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -14,36 +13,6 @@ import (
 
 	"floatip.io/floatip/ipam/v1alpha1"
 )
-
-// nameSet holds the names of the FloatingIPs for which Kube-OVN may have objects: those that this process was about to make
-// objects for, and those that it found. About all others the API server is not asked, or every change of every FloatingIP
-// would cost two requests, also in clusters that have no Kube-OVN.
-type nameSet struct {
-	mu    sync.Mutex
-	names map[string]struct{}
-}
-
-func (s *nameSet) add(name string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.names == nil {
-		s.names = map[string]struct{}{}
-	}
-	s.names[name] = struct{}{}
-}
-
-func (s *nameSet) remove(name string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.names, name)
-}
-
-func (s *nameSet) has(name string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	_, there := s.names[name]
-	return there
-}
 
 // findLeftovers asks for a look at every object that an earlier process made: its FloatingIP may have gone while nobody
 // looked. It lists them once, and again as long as the API server does not answer or does not let it.
@@ -64,7 +33,7 @@ func (d *Driver) findLeftovers(ctx context.Context) error {
 		}
 		for _, o := range list.Items {
 			name := o.GetLabels()[labelFloatingIP]
-			d.made.add(name)
+			d.made.Store(name, nil)
 			f := &v1alpha1.FloatingIP{}
 			f.Name = name
 			select {
