@@ -167,12 +167,12 @@ func (a *Agent) plugPod(pp *podPlan, ns *os.File) error {
 	}
 	if made {
 		a.Log.Info("plugged a leg", "pod", pp.grant.Pod.Namespace+"/"+pp.grant.Pod.Name, "link", leg.PortName(uid))
-		if err := pp.session.forgetEarly(ns, pp.grant.NAT); err != nil {
-			return err
-		}
 	}
 	report, err := leg.ApplyPod(ns, a.Sysctls, leg.Pod{UID: uid, Addresses: pp.grant.Addresses, MTU: pp.mtu})
 	pp.raised = report.Raised
+	if len(report.Changes) > 0 {
+		err = errors.Join(err, pp.session.forgetEarly(ns, pp.grant.NAT))
+	}
 	a.logChanges("pod "+pp.grant.Pod.Namespace+"/"+pp.grant.Pod.Name, report)
 	return err
 }

@@ -172,9 +172,11 @@ func (s *session) lost(err error) {
 	}
 }
 
-// forgetEarly has the pod's kernel forget what a guest sent that came before its leg: it was translated to the pod's address,
-// and would be for as long as the guest repeats itself. That takes a look at the node's whole hash table, 17 ms with 262144
-// buckets, which nobody has to wait for: what is new by then is not among it.
+// forgetEarly has the pod's kernel forget what a guest sent while nothing led to its leg. A connection that KubeVirt's rules
+// masquerade the kernel gives up by itself when its way is another one (nf_nat_oif_changed in net/netfilter/nf_nat_core.c). One
+// that nobody translated, since KubeVirt's rules were flushed, would stay so for as long as the guest repeats itself, and the
+// guard would drop it. So it is called when the way stands, not before. It takes a look at the node's whole hash table, 17 ms
+// with 262144 buckets, which nobody has to wait for.
 func (s *session) forgetEarly(ns *os.File, description floatip.PodNAT) error {
 	own, err := duplicate(ns)
 	if err != nil {
