@@ -34,6 +34,7 @@ type Server struct {
 	config  *tls.Config
 	mux     *http.ServeMux
 	started atomic.Bool
+	turns   *turns
 
 	readTimeout time.Duration
 }
@@ -49,7 +50,10 @@ func New(address string, config *tls.Config) *Server {
 	// The API server resumes no session (client-go transport.TLSConfigFor sets no ClientSessionCache): a ticket would be a
 	// tenth of a handshake for nothing.
 	config.SessionTicketsDisabled = true
-	return &Server{address: address, config: config, mux: http.NewServeMux(), readTimeout: readTimeout}
+	return &Server{
+		address: address, config: config, mux: http.NewServeMux(), readTimeout: readTimeout,
+		turns: newTurns(handshakePause, handshakePatience),
+	}
 }
 
 // Register serves hook at path. It panics if there is one already.
@@ -74,7 +78,7 @@ func (s *Server) Start(ctx context.Context) error {
 // Serve is Start with a listener, which it closes.
 func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 	server := &http.Server{
-		Handler: s.mux, MaxHeaderBytes: maxHeader, IdleTimeout: idleTimeout, ReadTimeout: s.readTimeout,
+		Handler: s.turns.answering(s.mux), MaxHeaderBytes: maxHeader, IdleTimeout: idleTimeout, ReadTimeout: s.readTimeout,
 		BaseContext: func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
 	}
 	ended := make(chan error, 1)
@@ -84,7 +88,7 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 		ended <- server.Shutdown(ctx)
 	})
 	s.started.Store(true)
-	err := server.Serve(tls.NewListener(listener, s.config))
+	err := server.Serve(tls.NewListener(turnListener{listener, s.turns}, s.config))
 	if !errors.Is(err, http.ErrServerClosed) {
 		stop()
 		return fmt.Errorf("webhook server: %w", err)
