@@ -93,6 +93,7 @@ func TestBorrowedOwner(t *testing.T) {
 		"VM of another name": func(r *review) {
 			r.object = strings.Replace(r.object, `"metadata":{"name":"a"`, `"metadata":{"name":"b"`, 1)
 		},
+		"UID of a VM of another name": func(r *review) { r.object = strings.ReplaceAll(r.object, `"name":"a"`, `"name":"b"`) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := worldWithVM(t, nil)
@@ -112,6 +113,9 @@ func TestBorrowedOwner(t *testing.T) {
 				w.vmis["tenant/a"], pod.namespace = instance, "tenant"
 			} else {
 				instance.Name = "b"
+				if name == "UID of a VM of another name" {
+					instance.OwnerReferences[0].Name = "b"
+				}
 			}
 			response = w.post(PathPodCreate, pod)
 			if !response.Allowed || len(response.Patch) > 0 || response.AuditAnnotations["action"] != string(Ignored) {

@@ -51,7 +51,8 @@ type world struct {
 	vmis   map[string]*kubevirt.VirtualMachineInstance
 	events []string
 
-	announced int // how often a node is still said to answer for what a VM held
+	carrier   string // what is left of VMs that are gone
+	announced int    // how often a node is still said to answer for what a VM held
 
 	policies []*networkingv1.NetworkPolicy
 	defaults map[string]firewall.Default // by pool
@@ -144,7 +145,7 @@ func (w *world) Carrier(_ context.Context, owner floatip.Owner) (string, error) 
 	if _, ok := w.vms[owner.String()+"/"+owner.UID]; ok {
 		return "VM", nil
 	}
-	return "", nil
+	return w.carrier, nil
 }
 
 // Announcer says that a node answers for an address as often as announced says, which counts down.

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	admissionv1 "k8s.io/api/admission/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"floatip.io/floatip"
@@ -58,6 +59,47 @@ func TestCreatedAgainAtOnce(t *testing.T) {
 				t.Errorf("the VM of the same name holds %v", lines)
 			}
 		})
+	}
+}
+
+// What the cluster did not show when floatip started, and what is disputed, is for the controller or a person to decide; and
+// what is left of the old VM may still send. The new VM gets another address.
+func TestCreatedAgainWhileTheOldOneCounts(t *testing.T) {
+	for name, do := range map[string]func(*world){
+		"missing": func(w *world) { w.adopt(true) },
+		"disputed": func(w *world) {
+			w.adopt(false, ipam.Sighting{Address: mustAddr("192.168.100.50"), Owner: floatip.Owner{Namespace: "vms", Name: "b", UID: "uid-b"}})
+		},
+		"its pod is there": func(w *world) { w.carrier = "pod" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, testPool(t, "192.168.100.50-192.168.100.59"))
+			if _, refused := w.createVM(vm("a", nil), "uid-1"); refused != nil {
+				t.Fatal(refused)
+			}
+			w.store("a", "uid-1")
+			w.mu.Lock()
+			clear(w.vms)
+			w.mu.Unlock()
+			do(w)
+			if _, refused := w.createVM(vm("a", nil), "uid-2"); refused != nil {
+				t.Fatal(refused)
+			}
+			if lines := w.ledger.ByOwner("uid-2"); len(lines) != 1 || lines[0].Address.String() != "192.168.100.51" {
+				t.Errorf("the VM of the same name holds %v", lines)
+			}
+			if len(w.ledger.ByOwner("uid-1")) != 1 {
+				t.Error("the address was taken from the VM that is gone")
+			}
+		})
+	}
+}
+
+// adopt has the ledger compared with what the cluster shows.
+func (w *world) adopt(complete bool, seen ...ipam.Sighting) {
+	w.t.Helper()
+	if _, err := w.ledger.Adopt(w.t.Context(), seen, complete); err != nil {
+		w.t.Fatal(err)
 	}
 }
 
@@ -141,8 +183,13 @@ func TestRefusalIsTold(t *testing.T) {
 	}
 	w.post(PathVMCreate, review{kind: vmGVK, object: vm("a", nonsense), name: "a"})
 	w.post(PathVMCreate, review{kind: vmGVK, object: strings.Replace(vm("web-", nonsense), `"name"`, `"generateName"`, 1)})
-	for i, want := range []string{"vms FloatingIPRefused: VM a: floatip: ", "vms FloatingIPRefused: VM web-*: floatip: "} {
-		if len(w.events) != 2 || !strings.HasPrefix(w.events[i], want) {
+	stored := set(t, vm("a", nil), "metadata.uid", "uid-a")
+	changed := set(t, vm("a", nonsense), "metadata.uid", "uid-a")
+	w.post(PathVMUpdate, review{operation: admissionv1.Update, kind: vmGVK, name: "a", old: stored, object: changed}) // on the VM
+	for i, want := range []string{
+		"vms FloatingIPRefused: VM a: floatip: ", "vms FloatingIPRefused: VM web-*: floatip: ", "vms/a FloatingIPRefused: floatip: ",
+	} {
+		if len(w.events) != 3 || !strings.HasPrefix(w.events[i], want) {
 			t.Errorf("events %q, want one that begins with %q", w.events, want)
 		}
 	}

@@ -201,6 +201,11 @@ func TestCreateVMWithoutAPool(t *testing.T) {
 	if !response.Allowed || len(response.Patch) > 0 || len(response.Warnings) != 1 {
 		t.Errorf("a VM that asks for nothing where no pool gives by itself: %+v", response)
 	}
+	forged := vm("a", map[string]string{floatip.AnnotationAddress: "192.168.100.50", floatip.AnnotationClaim: floatip.NewClaim().String()})
+	response = w.post(PathVMCreate, review{kind: vmGVK, object: forged})
+	if after := apply(t, forged, response); annotation(t, after, floatip.AnnotationAddress)+annotation(t, after, floatip.AnnotationClaim) != "" {
+		t.Errorf("forged keys stay: %s", after)
+	}
 	response = w.post(PathVMCreate, review{kind: vmGVK, object: vm("a", map[string]string{floatip.AnnotationPool: "provider"})})
 	if response.AuditAnnotations["address"] != "192.168.100.50" {
 		t.Errorf("a VM that names the pool: %+v", response)
@@ -293,6 +298,25 @@ func TestCopiedClaim(t *testing.T) {
 	wantRefused(t, response.Result, http.StatusConflict, "vms/source", "metadata.annotations[floatip.io/address]")
 }
 
+// What is promised in one namespace is no promise in another, whoever knows the claim, and is not taken back there.
+func TestPromiseOfAnotherNamespace(t *testing.T) {
+	w := newWorld(t, testPool(t, "192.168.100.50-192.168.100.59"))
+	w.labels["tenant"] = map[string]string{floatip.LabelEnabled: "true"}
+	object := vm("a", nil)
+	promised := apply(t, object, w.post(PathVMCreate, review{kind: vmGVK, object: object}))
+	for _, wish := range []string{"", `"floatip.io/request":"192.168.100.55",`} {
+		stolen := strings.Replace(promised, `"annotations":{`, `"annotations":{`+wish, 1)
+		response := w.post(PathVMCreate, review{kind: vmGVK, namespace: "tenant", object: stolen})
+		if got := response.AuditAnnotations; !response.Allowed || got["action"] != string(Reserved) ||
+			got["address"] == "192.168.100.50" || got["claim"] == annotation(t, promised, floatip.AnnotationClaim) {
+			t.Errorf("%s: %+v", wish, response)
+		}
+	}
+	if line, ok := w.ledger.Lookup(mustAddr("192.168.100.50")); !ok || line.Owner.Namespace != "vms" {
+		t.Errorf("the promise is %+v", line)
+	}
+}
+
 func TestCloneFallsBackToAnotherAddress(t *testing.T) {
 	w := newWorld(t, testPool(t, "192.168.100.50-192.168.100.59"))
 	request := map[string]string{floatip.AnnotationRequest: "192.168.100.50"}
@@ -308,6 +332,16 @@ func TestCloneFallsBackToAnotherAddress(t *testing.T) {
 	if !response.Allowed || response.AuditAnnotations["address"] != "192.168.100.51" || len(response.Warnings) != 1 {
 		t.Errorf("by KubeVirt: %+v", response)
 	}
+	// All members of a VirtualMachinePool carry what its template asks for.
+	delete(request, "restore.kubevirt.io/lastRestoreUID")
+	member := strings.Replace(vm("pool-0", request), `"metadata":{`,
+		`"metadata":{"ownerReferences":[{"apiVersion":"pool.kubevirt.io/v1beta1","kind":"VirtualMachinePool","name":"pool","uid":"p","controller":true}],`, 1)
+	response = w.post(PathVMCreate, review{kind: vmGVK, object: member, user: "system:serviceaccount:kubevirt:kubevirt-controller"})
+	if !response.Allowed || response.AuditAnnotations["address"] != "192.168.100.52" || len(response.Warnings) != 1 {
+		t.Errorf("a member of a pool: %+v", response)
+	}
+	response = w.post(PathVMCreate, review{kind: vmGVK, object: vm("other", request), user: "system:serviceaccount:kubevirt:kubevirt-controller"})
+	wantRefused(t, response.Result, http.StatusConflict, "vms/source", "metadata.annotations[floatip.io/request]")
 }
 
 // The API server tries new names for one generateName, each with a UID of its own; the last one counts.
@@ -440,6 +474,12 @@ func TestDryRunWritesNothing(t *testing.T) {
 			t.Error(second.Result)
 		}
 	}
+	asked := w.post(PathVMCreate, review{
+		kind: vmGVK, object: vm("a", map[string]string{floatip.AnnotationRequest: "192.168.100.55"}), dryRun: true,
+	})
+	if !asked.Allowed || len(asked.Warnings) > 0 {
+		t.Errorf("an address that is asked for is the one that a create would get: %v with warnings %q", asked.Result, asked.Warnings)
+	}
 	taken := w.post(PathVMCreate, review{
 		kind: vmGVK, object: vm("a", map[string]string{floatip.AnnotationRequest: "192.168.100.50"}), dryRun: true,
 	})
@@ -521,7 +561,15 @@ func TestUpdateVM(t *testing.T) {
 			if len(response.Warnings) != tc.warns {
 				t.Errorf("warnings %q, want %d", response.Warnings, tc.warns)
 			}
+			if owns := strings.Contains(after, `"f:floatip.io/address"`); owns != (tc.action == Restored) {
+				t.Errorf("floatip is entered as the keys' manager: %t\n%s", owns, after)
+			}
 		})
+	}
+	asking := set(t, vm("a", with(map[string]string{floatip.AnnotationRequest: "192.168.100.50"})), "metadata.uid", "uid-a")
+	response := w.post(PathVMUpdate, review{operation: admissionv1.Update, kind: vmGVK, old: asking, object: stored})
+	if !response.Allowed || len(response.Warnings) != 1 || !strings.Contains(response.Warnings[0], "keeps 192.168.100.50 until it is deleted") {
+		t.Errorf("a request that is removed: %+v", response)
 	}
 }
 
@@ -565,12 +613,38 @@ func wantRefusedText(t *testing.T, got *metav1.Status, code int32, text string) 
 // A wish that comes after the VM was made has no effect, and says so.
 func TestLateWish(t *testing.T) {
 	w := newWorld(t, testPool(t, "192.168.100.50-192.168.100.59"))
-	response := w.post(PathVMUpdate, review{
-		operation: admissionv1.Update, kind: vmGVK,
-		old: vm("a", nil), object: vm("a", map[string]string{floatip.AnnotationPool: "provider"}),
-	})
-	if !response.Allowed || len(response.Patch) > 0 || len(response.Warnings) != 1 {
-		t.Errorf("%+v", response)
+	for name, tc := range map[string]struct{ old, after map[string]string }{
+		"a pool":     {nil, map[string]string{floatip.AnnotationPool: "provider"}},
+		"opted in":   {map[string]string{floatip.LabelEnabled: "false"}, nil},
+		"no request": {map[string]string{floatip.AnnotationRequest: "192.168.100.55"}, nil},
+	} {
+		response := w.post(PathVMUpdate, review{operation: admissionv1.Update, kind: vmGVK, old: vm("a", tc.old), object: vm("a", tc.after)})
+		if !response.Allowed || len(response.Patch) > 0 || len(response.Warnings) != 1 || !strings.Contains(response.Warnings[0], "when it is created") {
+			t.Errorf("%s: %+v", name, response)
+		}
+	}
+}
+
+// Of a VM that holds nothing, floatip's keys stay as they were: gone, or what an older floatip wrote.
+func TestKeysOfAVMThatHoldsNothing(t *testing.T) {
+	w := newWorld(t, testPool(t, "192.168.100.50-192.168.100.59"))
+	shown := map[string]string{floatip.AnnotationAddress: "192.168.100.50", floatip.AnnotationClaim: floatip.NewClaim().String()}
+	for name, tc := range map[string]struct{ old, after map[string]string }{
+		"forged":  {nil, shown},
+		"removed": {shown, map[string]string{"x": "y"}},
+		"changed": {shown, map[string]string{floatip.AnnotationAddress: "192.168.100.51", floatip.AnnotationClaim: shown[floatip.AnnotationClaim]}},
+	} {
+		object := vm("a", tc.after)
+		response := w.post(PathVMUpdate, review{operation: admissionv1.Update, kind: vmGVK, old: vm("a", tc.old), object: object})
+		after := apply(t, object, response)
+		for _, key := range []string{floatip.AnnotationAddress, floatip.AnnotationClaim} {
+			if got := annotation(t, after, key); got != tc.old[key] {
+				t.Errorf("%s: %s is %q, was %q", name, key, got, tc.old[key])
+			}
+		}
+		if response.AuditAnnotations["action"] != string(Restored) || len(response.Warnings) == 0 {
+			t.Errorf("%s: %+v", name, response)
+		}
 	}
 }
 
