@@ -1,6 +1,7 @@
 package manifests_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -139,6 +140,9 @@ func hooks(t *testing.T) []hook {
 		if w.NamespaceSelector != nil {
 			h.optIn, h.excludedSpaces = w.NamespaceSelector.MatchLabels, w.NamespaceSelector.MatchExpressions[0].Values
 		}
+		if len(w.Rules) != 1 || len(w.Rules[0].Resources) != 1 {
+			t.Errorf("%s: rules %+v", w.Name, w.Rules)
+		}
 		h.operations, h.resource = w.Rules[0].Operations, w.Rules[0].Resources[0]
 		if w.ReinvocationPolicy == nil || *w.ReinvocationPolicy != admissionregistrationv1.IfNeededReinvocationPolicy {
 			t.Errorf("%s: reinvocationPolicy is not IfNeeded", w.Name)
@@ -151,11 +155,36 @@ func hooks(t *testing.T) []hook {
 		if w.NamespaceSelector != nil {
 			h.optIn, h.excludedSpaces = w.NamespaceSelector.MatchLabels, w.NamespaceSelector.MatchExpressions[0].Values
 		}
+		if len(w.Rules) != 1 || len(w.Rules[0].Resources) != 1 {
+			t.Errorf("%s: rules %+v", w.Name, w.Rules)
+		}
 		h.operations, h.resource = w.Rules[0].Operations, w.Rules[0].Resources[0]
 		all = append(all, h)
 	}
 	return all
 }
+
+// limitsOf is what a hook may do to those that ask it, and to those that do not.
+type limitsOf struct {
+	Failure     admissionregistrationv1.FailurePolicyType
+	SideEffects admissionregistrationv1.SideEffectClass
+	Timeout     int32 // seconds
+	OptIn       bool
+}
+
+// limits by path. Who did not opt in can be refused for a pool alone; a change of a VM never is, since a dead webhook would
+// hold up finalizers. Hooks that write the ledger, or events, do not in a dry run.
+var limits = map[string]limitsOf{
+	webhook.PathVMCreate:   {"Fail", "NoneOnDryRun", 10, true},
+	webhook.PathVMCommit:   {"Fail", "NoneOnDryRun", 10, true},
+	webhook.PathVMUpdate:   {"Ignore", "NoneOnDryRun", 5, false},
+	webhook.PathVMICreate:  {"Fail", "NoneOnDryRun", 10, true},
+	webhook.PathPodCreate:  {"Fail", "None", 10, true},
+	webhook.PathPoolChange: {"Fail", "None", 10, false},
+}
+
+// system are the namespaces whose VMs never ask, whatever their labels say.
+var system = []string{namespace, kubevirt.DefaultNamespace, "kube-system", "kube-public", "kube-node-lease"}
 
 func TestWebhookConfigurations(t *testing.T) {
 	if webhook.ConfigurationsName <= "virt-api-mutator" {
@@ -163,6 +192,7 @@ func TestWebhookConfigurations(t *testing.T) {
 	}
 	served := (&webhook.Hooks{Metrics: webhook.NewMetrics(prometheus.NewRegistry())}).Handlers()
 	var paths []string
+	asked := map[string]string{}
 	for _, h := range hooks(t) {
 		service := h.client.Service
 		if service.Name != webhook.ServiceName || service.Namespace != namespace || *service.Port != 443 {
@@ -172,24 +202,21 @@ func TestWebhookConfigurations(t *testing.T) {
 			t.Errorf("%s: nothing is served at %s", h.name, *service.Path)
 		}
 		paths = append(paths, *service.Path)
-		if *h.timeout > 10 {
-			t.Errorf("%s: a user waits %d s", h.name, *h.timeout)
+		asked[*service.Path] = fmt.Sprint(h.resource, h.operations)
+		if h.optIn != nil && !slices.Equal(h.excludedSpaces, system) {
+			t.Errorf("%s: %q are left alone, want the namespaces of floatip, KubeVirt and the system", h.name, h.excludedSpaces)
 		}
-		if *h.failure == admissionregistrationv1.Fail && h.resource != "floatingippools" && h.optIn[floatip.LabelEnabled] != "true" {
-			t.Errorf("%s: can refuse objects in namespaces that did not opt in", h.name)
+		if diff := cmp.Diff(limits[*service.Path], limitsOf{*h.failure, *h.sideEffects, *h.timeout, h.optIn[floatip.LabelEnabled] == "true"}); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", h.name, diff)
 		}
-		if h.optIn != nil && !slices.Contains(h.excludedSpaces, namespace) {
-			t.Errorf("%s: floatip's own namespace is not excluded", h.name)
-		}
-		if *service.Path == webhook.PathVMUpdate && *h.failure != admissionregistrationv1.Ignore {
-			t.Errorf("%s: a dead webhook would hold up finalizers", h.name)
-		}
-		// The others write the ledger, or events, unless it is a dry run.
-		none := *service.Path == webhook.PathPodCreate || *service.Path == webhook.PathPoolChange
-		if (*h.sideEffects == admissionregistrationv1.SideEffectClassNone) != none ||
-			!none && *h.sideEffects != admissionregistrationv1.SideEffectClassNoneOnDryRun {
-			t.Errorf("%s: sideEffects %s", h.name, *h.sideEffects)
-		}
+	}
+	wantAsked := map[string]string{
+		webhook.PathVMCreate: "virtualmachines[CREATE]", webhook.PathVMCommit: "virtualmachines[CREATE]",
+		webhook.PathVMUpdate: "virtualmachines[UPDATE]", webhook.PathVMICreate: "virtualmachineinstances[CREATE]",
+		webhook.PathPodCreate: "pods[CREATE]", webhook.PathPoolChange: "floatingippools[CREATE UPDATE DELETE]",
+	}
+	if diff := cmp.Diff(wantAsked, asked); diff != "" {
+		t.Errorf("what is asked about (-want +got):\n%s", diff)
 	}
 	for path := range served {
 		if n := len(slices.DeleteFunc(slices.Clone(paths), func(p string) bool { return p != path })); n != 1 {
@@ -206,7 +233,9 @@ func TestExpressions(t *testing.T) {
 			expressions[h.name] += c.Expression + "\n"
 		}
 	}
-	for _, name := range []string{"virtualmachines.floatip.io", "virtualmachineinstances.floatip.io", "pods.floatip.io", "pods-by-floatip.floatip.io"} {
+	for _, name := range []string{
+		"virtualmachines.floatip.io", "virtualmachineinstances.floatip.io", "pods.floatip.io", "pods-by-floatip.floatip.io", "agents.floatip.io",
+	} {
 		policy := object[admissionregistrationv1.ValidatingAdmissionPolicy](t, ".", "ValidatingAdmissionPolicy", name)
 		if *policy.Spec.FailurePolicy != admissionregistrationv1.Fail {
 			t.Errorf("%s: failurePolicy %s", name, *policy.Spec.FailurePolicy)
