@@ -536,6 +536,30 @@ func TestCertManager(t *testing.T) {
 	}
 }
 
+// The policy for VMs that opt out by their own annotation stands in nobody's way, and speaks of the keys of the code.
+func TestOptOut(t *testing.T) {
+	const name = "opt-out.floatip.io"
+	policy := object[admissionregistrationv1.MutatingAdmissionPolicy](t, "opt-out", "MutatingAdmissionPolicy", name)
+	if *policy.Spec.FailurePolicy != admissionregistrationv1.Ignore {
+		t.Errorf("failurePolicy %s", *policy.Spec.FailurePolicy)
+	}
+	var all strings.Builder
+	for _, c := range policy.Spec.MatchConditions {
+		all.WriteString(c.Expression + "\n")
+	}
+	for _, m := range policy.Spec.Mutations {
+		all.WriteString(m.JSONPatch.Expression)
+	}
+	for _, m := range []string{"'" + floatip.LabelEnabled + "'", floatip.AnnotationAddress, floatip.AnnotationClaim, `{"` + floatip.LabelEnabled + `": "false"}`} {
+		if !strings.Contains(all.String(), m) {
+			t.Errorf("%s does not mention %s", name, m)
+		}
+	}
+	if b := object[admissionregistrationv1.MutatingAdmissionPolicyBinding](t, "opt-out", "MutatingAdmissionPolicyBinding", name); b.Spec.PolicyName != name {
+		t.Errorf("the binding is of %s", b.Spec.PolicyName)
+	}
+}
+
 // What OpenShift needs besides is read strictly as far as Kubernetes knows it, and speaks of accounts that there are.
 func TestOpenShift(t *testing.T) {
 	accounts := map[string]bool{}

@@ -39,6 +39,7 @@ func TestAdmission(t *testing.T) {
 			"Bindings":              bindings,
 			"Launchers":             launchers,
 			"Hotplug":               hotplug,
+			"Policies":              policies,
 			"Hints":                 hints,
 			"TemplateOptsOut":       templateOptsOut,
 			"ClientCertificates":    clientCertificates,
@@ -55,6 +56,7 @@ func TestAdmission(t *testing.T) {
 	}{
 		{"EtcdAnswerWithheld", etcdAnswerWithheld},
 		{"WebhookDown", webhookDown},
+		{"OptOutPolicy", optOutPolicy},
 		{"WebhookSlow", webhookSlow},
 		{"WebhookRestarting", webhookRestarting},
 		{"WebhookStarting", webhookStarting},
