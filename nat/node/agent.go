@@ -262,6 +262,9 @@ func (a *Agent) follow(v View, p plan) error {
 		if m := pp.session.journey.uncounted(); m != nil {
 			a.health.moved(m.Trigger)
 		}
+		if stall := pp.session.journey.uncountedStall(); stall != nil {
+			a.health.stalled(*stall)
+		}
 		if pp.session.journey.returned() {
 			errs = append(errs, pp.session.relax(pp.bindings()))
 		}

@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -192,6 +191,9 @@ func (a *Agent) departures(p plan) map[string]departure {
 	out := map[string]departure{}
 	for _, pp := range p.pods {
 		pp.session.granted(pp)
+		if pp.mode == Active && !pp.onNode() && slices.Contains(slices.Collect(maps.Values(pp.guest)), true) {
+			pp.session.pin(pp.grant)
+		}
 		if pp.grant.To != "" && !pp.onNode() {
 			pp.session.watch(pp.grant)
 			out[pp.grant.Pod.Machine.UID] = a.departure(pp.session, pp.grant.To, pp.grant.Into)
@@ -275,15 +277,12 @@ func (s *session) withNamespace(f func(ns *os.File) error) error {
 	return f(ns)
 }
 
-// watch has somebody note when the guest, which is about to leave, is last heard, and keep what is sent to it.
+// watch has somebody keep what is sent to the guest, which is about to leave.
 func (s *session) watch(g Grant) {
 	err := s.inNamespace(func(ns *os.File) (err error) {
-		if s.guest == nil {
-			s.guest, err = leg.WatchGuest(s.ctx, ns, g.MACs)
-		}
 		if s.recorder == nil && s.recording == nil {
 			s.recorder, s.recording = unread.Record(s.ctx, ns, g.NAT.Interface)
-			err = errors.Join(err, s.recording)
+			err = s.recording
 		}
 		return err
 	})
@@ -314,13 +313,10 @@ func (s *session) heard(g Grant) (heard time.Time, known bool) {
 		heard, known, err = leg.GuestHeard(ns, g.NAT.Interface, g.MACs)
 		return err
 	})
-	if known && err == nil {
-		return heard, true
+	if err != nil {
+		s.log.Debug("ask when the guest was heard", "reason", err)
 	}
-	s.mu.Lock()
-	watch := s.guest
-	s.mu.Unlock()
-	return watch.Heard()
+	return heard, known && err == nil
 }
 
 func (s *session) flows(bindings []floatip.Binding) (entries []flows.Entry, err error) {

@@ -65,6 +65,7 @@ func testHandOver(t *testing.T, r *road) {
 		r.to.await("the connections in the target's pod", func() bool {
 			return r.target.Flows(fifty) == first && (len(r.has) == 1 || r.target.Flows(fifty6) == len(streams)-first)
 		})
+		r.listened()
 		r.cut()
 		r.arrived()
 		for _, s := range streams {
@@ -172,11 +173,14 @@ func TestLateNode(t *testing.T) {
 		m := report.Statuses[fifty].Move
 		return m != nil && m.Trigger == KubeVirt && m.From == r.from.name && m.Flows == 1
 	})
+	if m := r.to.last.Statuses[fifty].Move; m.Stall != nil {
+		t.Errorf("a stall of %s, though nobody heard the guest come", m.Stall)
+	}
 	s.proceeds(10)
 }
 
 // TestLateSource: the agent of the source's node hears of the migration when it is over, all at once. The connections come
-// along even so: one over which the guest only receives, through a firewall that would not admit it.
+// along even so: one over which the guest only receives, through a firewall that would not admit it. So does the stall.
 func TestLateSource(t *testing.T) {
 	t.Parallel()
 	for _, final := range []bool{false, true} {
@@ -191,8 +195,11 @@ func TestLateSource(t *testing.T) {
 				s, ok := report.Statuses[fifty]
 				return ok && !s.Here && s.LegReady.True && s.NATReady.True
 			})
+			r.listened()
+			began := time.Now()
 			r.cut()
 			r.to.awaitReport("arrived", func(report Report) bool { s := report.Statuses[fifty]; return s.Here && s.Move != nil })
+			took := time.Since(began)
 			r.machine.Node, r.machine.Migration.Arrived = r.to.name, true
 			r.from.set(r.source.entry.UID, func(p *Pod) { p.Final = final })
 			r.publish()
@@ -201,6 +208,9 @@ func TestLateSource(t *testing.T) {
 				m := report.Statuses[fifty].Move
 				return m != nil && m.Flows == 1
 			})
+			if m := r.to.last.Statuses[fifty].Move; m.Stall == nil || *m.Stall > took {
+				t.Errorf("the move is %+v, want a stall of at most the %s that it took", m, took)
+			}
 			s.proceeds(10)
 		})
 	}

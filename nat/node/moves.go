@@ -32,7 +32,7 @@ type Move struct {
 	At      time.Time
 	Trigger Trigger
 	// Stall is the time between the last frame of the guest that its old node saw and the first one here: what the guest
-	// stood still, and for how long it had nothing to say besides. It is known to 10 ms. nil: the old node did not tell.
+	// stood still, and for how long it had nothing to say besides. It is known to 10 ms. nil: one of the two is not known.
 	Stall *time.Duration
 	// Flows is how many tracked connections were handed over.
 	Flows int
@@ -45,18 +45,21 @@ type journey struct {
 	begun   bool       // what the kernel holds was looked at
 	waiting bool       // somebody listens for the guest
 	from    string     // the node that a staged pod's guest shall come from
-	arrived time.Time  // when the guest was first heard
+	arrived time.Time  // when the guest came, as far as is known
 	yielded bool       // another node has announced the addresses
 	back    bool       // it has given them back
 	ready   map[netip.Addr]string
 	move    *Move
 	counted bool // the move is in the figures
 
-	taking bool // somebody takes connections over
-	source floatip.NodeAgent
-	come   chan struct{} // closed at the arrival, nil before anybody asked for it
-	stall  *time.Duration
-	flows  int
+	taking  bool // somebody takes connections over
+	source  floatip.NodeAgent
+	come    chan struct{} // closed at the arrival, nil before anybody asked for it
+	last    time.Time     // when the old node last heard the guest, by this node's clock; zero: not known
+	first   time.Time     // the guest's first frame here; zero: nobody saw it come, and another one may have been before it
+	stall   *time.Duration
+	stalled bool // the stall is in the figures
+	flows   int
 }
 
 // seen is the mode of the pod: that of the grant, or what the journey or the kernel knows better.
@@ -150,6 +153,17 @@ func (j *journey) uncounted() *Move {
 	return j.move
 }
 
+// uncountedStall returns the stall once, when it is known.
+func (j *journey) uncountedStall() *time.Duration {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.stalled || j.move == nil {
+		return nil
+	}
+	j.stalled = j.stall != nil
+	return j.stall
+}
+
 // returned reports, once, that the guest came back after another node had the addresses.
 func (j *journey) returned() bool {
 	j.mu.Lock()
@@ -186,12 +200,35 @@ func (j *journey) prepare(ready map[netip.Addr]string) {
 	j.ready = ready
 }
 
-// arrive notes the first frame and returns what was prepared for it.
-func (j *journey) arrive(at time.Time) map[netip.Addr]string {
+// arrive notes that the guest was heard, with its first frame at the time given, or zero where that one was missed. It returns
+// what was prepared for it. KubeVirt's word may have been faster.
+func (j *journey) arrive(first time.Time) map[netip.Addr]string {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.arrive1(at)
+	j.first = first
+	switch {
+	case first.IsZero():
+		j.arrive1(time.Now())
+	case j.arrived.After(first):
+		j.arrived = first
+	default:
+		j.arrive1(first)
+	}
+	j.measure()
 	return j.ready
+}
+
+// measure says for how long the guest was silent, when both ends of that are known, in either order.
+func (j *journey) measure() {
+	if !j.first.IsZero() && !j.last.IsZero() {
+		stall := max(0, j.first.Sub(j.last))
+		j.stall = &stall
+	}
+	if j.move != nil {
+		m := *j.move
+		m.At, m.Stall, m.Flows = j.arrived, j.stall, j.flows
+		j.move = &m
+	}
 }
 
 // arrive1 is arrive under the lock.
@@ -240,15 +277,8 @@ func (j *journey) longArrived(now time.Time) bool {
 func (j *journey) settle(o peer.Outcome, connections int) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.flows = connections
-	if o.Known {
-		j.stall = &o.Silence
-	}
-	if j.move != nil {
-		m := *j.move
-		m.Stall, m.Flows = j.stall, j.flows
-		j.move = &m
-	}
+	j.flows, j.last = connections, o.Heard
+	j.measure()
 }
 
 // peer is the agent of the node that the guest comes from, as it was published last.
@@ -271,7 +301,7 @@ func (j *journey) claimFlows(source floatip.NodeAgent) bool {
 	return first
 }
 
-func (j *journey) last() *Move {
+func (j *journey) lastMove() *Move {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.move
@@ -340,7 +370,7 @@ func (a *Agent) await(s *session, ns *os.File, g Grant) {
 		s.log.Info("the pod's kernel has to ask for the guest", "reason", err)
 	}
 	a.Wake()
-	s.log.Info("the guest has arrived", "from", g.From, "addresses", sortedAddresses(ready), "ethertype", frame.EtherType)
+	s.log.Info("the guest has arrived", "from", g.From, "addresses", sortedAddresses(ready), "ethertype", frame.EtherType, "at", frame.At)
 }
 
 // fixed are the guest's own addresses behind those of the grant.

@@ -7,7 +7,9 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -143,6 +145,19 @@ func (b *bench) addTarget(number int, like Pod, has ...netip.Addr) *vm {
 	b.equip(v, described, has...)
 	b.view.Pods = append(b.view.Pods, v.entry)
 	return v
+}
+
+// listened waits until the target's agent would hear the guest's first frame: of one that it missed it tells no stall.
+func (r *road) listened() {
+	r.t.Helper()
+	r.to.await("somebody who listens in the target's pod", func() (listens bool) {
+		r.target.Do(func() error {
+			sockets, err := os.ReadFile("/proc/thread-self/net/packet")
+			listens = strings.Count(string(sockets), "\n") > 1 // below the heading
+			return err
+		})
+		return listens
+	})
 }
 
 // cut moves the guest and lets qemu announce it there. Until then nobody has said anything to the API server.

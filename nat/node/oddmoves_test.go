@@ -105,8 +105,8 @@ func TestSlowSignals(t *testing.T) {
 			r.here("moved", r.to, r.from)
 			s.proceeds(10)
 			r.publish()
-			if m := r.to.last.Statuses[fifty].Move; m == nil || m.Trigger != KubeVirt || m.From != r.from.name {
-				t.Errorf("the move is %+v, want one from %s that KubeVirt told of", m, r.from.name)
+			if m := r.to.last.Statuses[fifty].Move; m == nil || m.Trigger != KubeVirt || m.From != r.from.name || m.Stall != nil {
+				t.Errorf("the move is %+v, want one from %s that KubeVirt told of, and no stall", m, r.from.name)
 			}
 			r.finish()
 			s.proceeds(10)
@@ -222,10 +222,14 @@ func TestRestartDuringMove(t *testing.T) {
 		r.begin()
 		r.to.stop()
 		r.cut()
-		r.to.start() // nobody announces the guest again, but it has a connection
-		r.to.publish()
+		r.to.start() // nobody announces the guest again
+		r.publish()
 		r.arrived()
 		s.proceeds(10)
+		report := r.to.awaitReport("the connection", func(report Report) bool { return report.Statuses[fifty].Move.Flows == 1 })
+		if m := report.Statuses[fifty].Move; m.Stall != nil || m.Trigger != FirstFrame {
+			t.Errorf("the move is %+v, want one whose guest came when nobody listened", m)
+		}
 		r.finish()
 	})
 }

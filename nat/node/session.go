@@ -53,8 +53,7 @@ type session struct {
 	netns *os.File   // nil until the sidecar was reached for the first time
 	state handover.State
 	err   error // why there is no connection now
-	// guest and recorder are nil before the guest is about to leave. recording says why there is no recorder.
-	guest     *leg.GuestWatch
+	// recorder is nil before the guest is about to leave. recording says why there is none then.
 	recorder  *unread.Recorder
 	recording error
 
@@ -62,6 +61,7 @@ type session struct {
 	// never, or not since the sidecar was reached anew.
 	checked time.Time
 	leg     string
+	pinned  bool // the pod's bridge remembers when it last heard the guest
 }
 
 // newSession keeps what is known of a pod. wake is called at each change that matters.
@@ -137,7 +137,7 @@ func (s *session) accept(c *handover.Session) error {
 	if s.netns != nil {
 		s.netns.Close()
 	}
-	s.netns, s.state, s.err, s.checked = os.NewFile(uintptr(fd), "netns"), c.State(), nil, time.Time{}
+	s.netns, s.state, s.err, s.checked, s.pinned = os.NewFile(uintptr(fd), "netns"), c.State(), nil, time.Time{}, false
 	s.mu.Unlock()
 	s.wake()
 	return nil
@@ -236,6 +236,19 @@ func (s *session) setChecked(leg string, at time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.leg, s.checked = leg, at
+}
+
+// pin has the pod's bridge remember when it last heard the guest, which has come up.
+func (s *session) pin(g Grant) {
+	err := s.inNamespace(func(ns *os.File) (err error) {
+		if !s.pinned {
+			s.pinned, err = leg.PinGuest(ns, g.NAT.Interface, g.MACs)
+		}
+		return err
+	})
+	if err != nil {
+		s.log.Debug("remember when the guest is heard", "reason", err)
+	}
 }
 
 // snapshot returns the latest state, and why there is no connection, nil if there is one.

@@ -58,11 +58,8 @@ func (a *Agent) takeOver(s *session, ns *os.File, g Grant, bindings []floatip.Bi
 		a.health.handedOver(w.fresh())
 		if err == nil {
 			s.journey.settle(outcome, len(w.held))
-			if outcome.Known {
-				a.health.stalled(outcome.Silence)
-			}
 			s.log.Info("took the guest's connections over", "from", g.From, "connections", len(w.held), "refused", w.refused,
-				"failed", w.failed, "silence", outcome.Silence, "packets", w.given)
+				"failed", w.failed, "heard", outcome.Heard, "packets", w.given)
 			a.Wake()
 			return
 		}

@@ -8,6 +8,7 @@ package arrival
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -29,13 +30,16 @@ const (
 	lookEvery = 50 * time.Millisecond
 	// renew is how long one socket is listened on before the bridge is looked up again: KubeVirt may have made it anew.
 	renew = time.Second
+	// sane is the age of a frame that is believed: agents that wait so long for the processor are ended as dead.
+	sane = time.Minute
 )
 
 // Frame is the first one of a guest.
 type Frame struct {
-	// At is when it was read.
+	// At is when the bridge got it, as the kernel says: who has to wait for the processor reads it later. The zero Time where the
+	// guest was there before anybody listened.
 	At time.Time
-	// EtherType is what it carried, 0x8035 for RARP.
+	// EtherType is what it carried, 0x8035 for RARP; 0 where At is not known.
 	EtherType uint16
 	// Source is the guest's Ethernet address.
 	Source net.HardwareAddr
@@ -83,6 +87,9 @@ func hear(ctx context.Context, h *netlink.Handle, ns *os.File, bridge *netlink.L
 		return Frame{}, fmt.Errorf("listen on %s in a pod: %w", bridge.Name, err)
 	}
 	defer conn.Close()
+	if mac, err := present(h, bridge, macs); mac != nil || err != nil {
+		return Frame{Source: mac}, err
+	}
 	stop := context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	for buf := make([]byte, 64); ; {
@@ -92,7 +99,7 @@ func hear(ctx context.Context, h *netlink.Handle, ns *os.File, bridge *netlink.L
 		if err := ctx.Err(); err != nil { // after the deadline was set: it may have been the one that was to wake us
 			return Frame{}, err
 		}
-		n, _, err := conn.ReadFrom(buf)
+		n, at, err := read(conn, buf)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			if now, err := h.LinkByName(bridge.Name); err != nil || now.Attrs().Index != bridge.Index {
 				return Frame{}, errRenew
@@ -103,9 +110,65 @@ func hear(ctx context.Context, h *netlink.Handle, ns *os.File, bridge *netlink.L
 			return Frame{}, pause(ctx) // the bridge went down, or away
 		}
 		if of(buf[:n], bridge.HardwareAddr, macs) {
-			return Frame{At: time.Now(), EtherType: uint16(buf[12])<<8 | uint16(buf[13]), Source: buf[6:12]}, nil
+			return Frame{At: at, EtherType: uint16(buf[12])<<8 | uint16(buf[13]), Source: buf[6:12]}, nil
 		}
 	}
+}
+
+// present returns the Ethernet address of a guest that the bridge has heard already, nil where it has not, or where macs are not
+// known.
+func present(h *netlink.Handle, bridge *netlink.LinkAttrs, macs []string) (net.HardwareAddr, error) {
+	entries, err := h.NeighList(0, unix.AF_BRIDGE)
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) { // what has changed meanwhile was a frame that the socket has
+		return nil, fmt.Errorf("list forwarding entries of %s in a pod: %w", bridge.Name, err)
+	}
+	for _, e := range entries {
+		if e.MasterIndex == bridge.Index && slices.Contains(macs, e.HardwareAddr.String()) {
+			return e.HardwareAddr, nil
+		}
+	}
+	return nil, nil
+}
+
+// read returns a frame's length and when the kernel got it.
+func read(conn *packet.Conn, buf []byte) (n int, at time.Time, err error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return 0, at, err
+	}
+	var control [128]byte
+	var length int
+	var failed error
+	err = raw.Read(func(fd uintptr) bool {
+		n, length, _, _, failed = unix.Recvmsg(int(fd), buf, control[:], 0)
+		return !errors.Is(failed, unix.EAGAIN) && !errors.Is(failed, unix.EINTR)
+	})
+	if err = errors.Join(err, failed); err != nil {
+		return 0, at, err
+	}
+	return n, stamped(control[:length], time.Now()), nil
+}
+
+// stamped returns the time in control messages (SO_TIMESTAMPNS, socket(7)), now where there is none, or one that makes no sense
+// since the clock was set.
+func stamped(control []byte, now time.Time) time.Time {
+	messages, err := unix.ParseSocketControlMessage(control)
+	if err != nil {
+		return now
+	}
+	for _, m := range messages {
+		var ts unix.Timespec
+		if m.Header.Level != unix.SOL_SOCKET || m.Header.Type != unix.SCM_TIMESTAMPNS {
+			continue
+		}
+		if _, err := binary.Decode(m.Data, binary.NativeEndian, &ts); err != nil {
+			return now
+		}
+		if ago := now.Sub(time.Unix(ts.Unix())); ago > 0 && ago < sane {
+			return now.Add(-ago)
+		}
+	}
+	return now
 }
 
 func pause(ctx context.Context) error {
@@ -130,12 +193,13 @@ func listen(ns *os.File, index int) (conn *packet.Conn, err error) {
 	if err == nil {
 		var set error
 		err = errors.Join(raw.Control(func(fd uintptr) {
-			set = unix.SetsockoptInt(int(fd), unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1)
+			set = errors.Join(unix.SetsockoptInt(int(fd), unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1),
+				unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1))
 		}), set)
 	}
 	if err != nil {
 		conn.Close()
-		return nil, fmt.Errorf("set PACKET_IGNORE_OUTGOING: %w", err)
+		return nil, fmt.Errorf("set options of a packet socket: %w", err)
 	}
 	return conn, nil
 }

@@ -1,9 +1,12 @@
 package leg
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
 
 	"floatip.io/floatip/nat/node/nodetest"
 )
@@ -38,5 +41,59 @@ func TestGuestAnswers(t *testing.T) {
 				t.Fatalf("the guest is not seen under %s", fixed)
 			}
 		}
+	}
+}
+
+// TestGuestHeard: when a guest was last heard is known after its device has lost its carrier, as it does when qemu ends, if the
+// guest was pinned; frames after that count, and time goes on. Of one that was not pinned nothing is known then.
+func TestGuestHeard(t *testing.T) {
+	for _, pinned := range []bool{true, false} {
+		t.Run(fmt.Sprintf("pinned: %t", pinned), func(t *testing.T) {
+			pod, guest := nodetest.NewNamespace(t), nodetest.NewNamespace(t)
+			pod.Cable("tap0", guest, "eth0")
+			pod.Bridge("k6t-eth0", "tap0")
+			guest.Up("eth0")
+			pod.WaitUp("tap0")
+			macs := []string{guest.Get("eth0").Attrs().HardwareAddr.String()}
+			heard := func() (time.Time, bool) {
+				t.Helper()
+				at, known, err := GuestHeard(pod.File, "k6t-eth0", macs)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return at, known
+			}
+			if done, err := PinGuest(pod.File, "k6t-eth0", []string{"02:00:00:00:00:99"}); done || err != nil {
+				t.Fatalf("a guest that was never heard is pinned: %t, %v", done, err)
+			}
+			guest.AnnounceSelf("eth0")
+			if _, known := heard(); !known {
+				t.Fatal("a guest that speaks is not heard")
+			}
+			for range 2 {
+				if !pinned {
+					break
+				}
+				if done, err := PinGuest(pod.File, "k6t-eth0", macs); !done || err != nil {
+					t.Fatalf("pinned: %t, %v", done, err)
+				}
+			}
+			<-time.After(5 * clockTick) // the frame that counts is later than what was done before
+			last := time.Now()
+			guest.AnnounceSelf("eth0")
+			after := time.Now()
+			guest.Down("eth0")
+			if !nodetest.Until(patience, func() bool { return pod.Get("tap0").Attrs().OperState != netlink.OperUp }) {
+				t.Fatal("the device keeps its carrier")
+			}
+			<-time.After(5 * clockTick)
+			at, known := heard()
+			switch {
+			case !pinned && known:
+				t.Errorf("the bridge still knows of %s: the test shows nothing", at)
+			case pinned && (!known || at.Before(last.Add(-clockTick)) || at.After(after.Add(clockTick))):
+				t.Errorf("have %s, %t, want a time between %s and %s", at, known, last, after)
+			}
+		})
 	}
 }

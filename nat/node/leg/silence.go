@@ -1,15 +1,13 @@
 package leg
 
 import (
-	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -17,89 +15,79 @@ import (
 // architectures that matter (include/asm-generic/param.h).
 const clockTick = 10 * time.Millisecond
 
+// looks bounds how often a time is read again that came out too vague, since the reader had to wait for the processor.
+const looks = 20
+
 // GuestHeard returns when the bridge of a pod last had a frame from one of macs, which are in the form of
 // net.HardwareAddr.String. The bridge notes it with each frame (net/bridge/br_fdb.c, br_fdb_update), so nobody has to
-// listen. It is known to 10 ms, and not at all, false, where the bridge does not learn addresses or has aged it out.
+// listen. It is known to 10 ms, and not at all, false, where the bridge does not learn addresses, or has forgotten it:
+// PinGuest is against that.
 func GuestHeard(ns *os.File, bridge string, macs []string) (heard time.Time, known bool, err error) {
 	h, err := handleAt(ns)
 	if err != nil {
 		return heard, false, fmt.Errorf("netlink socket of a pod: %w", err)
 	}
 	defer h.Close()
-	link, err := linkByName(h, bridge)
-	if err != nil || link == nil {
-		return heard, false, err
-	}
-	entries, err := h.NeighList(0, unix.AF_BRIDGE)
-	if err != nil {
-		return heard, false, fmt.Errorf("list forwarding entries of %s in a pod: %w", bridge, err)
-	}
-	now := time.Now()
-	for _, e := range entries {
-		if e.MasterIndex != link.Attrs().Index || !slices.Contains(macs, e.HardwareAddr.String()) {
-			continue
+	for range looks {
+		asked := time.Now()
+		entries, err := guestEntries(h, bridge, macs)
+		if err != nil || len(entries) == 0 {
+			return time.Time{}, false, err
 		}
-		if at := now.Add(-time.Duration(e.Updated) * clockTick); !known || at.After(heard) {
-			heard, known = at, true
+		if time.Since(asked) > clockTick/2 {
+			continue // by when was the age that the kernel told?
 		}
-	}
-	return heard, known, nil
-}
-
-// GuestWatch notes when a guest was last heard at the moment in which its bridge forgets it. Qemu ends as soon as its guest
-// has left; the tap device then has no carrier, and the bridge drops what it knows about that port (net/bridge/br_stp_if.c,
-// br_stp_disable_port). That is often earlier than anybody asks.
-type GuestWatch struct {
-	known chan struct{} // closed when heard is known
-	mu    sync.Mutex    // guards heard
-	heard time.Time
-}
-
-// watchWait bounds the wait for the word of an entry that was found gone: it is on its way then.
-const watchWait = 200 * time.Millisecond
-
-// WatchGuest begins to watch the bridges of a pod for guests with one of macs, until ctx is done. The kernel is asked for
-// nothing but to tell of entries that go: packets cost nothing more.
-func WatchGuest(ctx context.Context, ns *os.File, macs []string) (*GuestWatch, error) {
-	at := netns.NsHandle(int(ns.Fd()))
-	gone := make(chan netlink.NeighUpdate)
-	err := netlink.NeighSubscribeWithOptions(gone, ctx.Done(), netlink.NeighSubscribeOptions{Namespace: &at})
-	if err != nil {
-		return nil, fmt.Errorf("listen for forwarding entries of a pod: %w", err)
-	}
-	w := &GuestWatch{known: make(chan struct{})}
-	go func() {
-		for u := range gone {
-			if u.Type == unix.RTM_DELNEIGH && u.Family == unix.AF_BRIDGE && slices.Contains(macs, u.HardwareAddr.String()) {
-				w.note(time.Now().Add(-time.Duration(u.Updated) * clockTick))
+		for _, e := range entries {
+			// Parts of a tick are cut off.
+			if at := asked.Add(-time.Duration(e.Updated)*clockTick - clockTick/2); at.After(heard) {
+				heard = at
 			}
 		}
-	}()
-	return w, nil
+		return heard, true, nil
+	}
+	return time.Time{}, false, nil
 }
 
-func (w *GuestWatch) note(heard time.Time) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.heard.IsZero() {
-		close(w.known)
+// PinGuest has the bridge of a pod remember when it last heard its guest, and reports whether it does. By itself it forgets
+// what it knows of a port that has no carrier any more (br_stp_disable_port, net/bridge/br_stp_if.c), and qemu ends as soon as
+// its guest has left. Of entries that somebody has made permanent it forgets nothing, and notes the time of each frame all the
+// same. A guest that was not heard yet cannot be pinned. Pinning counts as a frame, so it is done long before it matters.
+func PinGuest(ns *os.File, bridge string, macs []string) (bool, error) {
+	h, err := handleAt(ns)
+	if err != nil {
+		return false, fmt.Errorf("netlink socket of a pod: %w", err)
 	}
-	if heard.After(w.heard) {
-		w.heard = heard
+	defer h.Close()
+	entries, err := guestEntries(h, bridge, macs)
+	if err != nil {
+		return false, err
 	}
+	var errs []error
+	for _, e := range entries {
+		if e.State&netlink.NUD_NOARP != 0 {
+			continue
+		}
+		err := h.NeighSet(&netlink.Neigh{
+			LinkIndex: e.LinkIndex, Family: unix.AF_BRIDGE, Flags: netlink.NTF_MASTER, State: netlink.NUD_NOARP, HardwareAddr: e.HardwareAddr,
+		})
+		if err != nil {
+			errs = append(errs, fmt.Errorf("pin %s on %s in a pod: %w", e.HardwareAddr, bridge, err))
+		}
+	}
+	return len(entries) > 0 && len(errs) == 0, errors.Join(errs...)
 }
 
-// Heard returns when the guest was last heard, to 10 ms, false where no bridge has forgotten it. It is asked once GuestHeard
-// knows nothing, and waits a moment for the kernel's word. A nil GuestWatch knows nothing.
-func (w *GuestWatch) Heard() (time.Time, bool) {
-	if w == nil {
-		return time.Time{}, false
+// guestEntries are the forwarding entries of a guest on its bridge.
+func guestEntries(h *netlink.Handle, bridge string, macs []string) ([]netlink.Neigh, error) {
+	link, err := linkByName(h, bridge)
+	if err != nil || link == nil {
+		return nil, err
 	}
-	select {
-	case <-w.known:
-	case <-time.After(watchWait):
+	entries, err := again(func() ([]netlink.Neigh, error) { return h.NeighList(0, unix.AF_BRIDGE) })
+	if err != nil {
+		return nil, fmt.Errorf("list forwarding entries of %s in a pod: %w", bridge, err)
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.heard, !w.heard.IsZero()
+	return slices.DeleteFunc(entries, func(e netlink.Neigh) bool {
+		return e.MasterIndex != link.Attrs().Index || !slices.Contains(macs, e.HardwareAddr.String())
+	}), nil
 }

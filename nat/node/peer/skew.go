@@ -20,7 +20,5 @@ func (s *skew) note(sent, received time.Time) {
 	}
 }
 
-// silence is the time from what the source's clock says to what this one's says.
-func (s *skew) silence(heard, arrived time.Time) time.Duration {
-	return max(0, arrived.Sub(heard.Add(s.ahead)))
-}
+// here is what this clock says when the source's says at.
+func (s *skew) here(at time.Time) time.Time { return at.Add(s.ahead) }

@@ -22,7 +22,7 @@ type Target struct {
 	// Machine is the UID of the VirtualMachineInstance, Pod the name of the pod that it migrates into. A machine that goes to
 	// and fro has been on the same two nodes a moment ago: only the pod tells one migration from another.
 	Machine, Pod string
-	// ArrivedAt returns when the guest arrived, once it has.
+	// ArrivedAt returns when the guest arrived, as far as is known, once it has.
 	ArrivedAt func() time.Time
 	// Apply writes changes into the pod.
 	Apply func(flows.Changes)
@@ -32,10 +32,8 @@ type Target struct {
 
 // Outcome is what is known after the arrival.
 type Outcome struct {
-	// Silence is the time between the last that the source heard of the guest and the arrival. It is not known where
-	// Known is false.
-	Silence time.Duration
-	Known   bool
+	// Heard is when the source last heard the guest, by the clock of the target's node, the zero Time where it does not know.
+	Heard time.Time
 }
 
 // Follow applies what the source tells, until the guest has arrived and the last of it was told. It fails when ctx is
@@ -98,9 +96,9 @@ func (t *Target) receive(l *line) (Outcome, error) {
 func (t *Target) outcome(last update, clocks skew) Outcome {
 	switch {
 	case clocks.known && !last.Heard.IsZero():
-		return Outcome{Silence: clocks.silence(last.Heard, t.ArrivedAt()), Known: true}
+		return Outcome{Heard: clocks.here(last.Heard)}
 	case last.Silence != nil:
-		return Outcome{Silence: max(0, *last.Silence), Known: true}
+		return Outcome{Heard: t.ArrivedAt().Add(-max(0, *last.Silence))}
 	}
 	return Outcome{}
 }
