@@ -12,6 +12,7 @@ import (
 
 	"floatip.io/floatip/nat/node/announce"
 	"floatip.io/floatip/nat/node/leg"
+	"floatip.io/floatip/nat/node/peer"
 	"floatip.io/floatip/nat/node/podlink"
 )
 
@@ -54,7 +55,23 @@ type Options struct {
 	Log     *slog.Logger
 	// Timing of probes and defences. The zero Timing stands for announce.DefaultTiming.
 	Timing announce.Timing
+	// Patience with the other node of a move. The zero Patience stands for DefaultPatience.
+	Patience Patience
 }
+
+// Patience says how long the two nodes of a move have time.
+type Patience struct {
+	// Answer bounds each read and write between their agents.
+	Answer time.Duration
+	// Remembered is how long a node can be asked about a guest that has left, and is asked: its new node may be slower than
+	// KubeVirt.
+	Remembered time.Duration
+	// Stale is the age at which packets for a guest are given up: the peer has sent them again by then, or has lost interest.
+	Stale time.Duration
+}
+
+// DefaultPatience is that of the program.
+var DefaultPatience = Patience{Answer: peer.DefaultWait, Remembered: 30 * time.Second, Stale: 3 * time.Second}
 
 // Agent is the loop. It is used by one goroutine, except for Wake.
 type Agent struct {
@@ -79,6 +96,9 @@ type Agent struct {
 
 // NewAgent prepares an Agent. It fails without the rights for netlink sockets.
 func NewAgent(o Options, source Source, sink Sink) (*Agent, error) {
+	if o.Patience == (Patience{}) {
+		o.Patience = DefaultPatience
+	}
 	kernel, err := leg.Open(o.NetNS, o.Sysctls)
 	if err != nil {
 		return nil, err

@@ -117,7 +117,7 @@ func (b *bench) start() {
 	b.last = nil
 	a, err := NewAgent(Options{
 		Name: b.name, KubeletDir: b.kubelet, NetNS: b.node.File, PeerAddress: b.address, Sysctls: leg.DefaultSysctls,
-		Timing: b.timing, Log: slog.New(slog.NewTextHandler(testWriter{b.t}, nil)).With("node", b.name),
+		Timing: b.timing, Patience: Patience{Answer: patience, Remembered: patience, Stale: patience}, Log: slog.New(slog.NewTextHandler(testWriter{b.t}, nil)).With("node", b.name),
 	}, b.cluster, b.cluster)
 	if err != nil {
 		b.t.Fatal(err)

@@ -22,6 +22,7 @@ type exchange struct {
 	identity *peer.Identity
 	netns    *os.File
 	address  string // to listen on; "" for no exchange
+	patience Patience
 	log      *slog.Logger
 	wake     func()
 
@@ -47,20 +48,18 @@ func (d departure) over(m Machine, self string) bool {
 	return m.Node == self && !(m.Migration.leaves(self) && m.Migration.TargetPod == d.pod)
 }
 
-// remembered is how long a node can be asked about a guest that has left: its new node may be slower than KubeVirt.
-const remembered = 30 * time.Second
-
 func newExchange(o Options, wake func()) (*exchange, error) {
 	identity, err := peer.NewIdentity()
 	return &exchange{
-		identity: identity, netns: o.NetNS, address: o.PeerAddress, log: o.Log, wake: wake, changed: make(chan struct{}),
+		identity: identity, netns: o.NetNS, address: o.PeerAddress, patience: o.Patience, log: o.Log, wake: wake,
+		changed: make(chan struct{}),
 	}, err
 }
 
 // run serves other agents until ctx is done. An address that cannot be listened on is tried again: without it guests move
 // all the same, and the kernel picks their connections up by itself where it can.
 func (e *exchange) run(ctx context.Context) {
-	source := &peer.Source{Identity: e.identity, Log: e.log, Departure: e.departure, Expected: e.expected}
+	source := &peer.Source{Identity: e.identity, Log: e.log, Departure: e.departure, Expected: e.expected, Wait: e.patience.Answer}
 	for said := ""; e.address != "" && ctx.Err() == nil; {
 		l, err := peer.Listen(e.netns, e.address)
 		if err == nil {
@@ -104,7 +103,7 @@ func (e *exchange) departure(machine, pod string) (peer.Departure, peer.Standing
 	d, found := e.departures[machine]
 	if !found {
 		d, found = e.gone[machine]
-		found = found && time.Since(d.at) < remembered
+		found = found && time.Since(d.at) < e.patience.Remembered
 	}
 	if d.Key = e.agents[d.to].Key; found && d.Key != "" && (pod == "" || pod == d.pod) {
 		return d.Departure, peer.Leaving, nil
@@ -157,7 +156,7 @@ func (e *exchange) set(departures, missed map[string]departure, here map[string]
 	defer e.mu.Unlock()
 	for machine, g := range e.gone {
 		m, known := v.Machines[machine]
-		if left[machine].at.IsZero() && now.Sub(g.at) < remembered && !(known && g.over(m, self)) {
+		if left[machine].at.IsZero() && now.Sub(g.at) < e.patience.Remembered && !(known && g.over(m, self)) {
 			left[machine] = g
 		}
 	}

@@ -266,11 +266,11 @@ func (j *journey) hasArrived() bool {
 	return !j.arrived.IsZero()
 }
 
-// longArrived reports whether the guest has been here for so long that its old node has nothing to tell any more.
-func (j *journey) longArrived(now time.Time) bool {
+// arrivedBefore reports whether the guest was here at the time.
+func (j *journey) arrivedBefore(at time.Time) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return !j.arrived.IsZero() && now.Sub(j.arrived) > askFor
+	return !j.arrived.IsZero() && j.arrived.Before(at)
 }
 
 // settle notes what the old node told after the arrival.

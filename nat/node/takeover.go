@@ -12,14 +12,8 @@ import (
 	"floatip.io/floatip/nat/node/unread"
 )
 
-const (
-	// askAgain is the pause before the source's agent is asked again after the exchange broke.
-	askAgain = 500 * time.Millisecond
-	// askFor is how long it is asked for more after the guest has arrived.
-	askFor = remembered
-	// stale is the age at which packets for a guest are given up: the peer has sent them again by then, or has lost interest.
-	stale = 3 * time.Second
-)
+// askAgain is the pause before the source's agent is asked again after the exchange broke.
+const askAgain = 500 * time.Millisecond
 
 // collect takes the connections of a guest over that has arrived already.
 func (a *Agent) collect(pp *podPlan, source floatip.NodeAgent) {
@@ -46,13 +40,14 @@ func (a *Agent) takeOver(s *session, ns *os.File, g Grant, bindings []floatip.Bi
 	defer table.Close()
 	w := &writer{
 		journey: &s.journey, table: table, bindings: bindings, held: map[flows.Key]bool{}, inward: map[flows.Key]bool{},
-		ns: ns, bridge: g.NAT.Interface, macs: g.MACs,
+		ns: ns, bridge: g.NAT.Interface, macs: g.MACs, stale: a.Patience.Stale,
 	}
-	for said := ""; s.ctx.Err() == nil && !s.journey.longArrived(time.Now()); {
+	for said := ""; s.ctx.Err() == nil && !s.journey.arrivedBefore(time.Now().Add(-a.Patience.Remembered)); {
 		source := s.journey.peer()
 		t := peer.Target{
 			Identity: a.exchange.identity, NetNS: a.NetNS, Address: source.Address, Key: source.Key,
 			Machine: g.Pod.Machine.UID, Pod: g.Pod.Name, ArrivedAt: s.journey.arrivedAt, Apply: w.apply, Give: w.give,
+			Wait: a.Patience.Answer,
 		}
 		outcome, err := t.Follow(s.ctx, s.journey.arrival())
 		a.health.handedOver(w.fresh())
@@ -88,6 +83,7 @@ type writer struct {
 	ns     *os.File
 	bridge string
 	macs   []string
+	stale  time.Duration
 	given  int // packets that the guest got
 }
 
@@ -129,7 +125,7 @@ func (w *writer) give(frames [][]byte) {
 			good = append(good, f)
 		}
 	}
-	if len(good) == 0 || !w.journey.hasArrived() || time.Since(w.journey.arrivedAt()) > stale {
+	if len(good) == 0 || !w.journey.hasArrived() || time.Since(w.journey.arrivedAt()) > w.stale {
 		return
 	}
 	n, _ := unread.Put(w.ns, w.bridge, good) // what the guest does not get is sent again, as any packet that was lost

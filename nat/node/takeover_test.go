@@ -58,6 +58,7 @@ func TestGive(t *testing.T) {
 	give := &writer{
 		journey: new(journey), table: table, bindings: nodetest.Describe(floatip.Owner{}, fifty).Bindings,
 		held: map[flows.Key]bool{}, inward: map[flows.Key]bool{}, ns: pod.File, bridge: "k6t-eth0", macs: []string{mac.String()},
+		stale: patience,
 	}
 	give.apply(flows.Changes{Put: []flows.Entry{{
 		Protocol: unix.IPPROTO_UDP, Timeout: 30,
@@ -68,7 +69,7 @@ func TestGive(t *testing.T) {
 		t.Fatal("the connection was not taken over")
 	}
 	give.give([][]byte{datagram(mac, client, guest, "too early")})
-	give.journey.arrived = time.Now().Add(-2 * stale)
+	give.journey.arrived = time.Now().Add(-2 * patience)
 	give.give([][]byte{datagram(mac, client, guest, "too late")})
 	give.journey.arrived = time.Now()
 	give.give([][]byte{

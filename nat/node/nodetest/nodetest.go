@@ -173,6 +173,7 @@ func (n *Namespace) Bridge(name string, ports ...string) {
 	if err := n.Link.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
 		n.t.Fatalf("bridge %s: %v", name, err)
 	}
+	n.patient(name)
 	n.Up(name)
 	n.Enslave(name, ports...)
 }
@@ -199,8 +200,20 @@ func (n *Namespace) Cable(name string, peer *Namespace, peerName string) {
 	if err != nil {
 		n.t.Fatalf("cable %s to %s: %v", name, peerName, err)
 	}
+	n.patient(name)
+	peer.patient(peerName)
 	n.Up(name)
 	peer.Up(peerName)
+}
+
+// patient has the kernel ask sixty times, a second apart, for an address before it gives up: by itself it does so after three,
+// and who should answer may have to wait for the processor.
+func (n *Namespace) patient(link string) {
+	n.t.Helper()
+	for _, family := range []string{"ipv4", "ipv6"} {
+		of := family + "/neigh/" + link
+		n.Sysctl(of+"/mcast_solicit=60", of+"/ucast_solicit=60")
+	}
 }
 
 // Sysctl sets "path=value" below /proc/sys/net.

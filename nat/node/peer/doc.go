@@ -30,8 +30,8 @@ const (
 	// 262144 buckets, whatever is in them.
 	Interval = 500 * time.Millisecond
 
-	// wait bounds each read and write: the other end has something to say several times in it.
-	wait = 5 * time.Second
+	// DefaultWait bounds each read and write: the other end has something to say several times in it.
+	DefaultWait = 5 * time.Second
 
 	// maxLine bounds one message, in bytes. perLine entries of the longest kind take half of it.
 	maxLine = 2 << 20

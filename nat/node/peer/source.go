@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -51,6 +52,8 @@ type Source struct {
 	Departure func(machine, pod string) (Departure, Standing, <-chan struct{})
 	// Expected reports whether an agent of the cluster has the key.
 	Expected func(key string) bool
+	// Wait bounds each read and write. 0 stands for DefaultWait.
+	Wait time.Duration
 }
 
 // Listen returns the listener for Serve, in the network namespace ns, or that of the process where ns is nil.
@@ -104,6 +107,7 @@ func (s *Source) Serve(ctx context.Context, l net.Listener) error {
 
 // serve is one exchange.
 func (s *Source) serve(plain net.Conn) error {
+	wait := cmp.Or(s.Wait, DefaultWait)
 	if err := plain.SetDeadline(time.Now().Add(wait)); err != nil {
 		return err
 	}
@@ -112,9 +116,9 @@ func (s *Source) serve(plain net.Conn) error {
 		return err
 	}
 	key := fingerprint(conn.ConnectionState().PeerCertificates[0])
-	l := newLine(conn)
+	l := newLine(conn, wait)
 	var a ask
-	if err := l.receive(wait, &a); err != nil {
+	if err := l.receive(&a); err != nil {
 		return err
 	}
 	if a.Version != Version {
@@ -123,7 +127,7 @@ func (s *Source) serve(plain net.Conn) error {
 	arrived := make(chan arrival, 1)
 	go func() {
 		var a ask
-		err := l.receive(0, &a)
+		err := l.receiveAnyTime(&a)
 		if err == nil && !a.Arrived {
 			err = errors.New("the other agent said something else than that the guest has arrived")
 		}

@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"fmt"
@@ -28,6 +29,8 @@ type Target struct {
 	Apply func(flows.Changes)
 	// Give hands packets to the guest, each as package unread has it. nil: it gets none.
 	Give func([][]byte)
+	// Wait bounds each read and write. 0 stands for DefaultWait.
+	Wait time.Duration
 }
 
 // Outcome is what is known after the arrival.
@@ -68,7 +71,7 @@ func (t *Target) receive(l *line) (Outcome, error) {
 	var clocks skew
 	for entries, frames := 0, 0; ; {
 		var u update
-		if err := l.receive(wait, &u); err != nil {
+		if err := l.receive(&u); err != nil {
 			return Outcome{}, err
 		}
 		clocks.note(u.Sent, time.Now())
@@ -104,6 +107,7 @@ func (t *Target) outcome(last update, clocks skew) Outcome {
 }
 
 func (t *Target) dial(ctx context.Context) (*line, error) {
+	wait := cmp.Or(t.Wait, DefaultWait)
 	dialer := net.Dialer{Timeout: wait}
 	var plain net.Conn
 	err := netns.Do(t.NetNS, func() (err error) {
@@ -122,5 +126,5 @@ func (t *Target) dial(ctx context.Context) (*line, error) {
 		plain.Close()
 		return nil, err
 	}
-	return newLine(conn), nil
+	return newLine(conn, wait), nil
 }

@@ -53,28 +53,31 @@ var ErrRefused = errors.New("the other agent refused")
 type line struct {
 	conn  net.Conn
 	input *bufio.Reader
+	wait  time.Duration // for each read and write
 }
 
-func newLine(conn net.Conn) *line { return &line{conn, bufio.NewReaderSize(conn, 64<<10)} }
+func newLine(conn net.Conn, wait time.Duration) *line {
+	return &line{conn, bufio.NewReaderSize(conn, 64<<10), wait}
+}
 
 func (l *line) send(message any) error {
 	raw, err := json.Marshal(message)
 	if err != nil {
 		return err
 	}
-	if err := l.conn.SetWriteDeadline(time.Now().Add(wait)); err != nil {
+	if err := l.conn.SetWriteDeadline(time.Now().Add(l.wait)); err != nil {
 		return err
 	}
 	_, err = l.conn.Write(append(raw, '\n'))
 	return err
 }
 
-// receive reads one message within the time, or without a bound if it is 0.
-func (l *line) receive(within time.Duration, into any) error {
-	var deadline time.Time
-	if within > 0 {
-		deadline = time.Now().Add(within)
-	}
+// receive reads the next message. Who has to say something at some time only is waited for without a bound.
+func (l *line) receive(into any) error { return l.receiveBy(time.Now().Add(l.wait), into) }
+
+func (l *line) receiveAnyTime(into any) error { return l.receiveBy(time.Time{}, into) }
+
+func (l *line) receiveBy(deadline time.Time, into any) error {
 	if err := l.conn.SetReadDeadline(deadline); err != nil {
 		return err
 	}
