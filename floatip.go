@@ -37,6 +37,10 @@ const (
 	// a downward-API file.
 	AnnotationNAT = "floatip.io/nat"
 
+	// AnnotationPodSecurity is written by floatip on virt-launcher pods that have no sidecar since the API server refused one:
+	// the Pod Security level that it enforces where the namespace has no label, such as "baseline".
+	AnnotationPodSecurity = "floatip.io/pod-security"
+
 	// NodeLabelPoolPrefix and the name of a pool make the label with the value "true" that the node agent puts on a
 	// node which carries the provider network of the pool.
 	NodeLabelPoolPrefix = "pool.floatip.io/"

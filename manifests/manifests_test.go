@@ -179,7 +179,7 @@ var limits = map[string]limitsOf{
 	webhook.PathVMCommit:   {"Fail", "NoneOnDryRun", 10, true},
 	webhook.PathVMUpdate:   {"Ignore", "NoneOnDryRun", 5, false},
 	webhook.PathVMICreate:  {"Fail", "NoneOnDryRun", 10, true},
-	webhook.PathPodCreate:  {"Fail", "None", 10, true},
+	webhook.PathPodCreate:  {"Fail", "NoneOnDryRun", 10, true},
 	webhook.PathPoolChange: {"Fail", "None", 10, false},
 }
 

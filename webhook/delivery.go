@@ -58,6 +58,14 @@ func (h *Hooks) deliver(ctx context.Context, req admission.Request, m metadata, 
 		if err := sidecarForbidden(labels); err != nil {
 			return "floatip: " + err.Error() + "; the VM will start without its floating address", nil
 		}
+		level, err := h.Cluster.RefusedNamespace(ctx, req.Namespace)
+		if err != nil {
+			d := refuse(internal(req), fmt.Errorf("look for pods without a sidecar: %w", err))
+			return "", &d
+		}
+		if err := RefusedByDefault(labels, level); err != nil {
+			return "floatip: " + err.Error() + ", or the VM will start without its floating address", nil
+		}
 	}
 	if _, lists := m.Annotations[floatip.AnnotationAllow]; lists && delivery == floatip.DeliveryKubeOVN {
 		text := fmt.Sprintf("pool %s is delivered by Kube-OVN, which does not know the allow list: every host reaches the "+

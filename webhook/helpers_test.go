@@ -58,6 +58,8 @@ type world struct {
 	defaults map[string]firewall.Default // by pool
 
 	deliveries map[string]floatip.Delivery // by pool
+
+	refused map[string]string // the Pod Security level that the pod of an instance is marked with
 }
 
 var testTime = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -178,6 +180,21 @@ func (w *world) VMI(_ context.Context, namespace, name string, uid types.UID) (*
 		return nil, apierrors.NewNotFound(schema.GroupResource{Resource: "virtualmachineinstances"}, name)
 	}
 	return vmi, nil
+}
+
+func (w *world) RefusedInstance(_ context.Context, vmi *kubevirt.VirtualMachineInstance) (string, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.refused[vmi.Name], nil
+}
+
+func (w *world) RefusedNamespace(context.Context, string) (string, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, level := range w.refused {
+		return level, nil
+	}
+	return "", nil
 }
 
 func (w *world) NetworkPolicies(_ context.Context, namespace string) (list []*networkingv1.NetworkPolicy, err error) {

@@ -58,6 +58,7 @@ type Cluster interface {
 	// The rest is what FirewallOf and DeliveryOf need.
 	FirewallReader
 	DeliveryReader
+	PodSecurityReader
 }
 
 // CarrierVM is what Cluster.Carrier answers for a VirtualMachine that is stored.
@@ -75,7 +76,7 @@ type Events interface {
 const (
 	// EventUnnatable: the network binding of the VM leaves nothing to translate.
 	EventUnnatable = "FloatingIPUnsupportedBinding"
-	// EventForbidden: the namespace's Pod Security level forbids the sidecar.
+	// EventForbidden: the Pod Security level of the namespace, or the API server's own, forbids the sidecar.
 	EventForbidden = "FloatingIPForbiddenSidecar"
 	// EventHintSkipped: the guest's user data are left alone, so the guest has no file with its address.
 	EventHintSkipped = "FloatingIPHintSkipped"

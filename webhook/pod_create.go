@@ -57,16 +57,27 @@ func (h *Hooks) createPod(ctx context.Context, req admission.Request) Decision {
 		return refuse(internal(req), err)
 	}
 	if delivery.InPod() {
-		labels, err := h.Cluster.NamespaceLabels(ctx, req.Namespace)
+		why, level, err := h.refused(ctx, lines[0].Owner, vmi)
 		if err != nil {
-			return unread(req, fmt.Errorf("labels of namespace %s: %w", req.Namespace, err))
+			return unread(req, err)
 		}
-		if err := sidecarForbidden(labels); err != nil {
-			// With the sidecar the pod would be refused. The VM's owner was told when the VMI was created.
-			return plainPod(pod, have.decision(Unnatable, err.Error()))
+		if why != nil {
+			return h.withoutSidecar(req, pod, lines[0].Owner, have.decision(Unnatable, why.Error()), level)
 		}
 	}
 	return h.inject(ctx, req, launch{pod, vmi, lines[0].Owner, have, delivery})
+}
+
+// withoutSidecar leaves the pod without what it would be refused for. Of a label the VM's owner was told when the VMI was
+// created; a level that only the refusal showed is told now, and noted on the pod for those that it migrates to.
+func (h *Hooks) withoutSidecar(req admission.Request, pod podView, owner floatip.Owner, d Decision, level string) Decision {
+	if level != "" && !isDryRun(req) {
+		h.Events.Warn(owner, EventForbidden, d.Address+" cannot be translated to VM "+owner.String()+": "+d.Reason)
+	}
+	d.Patches = setAnnotations(pod.Metadata.metadata, map[string]string{
+		floatip.AnnotationNAT: "", floatip.AnnotationPodSecurity: level,
+	})
+	return d
 }
 
 // launch is a launcher pod that is being created for a VM that holds addresses.
@@ -100,7 +111,7 @@ func (h *Hooks) inject(ctx context.Context, req admission.Request, l launch) Dec
 	}
 	d := have.decision(Injected, "address of VM "+owner.String())
 	d.Patches = setAnnotations(pod.Metadata.metadata, map[string]string{
-		floatip.AnnotationNAT: nat, floatip.AnnotationAddress: have.address(),
+		floatip.AnnotationNAT: nat, floatip.AnnotationAddress: have.address(), floatip.AnnotationPodSecurity: "",
 	})
 	if !l.delivery.InPod() {
 		d.Action = Described

@@ -87,19 +87,6 @@ func sidecarResources(guaranteed bool) corev1.ResourceRequirements {
 	}}
 }
 
-// sidecarForbidden says why pods of a namespace with these labels may not have the sidecar, or returns nil: all Pod
-// Security levels but privileged forbid NET_ADMIN (k8s.io/pod-security-admission check_capabilities_baseline.go), and one
-// that nobody knows counts as restricted (api/helpers.go, ParseLevel). A level that the administrator set for the whole
-// cluster is not seen here.
-func sidecarForbidden(namespaceLabels map[string]string) error {
-	switch level := namespaceLabels["pod-security.kubernetes.io/enforce"]; level {
-	case "", "privileged":
-		return nil
-	default:
-		return fmt.Errorf("the namespace enforces the Pod Security level %s, which forbids the sidecar's capability NET_ADMIN; it must be privileged", level)
-	}
-}
-
 // podField is how the sidecar, which has no API token, knows its own pod.
 func podField(name, path string) corev1.EnvVar {
 	return corev1.EnvVar{Name: name, ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: path}}}

@@ -127,8 +127,9 @@ func setup(ctx context.Context, mgr ctrl.Manager, c config, networks []netip.Pre
 	kubeOVN := &kubeovn.Driver{Client: cached}
 	starter := controller.NewStarter()
 	starter.Ledger, starter.Cluster, starter.Events, starter.Gate, starter.Log = ledger, reader, events, gate, log.WithName("start")
-	if err := controller.IndexFloatingIPs(ctx, mgr.GetFieldIndexer()); err != nil {
-		return fmt.Errorf("index FloatingIPs: %w", err)
+	indexer := mgr.GetFieldIndexer()
+	if err := errors.Join(controller.IndexFloatingIPs(ctx, indexer), controller.IndexPods(ctx, indexer)); err != nil {
+		return fmt.Errorf("index caches: %w", err)
 	}
 	if err := controller.FillCaches(ctx, mgr.GetCache()); err != nil {
 		return err

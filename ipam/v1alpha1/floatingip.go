@@ -66,7 +66,7 @@ const (
 	// ReasonUnsupportedBinding: the instance has no masquerade interface on the pod network, or one that cannot be
 	// translated. The message says which.
 	ReasonUnsupportedBinding = "UnsupportedBinding"
-	// ReasonForbiddenSidecar: the namespace's Pod Security level forbids the sidecar.
+	// ReasonForbiddenSidecar: the Pod Security level of the namespace, or the API server's own, forbids the sidecar.
 	ReasonForbiddenSidecar = "ForbiddenSidecar"
 	// ReasonNotOptedIn: the namespace is not opted in any more.
 	ReasonNotOptedIn = "NotOptedIn"

@@ -27,7 +27,8 @@ import (
 func launchers(t *testing.T, w *world) {
 	for name, test := range map[string]func(*testing.T, *world){
 		"Burstable": burstable, "Guaranteed": guaranteed, "Quota": underQuota, "PodSecurity": podSecurity,
-		"ServiceAccount": withServiceAccount,
+		"PodSecurityByDefault": podSecurityByDefault,
+		"ServiceAccount":       withServiceAccount,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -137,8 +138,8 @@ func withServiceAccount(t *testing.T, w *world) {
 // address rather than not at all; once the level is privileged, the next start carries it.
 func podSecurity(t *testing.T, w *world) {
 	n := w.tenant(t, 10)
-	const level = "pod-security.kubernetes.io/enforce"
-	n.mustKubectl("", "label", "namespace", n.ns, level+"=baseline")
+	const level = levelLabel
+	n.mustKubectl("", "label", "namespace", n.ns, "--overwrite", level+"=baseline")
 	const told = "enforces the Pod Security level baseline, which forbids the sidecar's capability NET_ADMIN"
 	n.wait("the level to count", func(context.Context) error {
 		if out, err := n.kubectl(n.manifest("probe", nil), "create", "--dry-run=server", "-f", "-"); err != nil || !strings.Contains(out, "Warning: floatip: the namespace "+told) {
@@ -159,6 +160,39 @@ func podSecurity(t *testing.T, w *world) {
 	n.awaitEvent("VirtualMachine", "vm", webhook.EventForbidden, told)
 	n.awaitCarried(address, v1alpha1.ReasonForbiddenSidecar, told)
 	n.mustKubectl("", "label", "namespace", n.ns, "--overwrite", level+"=privileged")
+	n.awaitCarried(address, v1alpha1.ReasonStartedWithout, "restart the VM")
+	n.restartWith("vm", func(*kubevirtv1.VirtualMachine) {})
+	n.awaitCarried(address, v1alpha1.ReasonCarried, "")
+	n.injected("vm")
+}
+
+// levelLabel is the Pod Security level of a namespace; without it the API server of these tests enforces baseline.
+const levelLabel = "pod-security.kubernetes.io/enforce"
+
+// podSecurityByDefault: a level that no label shows is learned when the API server refuses the launcher. KubeVirt makes it
+// again, and it starts without the address rather than not at all; whoever requires the address waits.
+func podSecurityByDefault(t *testing.T, w *world) {
+	n := w.tenant(t, 10)
+	n.mustKubectl("", "label", "namespace", n.ns, levelLabel+"-")
+	const told = "enforces the Pod Security level baseline in namespaces without a label"
+	address := n.runs("vm", nil, func(*kubevirtv1.VirtualMachine) {})
+	pod := n.awaitPod(n.ns, "vm")
+	if len(pod.Spec.InitContainers) > 0 && pod.Spec.InitContainers[0].Name == floatip.SidecarContainer || pod.Annotations[floatip.AnnotationNAT] != "" {
+		t.Errorf("the API server let the sidecar through: %v", pod.Annotations)
+	}
+	n.awaitKubeVirt("vm", "violates PodSecurity") // else this shows nothing
+	n.awaitEvent("VirtualMachine", "vm", webhook.EventForbidden, told)
+	n.awaitCarried(address, v1alpha1.ReasonForbiddenSidecar, told)
+	n.wait("people to be told when they create another VM", func(context.Context) error {
+		if out, err := n.kubectl(n.manifest("probe", nil), "create", "--dry-run=server", "-f", "-"); err != nil || !strings.Contains(out, told) {
+			return fmt.Errorf("%s (%v)", out, err)
+		}
+		return nil
+	})
+	n.runs("strict", map[string]string{floatip.AnnotationRequire: "true"}, func(*kubevirtv1.VirtualMachine) {})
+	n.awaitKubeVirt("strict", "violates PodSecurity")
+	n.mustKubectl("", "label", "namespace", n.ns, levelLabel+"=privileged")
+	n.injected("strict")
 	n.awaitCarried(address, v1alpha1.ReasonStartedWithout, "restart the VM")
 	n.restartWith("vm", func(*kubevirtv1.VirtualMachine) {})
 	n.awaitCarried(address, v1alpha1.ReasonCarried, "")

@@ -99,9 +99,9 @@ func noRest(pool *v1alpha1.FloatingIPPool) { pool.Spec.Quarantine = &metav1.Dura
 
 func (n *tenant) addNamespace(name string, optedIn bool) {
 	n.t.Helper()
-	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{levelLabel: "privileged"}}}
 	if optedIn {
-		namespace.Labels = map[string]string{floatip.LabelEnabled: "true"}
+		namespace.Labels[floatip.LabelEnabled] = "true"
 	}
 	if err := n.admin.Create(n.ctx, namespace); err != nil {
 		n.t.Fatal(err)

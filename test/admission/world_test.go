@@ -133,7 +133,7 @@ func (w *world) startCluster(ctx context.Context) (err error) {
 	w.cluster, err = cluster.Start(ctx, cluster.Options{
 		Dir: filepath.Join(w.dir, "cluster"), BinDir: bin, NetNS: w.netns, Group: w.group,
 		Advertise: netip.MustParseAddr(advertise), EtcdURL: "http://" + etcdRelay,
-		WebhookHost: "floatip-webhook.floatip-system.svc",
+		WebhookHost: "floatip-webhook.floatip-system.svc", PodSecurity: "baseline",
 	})
 	if err != nil {
 		return err

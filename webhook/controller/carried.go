@@ -35,7 +35,7 @@ func (r *VMs) carried(ctx context.Context, now carriers, lines []ipam.Allocation
 	if shall {
 		remedy = "migrate or restart the VM" // its next pod may carry them
 	}
-	reason, why, err := r.uncarried(ctx, now.vmi, owner, lines, remedy)
+	reason, why, err := r.uncarried(ctx, now, owner, lines, remedy)
 	if err != nil {
 		return nil, err
 	}
@@ -47,9 +47,10 @@ func (r *VMs) carried(ctx context.Context, now carriers, lines []ipam.Allocation
 
 // uncarried returns why an instance, or the pod of one, does not carry what its VM holds, by what there is now. Remedy is
 // what helps once the cause is gone.
-func (r *VMs) uncarried(ctx context.Context, vmi *kubevirt.VirtualMachineInstance, owner floatip.Owner, lines []ipam.Allocation,
-	remedy string,
-) (reason, why string, err error) {
+func (r *VMs) uncarried(ctx context.Context, now carriers, owner floatip.Owner, lines []ipam.Allocation, remedy string) (
+	reason, why string, err error,
+) {
+	vmi := now.vmi
 	if _, marked := vmi.Annotations[kubevirt.AnnotationTemporary]; marked {
 		return v1alpha1.ReasonOptedOut, fmt.Sprintf("spec.template.metadata.annotations[%s] makes its pods look like those that "+
 			"carry no guest; remove it and restart the VM", kubevirt.AnnotationTemporary), nil
@@ -68,6 +69,11 @@ func (r *VMs) uncarried(ctx context.Context, vmi *kubevirt.VirtualMachineInstanc
 	if labels[floatip.LabelEnabled] != "true" {
 		return v1alpha1.ReasonNotOptedIn, fmt.Sprintf("its namespace has no label %s=true; set it and %s",
 			floatip.LabelEnabled, remedy), nil
+	}
+	if now.launcher != nil {
+		if err := webhook.RefusedByDefault(labels, now.launcher.Annotations[floatip.AnnotationPodSecurity]); err != nil {
+			return v1alpha1.ReasonForbiddenSidecar, err.Error() + " and restart the VM", nil
+		}
 	}
 	obstacle, err := webhook.ObstacleTo(ctx, r.Cluster, owner, lines, vmi.Spec, nil)
 	switch {

@@ -77,6 +77,8 @@ func TestCarried(t *testing.T) {
 	marked := carrying()
 	marked.Annotations[kubevirt.AnnotationTemporary] = "true"
 	translating, bare, temporary := launcher(t, "", "uid-a"), launcher(t, "", "uid-a"), launcher(t, "", "uid-a")
+	forbidden := launcher(t, "", "uid-a")
+	forbidden.Annotations = map[string]string{floatip.AnnotationPodSecurity: "baseline"}
 	bare.Annotations, temporary.Annotations = nil, map[string]string{kubevirt.AnnotationTemporary: "true"}
 	old, moved := podOf("old", "node-a", 1, translating), podOf("new", "node-b", 2, bare)
 	optedOut := map[string]string{floatip.LabelEnabled: "false"}
@@ -112,6 +114,11 @@ func TestCarried(t *testing.T) {
 			"carries the address", []*corev1.Pod{podOf("new", "", 1, temporary)}},
 		{"all pods look temporary", on("", marked), nil, v1alpha1.ReasonOptedOut,
 			"look like those that carry no guest", []*corev1.Pod{podOf("new", "", 1, temporary)}},
+		{"the API server's own level", on("node-a", carrying()), nil, v1alpha1.ReasonForbiddenSidecar,
+			"level baseline in namespaces without a label", []*corev1.Pod{podOf("new", "node-a", 1, forbidden)}},
+		{"the API server's own level, and a label since", on("node-a", carrying()),
+			map[string]string{"pod-security.kubernetes.io/enforce": "privileged"}, v1alpha1.ReasonStartedWithout,
+			"migrate or restart the VM", []*corev1.Pod{podOf("new", "node-a", 1, forbidden)}},
 		{"a pod of an earlier instance", on("node-a", carrying()), nil, v1alpha1.ReasonCarried,
 			"carries the address", []*corev1.Pod{old, strangerOf(podOf("new", "node-a", 2, bare))}},
 		{"a pod that translates for another VM", on("node-a", carrying()), nil, v1alpha1.ReasonStartedWithout,

@@ -58,18 +58,17 @@ func carriersOf(ctx context.Context, reader client.Reader, key types.NamespacedN
 	case client.IgnoreNotFound(err) != nil:
 		return carriers{}, fmt.Errorf("read VMI %s: %w", key, err)
 	}
-	pods := metadataList(podKind)
-	err := reader.List(ctx, pods, client.InNamespace(key.Namespace), client.MatchingLabels{kubevirt.LabelApp: kubevirt.AppLauncher})
+	pods, err := launchers(ctx, reader, key.Namespace)
 	if err != nil {
-		return carriers{}, fmt.Errorf("list launcher pods of namespace %s: %w", key.Namespace, err)
+		return carriers{}, err
 	}
-	for _, pod := range pods.Items {
+	for _, pod := range pods {
 		if uid := translates(pod.Annotations); uid != "" {
 			found.pods[uid]++
 		}
 	}
 	if found.vmi != nil {
-		found.launcher = launcherOf(found.vmi, pods.Items)
+		found.launcher = launcherOf(found.vmi, pods)
 	}
 	return found, nil
 }

@@ -122,6 +122,57 @@ func (c Cluster) VMI(ctx context.Context, namespace, name string, uid types.UID)
 	return vmi, nil
 }
 
+// RefusedInstance implements webhook.PodSecurityReader.
+func (c Cluster) RefusedInstance(ctx context.Context, vmi *kubevirt.VirtualMachineInstance) (string, error) {
+	pods, err := launchers(ctx, c.Cached, vmi.Namespace)
+	if err != nil {
+		return "", err
+	}
+	if pod := launcherOf(vmi, pods); pod != nil {
+		return pod.Annotations[floatip.AnnotationPodSecurity], nil
+	}
+	return "", nil
+}
+
+// RefusedNamespace implements webhook.PodSecurityReader.
+func (c Cluster) RefusedNamespace(ctx context.Context, namespace string) (string, error) {
+	pods := metadataList(podKind)
+	err := c.Cached.List(ctx, pods, client.InNamespace(namespace), client.MatchingFields{indexRefused: "true"}, client.UnsafeDisableDeepCopy)
+	if err != nil {
+		return "", fmt.Errorf("list pods of namespace %s without a sidecar: %w", namespace, err)
+	}
+	if len(pods.Items) == 0 {
+		return "", nil
+	}
+	return pods.Items[0].Annotations[floatip.AnnotationPodSecurity], nil
+}
+
+// indexRefused finds pods that have no sidecar since the API server refused one: each new VM asks for them.
+const indexRefused = "floatip.refused"
+
+// IndexPods must be called before the caches start.
+func IndexPods(ctx context.Context, indexer client.FieldIndexer) error {
+	return indexer.IndexField(ctx, metadataOf(podKind), indexRefused, refusedPods)
+}
+
+func refusedPods(pod client.Object) []string {
+	if pod.GetAnnotations()[floatip.AnnotationPodSecurity] == "" {
+		return nil
+	}
+	return []string{"true"}
+}
+
+// launchers are the metadata of the virt-launcher pods of a namespace. Nothing in them may be changed.
+func launchers(ctx context.Context, reader client.Reader, namespace string) ([]metav1.PartialObjectMetadata, error) {
+	pods := metadataList(podKind)
+	err := reader.List(ctx, pods, client.InNamespace(namespace), client.MatchingLabels{kubevirt.LabelApp: kubevirt.AppLauncher},
+		client.UnsafeDisableDeepCopy)
+	if err != nil {
+		return nil, fmt.Errorf("list launcher pods of namespace %s: %w", namespace, err)
+	}
+	return pods.Items, nil
+}
+
 func notFound(resource, name string) error {
 	return apierrors.NewNotFound(schema.GroupResource{Group: kubevirt.GroupVersion.Group, Resource: resource}, name)
 }

@@ -56,3 +56,27 @@ func TestVMExists(t *testing.T) {
 		}
 	}
 }
+
+// What a launcher was refused for is known of its instance, and in its namespace.
+func TestRefused(t *testing.T) {
+	w := newWorld(t)
+	instance, other := on("node-a", vmi("a", "uid-a")), vmi("b", "uid-b")
+	pod := podOf("new", "node-a", 1, launcher(t, "", "uid-a"))
+	pod.Annotations = map[string]string{floatip.AnnotationPodSecurity: "baseline"}
+	instance.Status.ActivePods[pod.UID] = "node-a"
+	w.create(pod)
+	w.create(podOf("plain", "", 2, launcher(t, "", "uid-a")))
+	for what, tc := range map[string]struct {
+		ask  func() (string, error)
+		want string
+	}{
+		"the instance":      {func() (string, error) { return w.vms.Cluster.RefusedInstance(t.Context(), instance) }, "baseline"},
+		"another instance":  {func() (string, error) { return w.vms.Cluster.RefusedInstance(t.Context(), other) }, ""},
+		"the namespace":     {func() (string, error) { return w.vms.Cluster.RefusedNamespace(t.Context(), "vms") }, "baseline"},
+		"another namespace": {func() (string, error) { return w.vms.Cluster.RefusedNamespace(t.Context(), "others") }, ""},
+	} {
+		if got, err := tc.ask(); err != nil || got != tc.want {
+			t.Errorf("%s: %q, %v, want %q", what, got, err, tc.want)
+		}
+	}
+}

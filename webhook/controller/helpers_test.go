@@ -64,6 +64,7 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 			vm := o.(*v1alpha1.FloatingIP).Spec.VM
 			return []string{vm.Namespace + "/" + vm.Name}
 		}).
+		WithIndex(metadataOf(podKind), indexRefused, refusedPods).
 		WithObjects(append(objects, pool("provider", "192.168.100.50-192.168.100.59"), namespace("vms", "true"))...).Build()
 	ledger, err := ipam.Open(filepath.Join(t.TempDir(), "ledger.db"), ipam.Options{Now: func() time.Time { return w.now }})
 	if err != nil {

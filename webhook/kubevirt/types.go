@@ -58,6 +58,19 @@ type VMIStatus struct {
 	// ActivePods are all pods that KubeVirt made for the instance, ended ones and targets of migrations included: UID to
 	// node (pkg/virt-controller/watch/vmi/lifecycle.go, setActivePods).
 	ActivePods map[types.UID]string `json:"activePods,omitempty"`
+	// Conditions say among other things why KubeVirt could not make a pod.
+	Conditions []Condition `json:"conditions,omitempty"`
+}
+
+// ConditionSynchronized is False, with the API server's words, while KubeVirt cannot make what an instance needs
+// (pkg/controller/conditions.go, CheckFailure).
+const ConditionSynchronized = "Synchronized"
+
+// Condition is the view of a condition of a VMI.
+type Condition struct {
+	Type    string                 `json:"type"`
+	Status  metav1.ConditionStatus `json:"status"`
+	Message string                 `json:"message,omitempty"`
 }
 
 // Domain is the view of the machine.

@@ -32,6 +32,8 @@ type Options struct {
 	// WebhookHost is a webhook's name, such as "floatip-webhook.floatip-system.svc", to which the API server presents a client
 	// certificate. Empty for none.
 	WebhookHost string
+	// PodSecurity is the level that the API server enforces in namespaces that have no label. Empty for none.
+	PodSecurity string
 	// Group starts the processes, ends them, and decides whether they survive the rig.
 	Group *process.Group
 	// Progress hears what is started and waited for. Nil is silence.

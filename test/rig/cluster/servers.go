@@ -41,7 +41,7 @@ func (c *Cluster) startAPIServer(ctx context.Context) error {
 	if err := writeFile(c.path(auditPolicyFile), auditPolicy); err != nil {
 		return err
 	}
-	flags, err := c.webhookFlags()
+	flags, err := c.admissionFlags()
 	if err != nil {
 		return err
 	}
