@@ -51,6 +51,17 @@ func TestNodeNATPod(t *testing.T) {
 	}
 }
 
+// Where Kube-OVN answers for the addresses, a launcher may go to any node.
+func TestKubeOVNPodGoesAnywhere(t *testing.T) {
+	w := deliveryWorld(t, floatip.DeliveryKubeOVN)
+	object := launcher(`{}`, podSpec)
+	response := w.post(PathPodCreate, review{kind: podGVK, user: kubevirtController, object: object})
+	after := apply(t, object, response)
+	if action := response.AuditAnnotations["action"]; action != string(Described) || strings.Contains(after, "pool.floatip.io/") {
+		t.Errorf("action %s: %s", action, after)
+	}
+}
+
 // In a namespace that forbids NET_ADMIN a VM of such a pool is told nothing, since nothing is wrong.
 func TestNodeNATInARestrictedNamespace(t *testing.T) {
 	w := newWorld(t, testPool(t, "192.168.100.50-192.168.100.59"))

@@ -87,6 +87,9 @@ func TestCreatePodInjects(t *testing.T) {
 			if pod.Spec.NodeSelector["pool.floatip.io/provider"] != "true" {
 				t.Errorf("node selector: %v", pod.Spec.NodeSelector)
 			}
+			if got := pod.Metadata.Annotations[floatip.AnnotationAddress]; got != "192.168.100.50" {
+				t.Errorf("the pod shows the address %q", got)
+			}
 			nat, err := floatip.ParsePodNAT([]byte(pod.Metadata.Annotations[floatip.AnnotationNAT]))
 			if err != nil {
 				t.Fatal(err)

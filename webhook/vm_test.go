@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 	admissionv1 "k8s.io/api/admission/v1"
@@ -677,6 +678,19 @@ func TestAuditAnnotations(t *testing.T) {
 	} {
 		if diff := cmp.Diff(tc.want, tc.got); diff != "" {
 			t.Errorf("audit annotations (-want +got):\n%s", diff)
+		}
+	}
+}
+
+// What people wrote comes into audit annotations cut, and not in the middle of a letter.
+func TestAuditAnnotationsAreCut(t *testing.T) {
+	w := newWorld(t, testPool(t, "192.168.100.50-192.168.100.59"))
+	for shift := range 4 {
+		long := strings.Repeat("x", shift) + strings.Repeat("\U0001F600", 2*auditLimit)
+		response := w.post(PathVMCreate, review{kind: vmGVK, object: vm("a", map[string]string{floatip.AnnotationRequest: long})})
+		got := response.AuditAnnotations["reason"]
+		if response.Allowed || len(got) > auditLimit || len(got) < auditLimit-utf8.UTFMax || strings.ContainsRune(got, utf8.RuneError) {
+			t.Errorf("%d bytes: %q", len(got), got)
 		}
 	}
 }
