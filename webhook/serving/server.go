@@ -47,8 +47,8 @@ func New(address string, config *tls.Config) *Server {
 	config = config.Clone()
 	config.MinVersion = tls.VersionTLS13
 	config.NextProtos = []string{"http/1.1"} // the only one that the API server speaks with webhooks
-	// The API server resumes no session (client-go transport.TLSConfigFor sets no ClientSessionCache): a ticket would be a
-	// tenth of a handshake for nothing.
+	// The API server resumes no session (client-go transport.TLSConfigFor sets no ClientSessionCache), and who else would has
+	// no need to.
 	config.SessionTicketsDisabled = true
 	return &Server{
 		address: address, config: config, mux: http.NewServeMux(), readTimeout: readTimeout,
