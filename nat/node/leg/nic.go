@@ -16,10 +16,11 @@ import (
 // NIC is an interface of the node that may lead to a provider network.
 type NIC struct {
 	Name string
-	// Master is the bridge that the interface is a port of, or "".
-	Master string
-	Up     bool
-	MTU    int
+	// Master is the link that the interface is a port of (IFLA_MASTER), or "", and MasterKind what that is, for instance "bridge"
+	// (IFLA_INFO_KIND). What a link stands on (IFLA_LINK), as a VLAN device on its trunk, says nothing about who gets its packets.
+	Master, MasterKind string
+	Up                 bool
+	MTU                int
 	// Networks are those of its addresses and of its routes without a gateway.
 	Networks []netip.Prefix
 	// Own are its addresses, where they are the node's: no link-local ones, none that turned out to be another host's
@@ -47,19 +48,7 @@ func (n *Node) NICs() ([]NIC, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
-	names, nics, kinds := map[int]string{}, map[int]*NIC{}, map[int]string{}
-	for _, l := range links {
-		a := l.Attrs()
-		names[a.Index], kinds[a.Index] = a.Name, l.Type()
-		if a.Flags&net.FlagLoopback == 0 && !isPort(a.Name) {
-			nics[a.Index] = &NIC{Name: a.Name, Up: a.Flags&net.FlagUp != 0, MTU: a.MTU, MAC: a.HardwareAddr.String()}
-		}
-	}
-	for _, l := range links {
-		if nic, ok := nics[l.Attrs().Index]; ok {
-			nic.Master = names[l.Attrs().MasterIndex]
-		}
-	}
+	nics, kinds := nicsOf(links)
 	if err := errors.Join(n.addAddresses(nics), n.addOnLink(nics)); err != nil {
 		return nil, err
 	}
@@ -72,6 +61,25 @@ func (n *Node) NICs() ([]NIC, error) {
 	}
 	slices.SortFunc(list, func(a, b NIC) int { return strings.Compare(a.Name, b.Name) })
 	return list, nil
+}
+
+// nicsOf are those among links, and the kinds of all.
+func nicsOf(links []netlink.Link) (nics map[int]*NIC, kinds map[int]string) {
+	names := map[int]string{}
+	nics, kinds = map[int]*NIC{}, map[int]string{}
+	for _, l := range links {
+		a := l.Attrs()
+		names[a.Index], kinds[a.Index] = a.Name, l.Type()
+		if a.Flags&net.FlagLoopback == 0 && !isPort(a.Name) {
+			nics[a.Index] = &NIC{Name: a.Name, Up: a.Flags&net.FlagUp != 0, MTU: a.MTU, MAC: a.HardwareAddr.String()}
+		}
+	}
+	for _, l := range links {
+		if nic, ok := nics[l.Attrs().Index]; ok {
+			nic.Master, nic.MasterKind = names[l.Attrs().MasterIndex], kinds[l.Attrs().MasterIndex]
+		}
+	}
+	return nics, kinds
 }
 
 // standsIn reports whether the addresses of a link without any network are not the node's: of a veth they are the pods'
@@ -134,6 +142,9 @@ func Find(nics []NIC, p Provider) (Network, error) {
 		}
 	}
 	nic, err := choose(nics, p, n.Prefix)
+	if err == nil {
+		err = nic.hears()
+	}
 	if err != nil {
 		return Network{}, err
 	}
@@ -187,10 +198,23 @@ func named(nics []NIC, name string) (NIC, error) {
 	if i < 0 {
 		return NIC{}, fmt.Errorf("%w: it has no %s", ErrNoNIC, name)
 	}
-	if master := nics[i].Master; master != "" {
-		return named(nics, master)
+	switch nics[i].MasterKind {
+	case "bridge", "bond", "team": // what comes in by the port is the master's
+		return named(nics, nics[i].Master)
 	}
 	return nics[i], nil
+}
+
+// hears says why packets that come in by the interface never reach it, or not the routes of this package, nil where they do.
+func (n NIC) hears() error {
+	switch n.MasterKind {
+	case "openvswitch": // its ports have one master, which is never up; an internal port has none (net/openvswitch/vport-netdev.c)
+		return fmt.Errorf("%w: %s is a port of Open vSwitch, which takes its packets: name the internal port of its bridge in the pool",
+			ErrNoNIC, n.Name)
+	case "vrf": // its rule, l3mdev, comes before ours (Documentation/networking/vrf.rst)
+		return fmt.Errorf("%w: %s is in the VRF %s, whose packets are led by its own table alone", ErrNoNIC, n.Name, n.Master)
+	}
+	return nil
 }
 
 // longest returns the narrowest network of nic that contains a.

@@ -2,6 +2,7 @@ package leg
 
 import (
 	"errors"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -28,7 +29,7 @@ func TestFind(t *testing.T) {
 	own := []netip.Addr{netip.MustParseAddr("192.168.100.10")}
 	red := NIC{Name: "red0", Up: true, MTU: 9000, Networks: prefixes("192.168.100.0/24"), Own: own}
 	green := NIC{Name: "green0", Up: true, MTU: 1500, Networks: prefixes("201.0.0.0/24")}
-	port := NIC{Name: "eth1", Master: "br-ext", Up: true, MTU: 1500}
+	port := NIC{Name: "eth1", Master: "br-ext", MasterKind: "bridge", Up: true, MTU: 1500}
 	bridge := NIC{Name: "br-ext", Up: true, MTU: 1500, Networks: prefixes("192.168.100.0/24"), Own: own}
 	naked := NIC{Name: "red0", Up: true, MTU: 1500}
 	wide := NIC{Name: "wan0", Up: true, MTU: 1500, Networks: prefixes("192.168.0.0/16")}
@@ -72,6 +73,65 @@ func TestFind(t *testing.T) {
 			tt.found.Prefix, tt.found.Gateway = netip.MustParsePrefix("192.168.100.0/24"), netip.MustParseAddr("192.168.100.1")
 			if diff := cmp.Diff(tt.found, found, compareNet); diff != "" {
 				t.Errorf("network (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestKindsOfNICs: what the kernel tells of links that not every kernel can make, and which of them leads to the provider
+// network, by its address and by the name of each.
+func TestKindsOfNICs(t *testing.T) {
+	mac, _ := net.ParseMAC("02:00:00:00:00:01")
+	attrs := func(index int, name string, master, parent int) netlink.LinkAttrs {
+		return netlink.LinkAttrs{
+			Index: index, Name: name, MasterIndex: master, ParentIndex: parent, MTU: 1500, Flags: net.FlagUp, HardwareAddr: mac,
+		}
+	}
+	eth0, eth1 := &netlink.Device{LinkAttrs: attrs(2, "eth0", 0, 0)}, &netlink.Device{LinkAttrs: attrs(3, "eth1", 9, 0)}
+	free := &netlink.Device{LinkAttrs: attrs(3, "eth1", 0, 0)}
+	for _, tt := range []struct {
+		name  string
+		links []netlink.Link
+		has   string            // the address
+		leads map[string]string // by the name in the pool; an error that has the words
+	}{
+		{"a VLAN on a trunk", []netlink.Link{free, &netlink.Vlan{LinkAttrs: attrs(9, "eth1.100", 0, 3), VlanId: 100}}, "eth1.100",
+			map[string]string{"": "eth1.100", "eth1.100": "eth1.100", "eth1": "eth1"}},
+		{"a bond", []netlink.Link{eth1, &netlink.Bond{LinkAttrs: attrs(9, "bond0", 0, 0)}}, "bond0",
+			map[string]string{"": "bond0", "bond0": "bond0", "eth1": "bond0"}},
+		{"a VLAN on a bond", []netlink.Link{eth1, &netlink.Bond{LinkAttrs: attrs(9, "bond0", 0, 0)},
+			&netlink.Vlan{LinkAttrs: attrs(10, "bond0.100", 0, 9), VlanId: 100}}, "bond0.100",
+			map[string]string{"": "bond0.100", "bond0.100": "bond0.100"}},
+		{"a team", []netlink.Link{eth1, &netlink.GenericLink{LinkAttrs: attrs(9, "team0", 0, 0), LinkType: "team"}}, "team0",
+			map[string]string{"": "team0", "eth1": "team0"}},
+		{"a bridge on a VLAN on a bond", []netlink.Link{
+			&netlink.Device{LinkAttrs: attrs(3, "eth1", 8, 0)}, &netlink.Bond{LinkAttrs: attrs(8, "bond0", 0, 0)},
+			&netlink.Vlan{LinkAttrs: attrs(10, "bond0.100", 9, 8), VlanId: 100}, &netlink.Bridge{LinkAttrs: attrs(9, "br-ext", 0, 0)}}, "br-ext",
+			map[string]string{"": "br-ext", "bond0.100": "br-ext", "eth1": "bond0"}},
+		{"a bridge on a bond", []netlink.Link{
+			&netlink.Device{LinkAttrs: attrs(3, "eth1", 8, 0)}, &netlink.Bond{LinkAttrs: attrs(8, "bond0", 9, 0)},
+			&netlink.Bridge{LinkAttrs: attrs(9, "br-ext", 0, 0)}}, "br-ext",
+			map[string]string{"": "br-ext", "eth1": "br-ext", "bond0": "br-ext"}},
+		{"Open vSwitch", []netlink.Link{eth1, &netlink.GenericLink{LinkAttrs: attrs(9, "ovs-system", 0, 0), LinkType: "openvswitch"},
+			&netlink.GenericLink{LinkAttrs: attrs(10, "br-ex", 0, 0), LinkType: "openvswitch"}}, "br-ex",
+			map[string]string{"": "br-ex", "br-ex": "br-ex", "eth1": "port of Open vSwitch"}},
+		{"a VRF", []netlink.Link{eth1, &netlink.Vrf{LinkAttrs: attrs(9, "blue", 0, 0), Table: 10}}, "eth1",
+			map[string]string{"": "in the VRF blue", "eth1": "in the VRF blue"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			byIndex, _ := nicsOf(append(tt.links, eth0))
+			var nics []NIC
+			for _, nic := range byIndex {
+				if nic.Name == tt.has {
+					nic.Networks, nic.Own = prefixes(nodetest.Pool), []netip.Addr{netip.MustParseAddr("192.168.100.10")}
+				}
+				nics = append(nics, *nic)
+			}
+			for name, want := range tt.leads {
+				found, err := Find(nics, Provider{Address: floating, Networks: prefixes(nodetest.Pool), Interface: name})
+				if found.Interface != want && (err == nil || !errors.Is(err, ErrNoNIC) || !strings.Contains(err.Error(), want)) {
+					t.Errorf("named %q: have %q, %v; want %q", name, found.Interface, err, want)
+				}
 			}
 		})
 	}
