@@ -103,6 +103,12 @@ func TestWhoIsRefused(t *testing.T) {
 			m.Pods = []string{"another"}
 			v.Machines["vmi-1"] = m
 		}, "KubeVirt made other pods"},
+		{"the machine is one of another namespace", func(v *View) {
+			m := v.Machines["vmi-1"]
+			m.Namespace = "bank"
+			v.Machines["vmi-1"] = m
+		}, "belongs to the VirtualMachineInstance bank/web"},
+		{"the UID is longer than one", func(v *View) { v.Pods[0].UID = strings.Repeat("a", 65) }, "cannot be part of a path"},
 		{"the UID is a path", func(v *View) { v.Pods[0].UID = "../../etc" }, "cannot be part of a path"},
 		{"the annotation is nonsense", func(v *View) { v.Pods[0].NAT = "{}" }, "version"},
 		{"the pool is not for this node", func(v *View) { delete(v.Pools, "lan") }, "not for this node"},
@@ -266,5 +272,35 @@ func TestOwn(t *testing.T) {
 	if len(own) != floatip.MaxProviderAddresses || !slices.Contains(own, lan.Own[0]) || !slices.Contains(own, lan.Own[1]) ||
 		!slices.IsSortedFunc(own, netip.Addr.Compare) {
 		t.Errorf("of very many the node has %d, %v; want %d, sorted, and those on the pool's network", len(own), own, floatip.MaxProviderAddresses)
+	}
+}
+
+// TestWhoIsNotAsked: which addresses come into use without the LAN being asked. A migration asks nothing, but where no node could
+// vouch for the address so far, the new one does not take the old one's word.
+func TestWhoIsNotAsked(t *testing.T) {
+	for _, tt := range []struct {
+		name             string
+		target, unproven bool
+		unasked, taken   bool
+	}{
+		{"the first pod of a VM", false, false, false, false},
+		{"a pod that a guest migrates into", true, false, false, true},
+		{"one whose address nobody could vouch for", true, true, false, false},
+		{"an address of a pool that does not want to know", false, true, true, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			v := legitimate(t)
+			v.Pods[0].MigrationTarget = tt.target
+			held, pool := v.Addresses[fifty], v.Pools["lan"]
+			held.Unproven, pool.Unasked = tt.unproven, tt.unasked
+			v.Addresses[fifty], v.Pools["lan"] = held, pool
+			d := Decide(v, "n1", []leg.NIC{red}, nil)
+			if len(d.Grants) != 1 {
+				t.Fatalf("%d grants, %+v", len(d.Grants), d.Refusals)
+			}
+			if have := slices.Contains(d.Grants[0].InUse, fifty); have != tt.taken {
+				t.Errorf("taken without asking: %t, want %t", have, tt.taken)
+			}
+		})
 	}
 }
