@@ -19,6 +19,10 @@ const (
 	askMost  = 2 * time.Second
 )
 
+// looking bounds how many look at a time, in all pods. A look keeps a thread in the kernel, and the runtime keeps every thread that
+// it has made: two hundred guests that were looked for at the same moment had made fifty, of 20 KiB each.
+var looking = make(chan struct{}, 2)
+
 // guests knows which guests of one pod have taken their fixed addresses. What was seen once stays seen: a guest that
 // reboots is still the holder.
 type guests struct {
@@ -72,8 +76,16 @@ func (g *guests) await(ctx context.Context, s *session, bridge string, fixed net
 		}
 		// Netlink's buffers make the stack of who looks a hundred KiB long, and it stays so for a while: those who wait, one for
 		// each guest, keep theirs short.
+		select {
+		case <-ctx.Done():
+			return
+		case looking <- struct{}{}:
+		}
 		seen := make(chan bool)
-		go func() { seen <- g.ask(s, bridge, fixed) }()
+		go func() {
+			defer func() { <-looking }()
+			seen <- g.ask(s, bridge, fixed)
+		}()
 		if <-seen {
 			g.mu.Lock()
 			g.seen[fixed] = true
