@@ -111,8 +111,11 @@ func (r *VMs) dropClaims(ctx context.Context, key types.NamespacedName, now carr
 	return again, nil
 }
 
-// dropClaim ends the claim of a VM that the cache does not show any more.
+// dropClaim ends the claim of a VM that the cache does not show any more, and releases what it held besides.
 func (r *VMs) dropClaim(ctx context.Context, key types.NamespacedName, c ipam.Claimant) (again time.Duration, err error) {
+	if wait := r.Started.orphaned(c.Owner.UID); wait > 0 {
+		return wait, nil
+	}
 	live, err := carriersOf(ctx, r.Cluster.Live, key)
 	if err != nil {
 		return 0, err

@@ -181,6 +181,73 @@ func TestDisputeOfAForcedDeletion(t *testing.T) {
 	}
 }
 
+// The cluster, an old backup that was put back, knows nothing of a VM that holds one address and claims another: its pods may
+// run on with both. Neither is given up before the day is over, and then without an event of the cluster.
+func TestClaimantThatTheClusterDoesNotKnow(t *testing.T) {
+	w := newWorld(t)
+	w.ledger.SetPools(valid(mustPools(t, w)))
+	a := vm("a", "uid-a", w.commit("a", "uid-a"))
+	w.commit("b", "uid-b")
+	b := floatip.Owner{Namespace: "vms", Name: "b", UID: "uid-b"}
+	for _, uid := range []string{"uid-a", "uid-b"} {
+		if _, err := w.ledger.Bind(t.Context(), floatip.Claim{}, floatip.Owner{Namespace: "vms", Name: uid[4:], UID: uid}, ipam.Cause{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	claimed := ipam.Sighting{Address: address(50), Owner: b, Source: "VirtualMachine"}
+	only := ipam.Sighting{Address: address(50), Owner: floatip.Owner{Namespace: "vms", Name: "c", UID: "uid-c"}, Source: "VirtualMachine"}
+	if _, err := w.ledger.Adopt(t.Context(), []ipam.Sighting{claimed, only}, false); err != nil {
+		t.Fatal(err)
+	}
+	w.create(a)
+	asked := map[string]bool{}
+	started, heard := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(heard)
+		for {
+			select {
+			case e := <-w.starter.look:
+				asked[e.Object.GetName()] = true
+			case <-started:
+				return
+			}
+		}
+	}()
+	if err := w.starter.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	close(started)
+	<-heard
+	go func() {
+		for range w.starter.look {
+		}
+	}()
+	if !asked["b"] || !asked["c"] {
+		t.Errorf("rounds are asked for %v, want b and c among them", asked)
+	}
+	for _, name := range []string{"b", "c"} {
+		again, err := w.vms.Reconcile(t.Context(), requestOf(name))
+		if err != nil || again.RequeueAfter == 0 || again.RequeueAfter > orphanHold {
+			t.Errorf("%s: looks again after %s, %v", name, again.RequeueAfter, err)
+		}
+	}
+	if line, _ := w.ledger.Lookup(address(51)); line.State != ipam.Bound || line.Owner != b {
+		t.Errorf("what the claimant holds is %s for %s", line.State, line.Owner)
+	}
+	if d := w.ledger.Disputes(); len(d) != 1 || len(d[0].Claimants) != 2 {
+		t.Errorf("disputes: %+v", d)
+	}
+	w.starter.orphansUntil = time.Now()
+	for _, name := range []string{"b", "c"} {
+		if _, err := w.vms.Reconcile(t.Context(), requestOf(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if line, _ := w.ledger.Lookup(address(51)); line.State != ipam.Released || len(w.ledger.Disputes()) != 0 {
+		t.Errorf("after the day: %s, disputes %+v", line.State, w.ledger.Disputes())
+	}
+}
+
 // Of a release that waits a day and one that waits for a node, the sooner one is looked at first.
 func TestSooner(t *testing.T) {
 	for _, tc := range [][3]time.Duration{{0, 0, 0}, {0, 5, 5}, {5, 0, 5}, {5, 9, 5}, {9, 5, 5}} {

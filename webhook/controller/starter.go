@@ -67,19 +67,40 @@ func (s *Starter) Start(ctx context.Context) error {
 		return err
 	}
 	s.report(found)
+	again := s.absent(found.Missing, seen)
 	s.orphansUntil, s.orphans = time.Now().Add(orphanHold), map[string]bool{}
-	for _, line := range found.Missing {
-		s.orphans[line.Owner.UID] = true
+	for _, owner := range again {
+		s.orphans[owner.UID] = true
 	}
 	close(s.done)
 	s.Gate.Open()
 	s.Log.Info("ledger and cluster agree, serving", "pools", len(pools), "adopted", len(found.Adopted),
 		"confirmed", found.Confirmed, "missing", len(found.Missing), "disputed", len(found.Disputed), "took", time.Since(began))
-	again := found.Missing
 	for _, d := range found.Disputed {
-		again = append(again, d.Holder)
+		again = append(again, d.Holder.Owner)
 	}
-	return s.lookAt(ctx, again)
+	_ = s.Look(ctx, again...) // it fails when the process ends
+	return nil
+}
+
+// absent returns the VMs that hold or claim an address in the ledger and that the cluster does not show with one.
+func (s *Starter) absent(missing []ipam.Allocation, seen sightings) []floatip.Owner {
+	shown := map[string]bool{}
+	for _, one := range seen.all() {
+		shown[one.Owner.UID] = true
+	}
+	var owners []floatip.Owner
+	for _, line := range missing {
+		owners = append(owners, line.Owner)
+	}
+	for _, d := range s.Ledger.Disputes() {
+		for _, c := range d.Claimants {
+			if !shown[c.Owner.UID] {
+				owners = append(owners, c.Owner)
+			}
+		}
+	}
+	return owners
 }
 
 // check looks whether the ledger contradicts itself, before anything is built on it: an address that one of its indexes
@@ -99,15 +120,6 @@ func (s *Starter) check(ctx context.Context) error {
 	return nil
 }
 
-func (s *Starter) lookAt(ctx context.Context, lines []ipam.Allocation) error {
-	for _, line := range lines {
-		if s.Look(ctx, line.Owner) != nil {
-			return nil // the process ends
-		}
-	}
-	return nil
-}
-
 func eventOf(owner floatip.Owner) event.GenericEvent {
 	return event.GenericEvent{Object: vmObject(owner)}
 }
@@ -122,9 +134,9 @@ func (s *Starter) wait(ctx context.Context) error {
 	}
 }
 
-// orphaned says how much longer lines are to be kept because the cluster knew nothing of their VM at the start.
-func (s *Starter) orphaned(lines []ipam.Allocation) time.Duration {
-	if !s.orphans[lines[0].Owner.UID] {
+// orphaned says how much longer what a VM holds and claims is to be kept because the cluster knew nothing of it at the start.
+func (s *Starter) orphaned(uid string) time.Duration {
+	if !s.orphans[uid] {
 		return 0
 	}
 	return max(0, time.Until(s.orphansUntil))

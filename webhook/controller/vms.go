@@ -254,10 +254,10 @@ func (r *VMs) release(ctx context.Context, key types.NamespacedName, lines []ipa
 	if slices.ContainsFunc(lines, func(l ipam.Allocation) bool { return l.State == ipam.Pending }) {
 		return 0, nil
 	}
-	if wait := r.Started.orphaned(lines); wait > 0 {
+	uid := lines[0].Owner.UID
+	if wait := r.Started.orphaned(uid); wait > 0 {
 		return wait, nil
 	}
-	uid := lines[0].Owner.UID
 	now, err := carriersOf(ctx, r.Cluster.Live, key)
 	if err != nil {
 		return 0, err
