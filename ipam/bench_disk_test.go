@@ -187,11 +187,14 @@ func rawFlushes(b *testing.B, file *os.File, lasting time.Duration) figures {
 func ledgerCommits(b *testing.B, l *Ledger, writers int, lasting time.Duration) figures {
 	ctx := context.Background()
 	all := make([][]time.Duration, writers)
+	for i := range all {
+		all[i] = make([]time.Duration, 0, 4096)
+	}
 	var wg sync.WaitGroup
 	start := time.Now()
 	for i := range writers {
 		wg.Go(func() {
-			own := make([]time.Duration, 0, 4096)
+			own := all[i]
 			for begin := start; begin.Sub(start) < lasting; {
 				claim, owner := floatip.NewClaim(), freshMachine()
 				offer, err := l.Reserve(ctx, Request{Claim: claim, Namespace: owner.Namespace, Name: owner.Name})

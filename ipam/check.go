@@ -135,38 +135,36 @@ func (c *checker) file(tx *bbolt.Tx) {
 
 func (c *checker) addresses(tx *bbolt.Tx) {
 	c.lines = map[netip.Addr]Allocation{}
-	tx.Bucket(bucketAddresses).ForEach(func(k, v []byte) error {
+	complain := func(k []byte, err error) { c.complain(netip.Addr{}, "address %x: %v", k, err) }
+	eachItem(tx.Bucket(bucketAddresses), func(k, v []byte) {
 		line, err := decodeAllocation(k, v)
 		if err != nil {
-			c.complain(netip.Addr{}, "address %x: %v", k, err)
-			return nil
+			complain(k, err)
+			return
 		}
 		c.lines[line.Address] = line
-		return nil
-	})
+	}, complain)
 }
 
 // owners proves that the owner index has one entry for each address, with its claim and owner, and no other.
 func (c *checker) owners(tx *bbolt.Tx) {
-	n := 0
-	tx.Bucket(bucketOwners).ForEach(func(k, v []byte) error {
-		n++
+	keys := map[string]bool{}
+	eachItem(tx.Bucket(bucketOwners), func(k, v []byte) {
+		keys[string(k)] = true
 		claim, a, owner, err := decodeOwner(k, v)
 		if err != nil {
 			c.complain(a, "owner %x: %v", k, err)
-			return nil
+			return
 		}
 		if line, ok := c.lines[a]; !ok || line.Owner != owner || line.Claim != claim {
 			c.complain(a, "the owner index lists it under %s, who does not have it", owner)
 		}
-		return nil
-	})
-	if n == len(c.lines) {
+	}, func(k []byte, err error) { c.complain(netip.Addr{}, "owner %x: %v", k, err) })
+	if len(keys) == len(c.lines) {
 		return
 	}
-	bucket := tx.Bucket(bucketOwners)
 	for a, line := range c.lines {
-		if bucket.Get(ownerKey(nil, line.Claim, a)) == nil {
+		if !keys[string(ownerKey(nil, line.Claim, a))] {
 			c.complain(a, "the owner index does not list it under %s", line.Owner)
 		}
 	}

@@ -19,7 +19,7 @@ func TestCheckFindsWhatDoesNotFit(t *testing.T) {
 	}
 	line := func(tx *bbolt.Tx, a string) Allocation {
 		key := appendAddress(nil, addr(a))
-		line, err := decodeAllocation(key, tx.Bucket(bucketAddresses).Get(key))
+		line, err := decodeAllocation(key, itemOf(tx.Bucket(bucketAddresses), key))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -27,11 +27,11 @@ func TestCheckFindsWhatDoesNotFit(t *testing.T) {
 	}
 	putLine := func(tx *bbolt.Tx, line Allocation) error {
 		key := appendAddress(nil, line.Address)
-		return tx.Bucket(bucketAddresses).Put(key, seal(key, appendAllocation(nil, &line)))
+		return setItem(tx.Bucket(bucketAddresses), key, seal(key, appendAllocation(nil, &line)))
 	}
 	putOwner := func(tx *bbolt.Tx, line Allocation) error {
 		key := ownerKey(nil, line.Claim, line.Address)
-		return tx.Bucket(bucketOwners).Put(key, seal(key, appendOwner(nil, line.Owner)))
+		return setItem(tx.Bucket(bucketOwners), key, seal(key, appendOwner(nil, line.Owner)))
 	}
 	putEntry := func(tx *bbolt.Tx, e entry) error {
 		key := numberKey(e.number)
@@ -50,7 +50,7 @@ func TestCheckFindsWhatDoesNotFit(t *testing.T) {
 		want   string
 	}{
 		{"an owner is missing", func(tx *bbolt.Tx) error {
-			return tx.Bucket(bucketOwners).Delete(ownerKey(nil, line(tx, "192.0.2.2").Claim, addr("192.0.2.2")))
+			return setItem(tx.Bucket(bucketOwners), ownerKey(nil, line(tx, "192.0.2.2").Claim, addr("192.0.2.2")), nil)
 		}, "192.0.2.2: the owner index does not list it under prod/b"},
 		{"an owner too many", func(tx *bbolt.Tx) error {
 			return putOwner(tx, Allocation{Address: addr("192.0.2.9"), Claim: floatip.Claim{9}, Owner: vm("x")})
@@ -61,7 +61,7 @@ func TestCheckFindsWhatDoesNotFit(t *testing.T) {
 			return putOwner(tx, one)
 		}, "192.0.2.2: the owner index lists it under prod/x"},
 		{"an address is missing", func(tx *bbolt.Tx) error {
-			return tx.Bucket(bucketAddresses).Delete(appendAddress(nil, addr("192.0.2.3")))
+			return setItem(tx.Bucket(bucketAddresses), appendAddress(nil, addr("192.0.2.3")), nil)
 		}, "192.0.2.3: nobody has it, but the last event says Committed for VM prod/c"},
 		{"a state that no event tells", func(tx *bbolt.Tx) error {
 			one := line(tx, "192.0.2.3")
@@ -113,8 +113,8 @@ func TestCheckFindsWhatDoesNotFit(t *testing.T) {
 			return putEntry(tx, e)
 		}, "192.0.2.4: history: entry 9 forgets it, but it is not released"},
 		{"a value under another key", func(tx *bbolt.Tx) error {
-			raw := tx.Bucket(bucketAddresses).Get(appendAddress(nil, addr("192.0.2.2")))
-			return tx.Bucket(bucketAddresses).Put(appendAddress(nil, addr("192.0.2.8")), raw)
+			raw := itemOf(tx.Bucket(bucketAddresses), appendAddress(nil, addr("192.0.2.2")))
+			return setItem(tx.Bucket(bucketAddresses), appendAddress(nil, addr("192.0.2.8")), raw)
 		}, "192.0.2.8: checksum does not match"},
 	}
 	for _, c := range cases {

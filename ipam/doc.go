@@ -19,12 +19,13 @@
 //	ledger/format                    = version of this drawing
 //	ledger/folded                    = the first entry of the history that the buckets below do not follow yet
 //	history/<number: 8 bytes>        = what one transaction did: events, and what each address is since then
-//	addresses/<address key>          = Allocation
-//	owners/<claim><address key>      = namespace, name and UID; the mirror of addresses
+//	addresses/<address key>          = Allocations, of that address and of some that follow it
+//	owners/<claim><address key>      = namespace, name and UID, for that key and some that follow; the mirror of addresses
 //	pools/<name>                     = where the search for the next address goes on, for each family
 //	disputes/<address key><uid>      = another virtual machine that claims the address
 //
-// Values end in a CRC-32C over key and value, so that a damaged page is noticed when it is read.
+// Values end in a CRC-32C over key and value, so that a damaged page is noticed when it is read. In addresses and owners a
+// value of the database is a block of some twenty keys and values, each with its CRC.
 //
 // One transaction writes one value at the end of the history (some for a large one), which says all of what it changed:
 // the allocations with their owners, the cursors of the pools, the claimants. Every so often a transaction also folds the

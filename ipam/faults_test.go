@@ -207,7 +207,8 @@ func TestFaultyFiles(t *testing.T) {
 		{"zeros", make([]byte, len(good)), ErrDamaged, "keep a copy"},
 		{"text", bytes.Repeat([]byte("floating\n"), 4000), ErrDamaged, "keep a copy"},
 		{"another database", otherDatabase(t), ErrFormat, "start the version"},
-		{"an earlier format", earlierFormat(t), ErrFormat, "version 01, this floatip knows 2; start the version of floatip that wrote it, or move the file away"},
+		{"format 1", earlierFormat(t, 1), ErrFormat, "version 01, this floatip knows 3; start the version of floatip that wrote it, or move the file away"},
+		{"format 2", earlierFormat(t, 2), ErrFormat, "version 02, this floatip knows 3; start the version of floatip that wrote it, or move the file away"},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {

@@ -31,10 +31,12 @@ func (s *store) fold(tx *bbolt.Tx, entries []entry) error {
 
 // scratch is room that one transaction after the other uses.
 type scratch struct {
-	bytes  []byte // keys and values, which bbolt reads until the transaction ends
-	steps  []*step
-	net    []change
-	owners []ownerChange
+	bytes   []byte // keys and values, which bbolt reads until the transaction ends
+	steps   []*step
+	net     []change
+	owners  []ownerChange
+	changes []item // of an index
+	items   []item // of a block
 }
 
 // shrink gives back what only a very large transaction needed.
@@ -66,13 +68,11 @@ func (r *scratch) netChanges(entries []entry) []change {
 // foldChanges writes both indexes.
 func (s *store) foldChanges(tx *bbolt.Tx, entries []entry) error {
 	r := &s.scratch
-	r.owners = r.owners[:0]
-	addresses := tx.Bucket(bucketAddresses)
-	addresses.FillPercent = appendFill
+	r.owners, r.changes = r.owners[:0], r.changes[:0]
 	for _, c := range r.netChanges(entries) {
 		a, start := c.after.Address, len(r.bytes)
 		r.bytes = appendAddress(r.bytes, a)
-		key, value := r.bytes[start:], len(r.bytes)
+		one, value := item{key: r.bytes[start:]}, len(r.bytes)
 		was, is := c.before != nil, c.after.State != 0
 		if was && (!is || c.before.Claim != c.after.Claim) {
 			r.owners = append(r.owners, ownerChange{c.before.Claim, a, nil})
@@ -80,18 +80,16 @@ func (s *store) foldChanges(tx *bbolt.Tx, entries []entry) error {
 		if is && (!was || c.before.Claim != c.after.Claim || c.before.Owner != c.after.Owner) {
 			r.owners = append(r.owners, ownerChange{c.after.Claim, a, &c.after.Owner})
 		}
-		var err error
 		if is {
-			r.bytes = sealFrom(key, appendAllocation(r.bytes, c.after), value)
-			err = addresses.Put(key, r.bytes[value:])
-		} else {
-			err = addresses.Delete(key)
+			r.bytes = sealFrom(one.key, appendAllocation(r.bytes, c.after), value)
+			one.value = r.bytes[value:]
 		}
-		if err != nil {
-			return err
-		}
+		r.changes = append(r.changes, one)
 	}
-	return s.foldOwners(tx.Bucket(bucketOwners))
+	if err := r.merge(tx.Bucket(bucketAddresses), r.changes); err != nil {
+		return err
+	}
+	return r.foldOwners(tx.Bucket(bucketOwners))
 }
 
 // ownerChange is what becomes of a key of the owner index; without owner it goes.
@@ -101,28 +99,22 @@ type ownerChange struct {
 	owner   *floatip.Owner
 }
 
-func (s *store) foldOwners(bucket *bbolt.Bucket) error {
-	r := &s.scratch
-	bucket.FillPercent = appendFill
+func (r *scratch) foldOwners(index *bbolt.Bucket) error {
+	r.changes = r.changes[:0]
 	slices.SortFunc(r.owners, func(a, b ownerChange) int {
 		return cmp.Or(bytes.Compare(a.claim[:], b.claim[:]), a.address.Compare(b.address))
 	})
 	for _, c := range r.owners {
 		start := len(r.bytes)
 		r.bytes = ownerKey(r.bytes, c.claim, c.address)
-		key, value := r.bytes[start:], len(r.bytes)
-		var err error
+		one, value := item{key: r.bytes[start:]}, len(r.bytes)
 		if c.owner != nil {
-			r.bytes = sealFrom(key, appendOwner(r.bytes, *c.owner), value)
-			err = bucket.Put(key, r.bytes[value:])
-		} else {
-			err = bucket.Delete(key)
+			r.bytes = sealFrom(one.key, appendOwner(r.bytes, *c.owner), value)
+			one.value = r.bytes[value:]
 		}
-		if err != nil {
-			return err
-		}
+		r.changes = append(r.changes, one)
 	}
-	return nil
+	return r.merge(index, r.changes)
 }
 
 // foldRest writes cursors and claimants.

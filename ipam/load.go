@@ -5,6 +5,7 @@ type contents struct {
 	each      func(Allocation)
 	cursors   map[string]cursor
 	claimants []Claimant
+	addresses items
 	err       error // the first thing that does not fit
 }
 
@@ -24,11 +25,13 @@ func (c *contents) take(bucket, key, value []byte) error {
 func (c *contents) read(bucket string, key, value []byte) error {
 	switch bucket {
 	case string(bucketAddresses):
-		line, err := decodeAllocation(key, value)
-		if err == nil {
-			c.each(line)
-		}
-		return err
+		return c.addresses.read(key, value, func(key, value []byte) error {
+			line, err := decodeAllocation(key, value)
+			if err == nil {
+				c.each(line)
+			}
+			return err
+		})
 	case string(bucketPools):
 		at, err := decodeCursor(key, value)
 		c.cursors[string(key)] = at

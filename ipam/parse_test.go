@@ -280,6 +280,7 @@ func FuzzDecode(f *testing.F) {
 		cursors: []poolCursor{{"red", cursor{}}},
 		claims:  []claims{{line.Address, []Claimant{{Address: line.Address, Owner: vm("b"), Since: line.Since}}}, {address: line.Address}},
 	}))
+	f.Add(key, appendItem(appendItem(nil, item{key, []byte("one")}), item{append(key[:len(key):len(key)], 1), nil}))
 	f.Add([]byte("red"), encodeCursor([]byte("red"), cursor{}))
 	f.Fuzz(func(t *testing.T, key, value []byte) {
 		for _, v := range [][]byte{value, seal(key, append([]byte(nil), value...))} { // also with a good checksum
@@ -301,10 +302,32 @@ func FuzzDecode(f *testing.F) {
 					t.Errorf("%+v became %+v, %v", owner, again, err)
 				}
 			}
+			if first := readItems(key, v); first != nil {
+				var again []byte
+				for _, one := range first {
+					again = appendItem(again, one)
+				}
+				if diff := cmp.Diff(first, readItems(key, again), cmp.AllowUnexported(item{})); diff != "" {
+					t.Errorf("a block (-first +again):\n%s", diff)
+				}
+			}
 			decodeClaimant(key, v)
 			decodeCursor(key, v)
 		}
 	})
+}
+
+// readItems returns the items of a block, nil if it cannot be read.
+func readItems(key, block []byte) (all []item) {
+	var blocks items
+	err := blocks.read(key, block, func(key, value []byte) error {
+		all = append(all, item{key, value})
+		return nil
+	})
+	if err != nil {
+		return nil
+	}
+	return all
 }
 
 // Any bytes as a file: the walk ends, with an error or with keys in order.

@@ -15,7 +15,7 @@ import (
 )
 
 // formatVersion is the version of the drawing in the package comment.
-const formatVersion = 2
+const formatVersion = 3
 
 var (
 	bucketLedger    = []byte("ledger")

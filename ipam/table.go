@@ -1,5 +1,7 @@
 package ipam
 
+import "math/bits"
+
 // table finds records by the hash of one of their keys. Several records may have the same key. It keeps numbers of
 // records and one byte of each hash, 5 bytes a slot, where a map of Go would keep the key again.
 //
@@ -61,17 +63,28 @@ func (t *table) place(id uint32) {
 	t.used++
 }
 
-// resize makes room for more, or only drops the marks if they are what fills the table.
+// resize makes room for more, or only drops the marks if they are what fills the table. The hashes need the records, which
+// are read in the order of their numbers, as they lie in memory: in the order of the slots it took up to twice as long.
 func (t *table) resize() {
-	ids, tags := t.ids, t.tags
-	size := max(16, len(ids))
-	if t.used >= len(ids)/2 {
-		size = max(16, 2*len(ids))
+	size := max(16, len(t.ids))
+	if t.used >= len(t.ids)/2 {
+		size = max(16, 2*len(t.ids))
+	}
+	var have []uint64 // a bit for each number
+	for i, tag := range t.tags {
+		if tag < firstTag {
+			continue
+		}
+		word := int(t.ids[i] / 64)
+		if word >= len(have) {
+			have = append(have, make([]uint64, word+1-len(have))...)
+		}
+		have[word] |= 1 << (t.ids[i] % 64)
 	}
 	t.clear(size)
-	for i, tag := range tags {
-		if tag >= firstTag {
-			t.place(ids[i])
+	for word, set := range have {
+		for ; set != 0; set &= set - 1 {
+			t.place(uint32(word*64 + bits.TrailingZeros64(set)))
 		}
 	}
 }

@@ -105,9 +105,15 @@ func otherDatabase(t *testing.T) []byte {
 	})
 }
 
-// earlierFormat returns a ledger of version 1: all buckets, and values that this version cannot read.
-func earlierFormat(t *testing.T) []byte {
+// earlierFormat returns a ledger of version 1 or 2: all buckets, and values that this version cannot read. In version 2 each
+// address and each owner was a value of its own.
+func earlierFormat(t *testing.T, version byte) []byte {
 	t.Helper()
+	key, value := []byte("an address"), []byte("of version 1")
+	if version == 2 {
+		key = appendAddress(nil, addr("192.0.2.1"))
+		value = seal(key, appendAllocation(nil, &Allocation{Pool: "red", Owner: vm("a"), State: Bound}))
+	}
 	return database(t, func(tx *bbolt.Tx) error {
 		for _, name := range buckets {
 			if _, err := tx.CreateBucket(name); err != nil {
@@ -115,8 +121,8 @@ func earlierFormat(t *testing.T) []byte {
 			}
 		}
 		return errors.Join(
-			tx.Bucket(bucketLedger).Put(keyFormat, []byte{1}),
-			tx.Bucket(bucketAddresses).Put([]byte("an address"), []byte("of version 1")),
+			tx.Bucket(bucketLedger).Put(keyFormat, []byte{version}),
+			tx.Bucket(bucketAddresses).Put(key, value),
 			tx.Bucket(bucketHistory).Put(numberKey(1), []byte("an event")),
 		)
 	})
