@@ -43,7 +43,7 @@ func (o Options) withDefaults() Options {
 	o.Remember = max(cmp.Or(o.Remember, 24*time.Hour), o.Hold)
 	o.HistoryAge = cmp.Or(o.HistoryAge, 90*24*time.Hour)
 	o.HistorySize = cmp.Or(o.HistorySize, 200_000)
-	o.growth = cmp.Or(o.growth, 1<<20)
+	o.growth = cmp.Or(o.growth, 512<<10)
 	o.lag = min(cmp.Or(o.lag, foldLag), o.HistorySize/4)
 	return o
 }

@@ -34,6 +34,9 @@ var (
 type store struct {
 	db   *bbolt.DB
 	path string
+	file *os.File // bbolt's
+	used int64    // bytes of the file that the last transaction knew of; what is behind them is free
+	size int64    // bytes of the file, or less
 	// history is what the file has of the history, unfolded what of it the other buckets do not follow yet.
 	history  extent
 	unfolded []entry
@@ -43,8 +46,8 @@ type store struct {
 	broken   chan struct{} // closed then
 }
 
-// openStore opens the file and calls each with every key and value in it. The file grows by growth bytes at a time, which
-// costs a flush each time; with growth 0 it is only read. A missing file is made unless it is only read.
+// openStore opens the file and calls each with every key and value in it. The file grows by growth bytes at a time, see
+// makeRoom; with growth 0 it is only read. A missing file is made unless it is only read.
 func openStore(path string, growth int, each func(bucket, key, value []byte) error) (*store, error) {
 	readOnly := growth == 0
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) && !readOnly {
@@ -65,7 +68,7 @@ func openStore(path string, growth int, each func(bucket, key, value []byte) err
 		if err != nil {
 			return err
 		}
-		s.db.AllocSize = growth
+		s.db.AllocSize, s.file = growth, file
 		return s.begin()
 	})
 	if err == nil {
@@ -175,10 +178,11 @@ func (s *store) update(f func(tx *bbolt.Tx) error) error {
 	if s.doubt != nil {
 		return s.doubt
 	}
+	s.makeRoom(int64(s.db.AllocSize))
 	id := 0
 	err := guarded(func() error {
 		return s.db.Update(func(tx *bbolt.Tx) error {
-			id = tx.ID()
+			id, s.used = tx.ID(), tx.Size()
 			return f(tx)
 		})
 	})
@@ -188,6 +192,33 @@ func (s *store) update(f func(tx *bbolt.Tx) error) error {
 		return s.doubt
 	}
 	return err
+}
+
+// zeros is what the file grows by, in writes of this size.
+var zeros [64 << 10]byte
+
+// makeRoom writes growth bytes of zeros behind the end of the file when less than that is left of it. bbolt would make the
+// file longer without writing to it: each flush of pages that lie in such a hole also writes where they are (fdatasync(2)),
+// which takes as long as a flush. If there is no room, bbolt finds out by itself, and complains.
+func (s *store) makeRoom(growth int64) {
+	if s.used+growth <= s.size {
+		return
+	}
+	info, err := s.file.Stat()
+	if err != nil {
+		return
+	}
+	s.size = info.Size()
+	if s.used+growth <= s.size { // bbolt has made it longer, for a large transaction
+		return
+	}
+	for end := s.size + growth; s.size < end; {
+		n, err := s.file.WriteAt(zeros[:min(end-s.size, int64(len(zeros)))], s.size)
+		s.size += int64(n)
+		if err != nil {
+			return
+		}
+	}
 }
 
 // inEffect reports whether whoever reads now reads what the transaction with that number wrote.
