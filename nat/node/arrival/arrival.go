@@ -86,7 +86,9 @@ func hear(ctx context.Context, h *netlink.Handle, ns *os.File, bridge *netlink.L
 	if err != nil {
 		return Frame{}, fmt.Errorf("listen on %s in a pod: %w", bridge.Name, err)
 	}
-	defer conn.Close()
+	// Closing waits until no processor can be looking at the socket (packet_release, net/packet/af_packet.c), ten milliseconds or
+	// more in which the guest, which has arrived, would not be announced.
+	defer func() { go conn.Close() }()
 	if mac, err := present(h, bridge, macs); mac != nil || err != nil {
 		return Frame{Source: mac}, err
 	}

@@ -94,7 +94,7 @@ func (n *Namespace) AnnounceSelf(link string) {
 		if err != nil {
 			return err
 		}
-		defer c.Close()
+		defer func() { go c.Close() }() // takes ten milliseconds and more, which nobody shall count as the agent's
 		_, err = c.WriteTo(frame, &packet.Addr{HardwareAddr: everyone})
 		return err
 	})
