@@ -130,7 +130,7 @@ func Put(ns *os.File, bridge string, frames []Frame) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer p.close()
+	defer func() { go p.close() }() // takes ten milliseconds and more, and the guest may get more
 	for i, f := range frames {
 		if _, err := p.file.Write(f); err != nil {
 			return i, fmt.Errorf("give a packet to the guest: %w", err)
