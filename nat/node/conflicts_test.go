@@ -171,6 +171,25 @@ func TestMigrationIsNotProbed(t *testing.T) {
 	}
 }
 
+// TestUnprovenAddressMoves: no node could say so far that nobody else has the address, and its guest migrates. The new node asks
+// before it answers; that the guest is heard there is no reason not to.
+func TestUnprovenAddressMoves(t *testing.T) {
+	t.Parallel()
+	r := newRoad(t)
+	held := r.to.view.Addresses[fifty]
+	held.Unproven = true
+	r.to.view.Addresses = map[netip.Addr]Held{fifty: held}
+	r.begin()
+	r.listened()
+	r.cut()
+	r.arrived()
+	if f := r.to.agent.responders.figures()["red0"][4]; f.Probes == 0 {
+		t.Errorf("%s was taken over without a question: %+v", fifty, f)
+	}
+	r.here("moved", r.to, r.from)
+	r.finish()
+}
+
 // TestUnasked: a router on the LAN answers for every address. A pool that says so has its addresses used all the same,
 // also those that were found taken before.
 func TestUnasked(t *testing.T) {
