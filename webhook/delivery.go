@@ -58,13 +58,13 @@ func (h *Hooks) deliver(ctx context.Context, req admission.Request, m metadata, 
 		if err := sidecarForbidden(labels); err != nil {
 			return "floatip: " + err.Error() + "; the VM will start without its floating address", nil
 		}
-		level, err := h.Cluster.RefusedNamespace(ctx, req.Namespace)
+		why, err := h.refusedBefore(ctx, req.Namespace, labels)
 		if err != nil {
-			d := refuse(internal(req), fmt.Errorf("look for pods without a sidecar: %w", err))
+			d := refuse(internal(req), err)
 			return "", &d
 		}
-		if err := RefusedByDefault(labels, level); err != nil {
-			return "floatip: " + err.Error() + ", or the VM will start without its floating address", nil
+		if why != nil {
+			return "floatip: " + why.Error() + ", or the VM will start without its floating address", nil
 		}
 	}
 	if _, lists := m.Annotations[floatip.AnnotationAllow]; lists && delivery == floatip.DeliveryKubeOVN {

@@ -60,6 +60,15 @@ func refusedLevel(vmi *kubevirt.VirtualMachineInstance) string {
 	return ""
 }
 
+// refusedBefore says why the launchers of a namespace with these labels will have no sidecar, by those that there are.
+func (h *Hooks) refusedBefore(ctx context.Context, namespace string, labels map[string]string) (why, err error) {
+	if _, says := labels[labelEnforce]; says {
+		return nil, nil // without asking
+	}
+	level, err := h.Cluster.RefusedNamespace(ctx, namespace)
+	return RefusedByDefault(labels, level), err
+}
+
 // refused says why the pod of an instance can have no sidecar: the namespace's label forbids it, or the API server has refused
 // a launcher of this instance for it, which KubeVirt makes again. Learned is the level in the second case. A VM that requires
 // its address is not started without it: its pod is refused again.
