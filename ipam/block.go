@@ -69,7 +69,8 @@ func eachItem(index *bbolt.Bucket, each func(key, value []byte), complain func(k
 	})
 }
 
-// merge makes changes in an index. They are in the order of their keys, each key once.
+// merge makes changes in an index, once in a transaction. They are in the order of their keys, each key once: so bbolt's
+// cursor meets no page that lost all of its blocks a moment ago, and over which it would not find the way.
 func (r *scratch) merge(index *bbolt.Bucket, changes []item) error {
 	index.FillPercent = appendFill
 	cursor := index.Cursor()

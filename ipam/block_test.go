@@ -75,6 +75,43 @@ func TestBlocks(t *testing.T) {
 	}
 }
 
+// A transaction takes out all blocks of some pages of bbolt, and puts something else among them and behind them.
+func TestBlocksOfEmptiedPages(t *testing.T) {
+	const n = 5000
+	key := func(i int) []byte { return binary.BigEndian.AppendUint32(nil, uint32(10*i)) }
+	for from := 100; from < 4500; from += 367 {
+		db := testDB(t)
+		want := map[string]string{}
+		var all, changes []item
+		for i := range n {
+			all = append(all, item{key(i), bytes.Repeat([]byte("v"), 90)})
+			if i >= from && i < from+211 {
+				changes = append(changes, item{key: key(i)})
+			} else {
+				want[string(key(i))] = string(all[i].value)
+			}
+		}
+		for i := 1; i < 211; i += 50 { // among what goes, and behind it
+			fresh := item{append(key(from + i)[:3:3], key(from + i)[3]+1), []byte("fresh")}
+			changes = append(changes, fresh)
+			want[string(fresh.key)] = "fresh"
+		}
+		slices.SortFunc(changes, func(a, b item) int { return bytes.Compare(a.key, b.key) })
+		for _, part := range [][]item{all, changes} {
+			err := db.Update(func(tx *bbolt.Tx) error {
+				var r scratch
+				return r.merge(tx.Bucket([]byte("index")), part)
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if diff := cmp.Diff(want, readBlocks(t, db)); diff != "" {
+			t.Fatalf("from %d (-want +got):\n%.2000s", from, diff)
+		}
+	}
+}
+
 func testDB(t *testing.T) *bbolt.DB {
 	t.Helper()
 	db, err := bbolt.Open(filepath.Join(t.TempDir(), "index.db"), 0o600, &bbolt.Options{NoSync: true, NoFreelistSync: true})
