@@ -11,41 +11,22 @@ import (
 	"golang.org/x/sys/unix"
 
 	"floatip.io/floatip/nat/node/leg"
+	"floatip.io/floatip/nat/node/nftrule"
 )
 
-// part is what one phrase of a rule's text becomes: expr.Any of the library, or encoded.
-type part []any
-
-// encoded is an expression as the kernel reads it.
-type encoded []byte
+// part is what one phrase of a rule's text becomes.
+type part = nftrule.Part
 
 // writer writes rules for a family.
 type writer struct{ layout }
 
 // rule puts the family's word for %s into text.
-func (w writer) rule(text string, parts ...part) rule {
+func (w writer) rule(text string, parts ...part) nftrule.Rule {
 	word := "ip"
 	if w.v6 {
 		word = "ip6"
 	}
-	r := rule{Text: strings.NewReplacer("%[1]s", word, "%s", word).Replace(text)}
-	for _, p := range parts {
-		for _, e := range p {
-			r.exprs = append(r.exprs, w.encode(e))
-		}
-	}
-	return r
-}
-
-func (w writer) encode(e any) encoded {
-	if raw, already := e.(encoded); already {
-		return raw
-	}
-	raw, err := expr.Marshal(byte(w.table.Family), e.(expr.Any))
-	if err != nil {
-		panic("podlink: expression: " + err.Error()) // a programming mistake
-	}
-	return raw
+	return nftrule.New(w.table.Family, strings.NewReplacer("%[1]s", word, "%s", word).Replace(text), parts...)
 }
 
 // Offsets of the addresses in the header (RFC 791 section 3.1, RFC 8200 section 3).
@@ -90,7 +71,7 @@ func (w writer) sender(m match) part {
 // pair matches the pod's address that was called, and who called it.
 func (w writer) pair(m match) part {
 	saddr, daddr := w.offsets()
-	return part{w.address(register(0), daddr), w.address(register(w.size/4), saddr), m}
+	return part{w.address(nftrule.Register(0), daddr), w.address(nftrule.Register(w.size/4), saddr), m}
 }
 
 // caller matches the pod's address that was called, who called it, and how.
@@ -98,21 +79,12 @@ func (w writer) caller(m match) part {
 	saddr, daddr := w.offsets()
 	words := w.size / 4
 	return part{
-		w.address(register(0), daddr),
-		w.address(register(words), saddr),
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register(2 * words)},
-		&expr.Payload{DestRegister: register(2*words + 1), Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		w.address(nftrule.Register(0), daddr),
+		w.address(nftrule.Register(words), saddr),
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: nftrule.Register(2 * words)},
+		&expr.Payload{DestRegister: nftrule.Register(2*words + 1), Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
 		m,
 	}
-}
-
-// register returns the n-th register of 4 bytes by the name that the kernel prefers: four of them make one of 16
-// (nft_dump_register in net/netfilter/nf_tables_api.c).
-func register(n uint32) uint32 {
-	if n%4 == 0 {
-		return unix.NFT_REG_1 + n/4
-	}
-	return unix.NFT_REG32_00 + n
 }
 
 func iifname(m match) part { return part{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg}, m} }
@@ -127,21 +99,10 @@ func (w writer) ctDestination(direction byte, m match) part {
 	if w.v6 {
 		key = 22
 	}
-	data := attributes(
+	return part{nftrule.Expression("ct",
 		netlink.Attribute{Type: unix.NFTA_CT_KEY, Data: binaryutil.BigEndian.PutUint32(key)},
 		netlink.Attribute{Type: unix.NFTA_CT_DREG, Data: binaryutil.BigEndian.PutUint32(reg)},
-		netlink.Attribute{Type: unix.NFTA_CT_DIRECTION, Data: []byte{direction}})
-	return part{encoded(attributes(
-		netlink.Attribute{Type: unix.NFTA_EXPR_NAME, Data: []byte("ct\x00")},
-		netlink.Attribute{Type: unix.NLA_F_NESTED | unix.NFTA_EXPR_DATA, Data: data})), m}
-}
-
-func attributes(list ...netlink.Attribute) []byte {
-	raw, err := netlink.MarshalAttributes(list)
-	if err != nil {
-		panic("podlink: attributes: " + err.Error()) // a programming mistake
-	}
-	return raw
+		netlink.Attribute{Type: unix.NFTA_CT_DIRECTION, Data: []byte{direction}}), m}
 }
 
 // ctDirection matches packets of whoever opened the connection, 0, or answers, 1.

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"floatip.io/floatip/nat/node/leg"
+	"floatip.io/floatip/nat/node/nftrule"
 )
 
 // chain is a chain with its rules. One that is only jumped to has no hook.
@@ -19,13 +20,7 @@ type chain struct {
 	Kind     nftables.ChainType
 	Hook     *nftables.ChainHook
 	Priority nftables.ChainPriority
-	Rules    []rule
-}
-
-// rule is one rule and the text that nft would read.
-type rule struct {
-	Text  string
-	exprs []encoded
+	Rules    []nftrule.Rule
 }
 
 // Priorities. Connection tracking stands at -200, the chains of the nat type that kube-proxy and CNIs have at -100 and
@@ -41,7 +36,7 @@ const (
 )
 
 func base(name string, kind nftables.ChainType, hook *nftables.ChainHook, priority nftables.ChainPriority,
-	rules []rule) chain {
+	rules []nftrule.Rule) chain {
 	return chain{Name: name, Kind: kind, Hook: hook, Priority: priority, Rules: rules}
 }
 
@@ -49,14 +44,14 @@ func base(name string, kind nftables.ChainType, hook *nftables.ChainHook, priori
 func (l layout) rules() []chain {
 	r := writer{l}
 	mark := fmt.Sprintf("meta mark and %#x != 0", leg.MarkMask)
-	belongs := []rule{
+	belongs := []nftrule.Rule{
 		r.rule("ct original %s daddr @addresses goto called",
 			r.ctDestination(original, in(setAddresses)), jump(expr.VerdictGoto, "called")),
 		r.rule("ct reply %s daddr @addresses goto opened",
 			r.ctDestination(reply, in(setAddresses)), jump(expr.VerdictGoto, "opened")),
 	}
 	chains := []chain{
-		base("guard_in", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, prioritySpoof, []rule{
+		base("guard_in", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, prioritySpoof, []nftrule.Rule{
 			// A pod that translates itself sends under its own floating address. No other address of the provider network
 			// comes from the link of a pod.
 			r.rule("iifname . %s saddr @senders return", r.sender(in(setSenders)), verdict(expr.VerdictReturn)),
@@ -71,14 +66,14 @@ func (l layout) rules() []chain {
 		// Errors that the node itself sends about a floating address, above all "fragmentation needed", leave where its
 		// answers do. A chain of type route looks the route up again when the mark changes.
 		base("mark_out", nftables.ChainTypeRoute, nftables.ChainHookOutput, priorityMark, belongs),
-		base("to_pod", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, priorityTo, []rule{
+		base("to_pod", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, priorityTo, []nftrule.Rule{
 			r.rule("dnat to %s daddr map @pod_of", r.daddr(look(mapTo)), translate(expr.NATTypeDestNAT, l.table.Family)),
 		}),
-		base("to_pod_out", nftables.ChainTypeNAT, nftables.ChainHookOutput, priorityTo, []rule{
+		base("to_pod_out", nftables.ChainTypeNAT, nftables.ChainHookOutput, priorityTo, []nftrule.Rule{
 			r.rule("dnat to %s daddr map @pod_of", r.daddr(look(mapTo)), translate(expr.NATTypeDestNAT, l.table.Family)),
 		}),
 		// Behind the translation of sources: who calls from a pod of this node under a floating address is known by it.
-		base("admit", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, priorityAdmit, []rule{
+		base("admit", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, priorityAdmit, []nftrule.Rule{
 			r.rule("ct original %s daddr @translated ct direction original goto caller",
 				r.ctDestination(original, in(setTranslated)), ctDirection(original), jump(expr.VerdictGoto, "caller")),
 			r.rule("ct direction reply ct reply %s daddr @counted_in",
@@ -87,7 +82,7 @@ func (l layout) rules() []chain {
 			r.rule("%s daddr @translated drop", r.daddr(in(setTranslated)), verdict(expr.VerdictDrop)),
 		}),
 		// Each packet of a caller is held against the list, not only the first: a shorter list cuts connections.
-		{Name: "caller", Rules: []rule{
+		{Name: "caller", Rules: []nftrule.Rule{
 			r.rule("ct state related goto counted", ctRelated(), jump(expr.VerdictGoto, "counted")),
 			r.rule("ct original %s daddr @open_to_all goto counted",
 				r.ctDestination(original, in(setOpen)), jump(expr.VerdictGoto, "counted")),
@@ -97,11 +92,11 @@ func (l layout) rules() []chain {
 			r.rule("ct original %s daddr @refused", r.ctDestination(original, in(setRefused))),
 			r.rule("drop", verdict(expr.VerdictDrop)),
 		}},
-		{Name: "counted", Rules: []rule{
+		{Name: "counted", Rules: []nftrule.Rule{
 			r.rule("ct original %s daddr @counted_in return",
 				r.ctDestination(original, in(setIn)), verdict(expr.VerdictReturn)),
 		}},
-		base("to_floating", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, priorityFrom, []rule{
+		base("to_floating", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, priorityFrom, []nftrule.Rule{
 			// Marked are what a pod opens to hosts outside, and what it calls of floating addresses, its own included:
 			// answers must come back here, and a pod takes no packet that seems to come from itself.
 			r.rule(mark+" snat to iifname . %s saddr map @floating_of",
@@ -109,7 +104,7 @@ func (l layout) rules() []chain {
 		}),
 		// Nothing leaves under a floating address but by the provider's NICs and to pods. That is what established
 		// connections would do while a NIC is gone: the kernel goes on translating them.
-		base("guard_out", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, priorityGuard, []rule{
+		base("guard_out", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, priorityGuard, []nftrule.Rule{
 			r.rule("%[1]s saddr @addresses %[1]s daddr != @cluster oifname != @exits drop",
 				r.saddr(in(setAddresses)), r.daddr(notIn(setCluster)), oifname(notIn(setExits)), verdict(expr.VerdictDrop)),
 			r.rule("%s saddr @counted_out", r.saddr(in(setOut))),
@@ -141,7 +136,7 @@ func (l layout) text() string {
 	for _, c := range l.chains {
 		var rules []string
 		for _, r := range c.Rules {
-			rules = append(rules, r.canonical())
+			rules = append(rules, r.Canonical())
 		}
 		texts[c.Name] = chainText(c.Name, c.Kind, c.Hook, c.Priority, rules)
 	}
