@@ -23,6 +23,7 @@ type config struct {
 	listen          string
 	nodeAddress     string
 	peerPort        int
+	fastPath        bool
 	verbose         bool
 }
 
@@ -30,6 +31,7 @@ func defaults() config {
 	return config{
 		nodeName: os.Getenv("NODE_NAME"), kubeletDir: "/var/lib/kubelet", clusterNetworks: os.Getenv("FLOATIP_CLUSTER_NETWORKS"),
 		listen: "127.0.0.1:9447", nodeAddress: os.Getenv("NODE_ADDRESS"), peerPort: 9448,
+		fastPath: true,
 	}
 }
 
@@ -51,6 +53,8 @@ func (c *config) register(flags *flag.FlagSet) {
 		"the node's address on the cluster's network, where agents of other nodes ask for the connections of a guest that "+
 			"migrates to them; empty: guests move without what their pods' kernels know of their connections (default $NODE_ADDRESS)")
 	flags.IntVar(&c.peerPort, "peer-port", c.peerPort, "port on --node-address for agents of other nodes")
+	flags.BoolVar(&c.fastPath, "fast-path", c.fastPath, "let packets of established connections past the node's routing and filters; "+
+		"off for a node that filters each packet which it forwards (docs/decisions/fastpath.md)")
 	flags.BoolVar(&c.verbose, "v", c.verbose, "log each change of the kernel, not only what they add up to")
 }
 

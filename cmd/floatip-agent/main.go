@@ -92,7 +92,7 @@ func work(ctx context.Context, c config, networks []netip.Prefix, log *slog.Logg
 	}
 	agent, err = node.NewAgent(node.Options{
 		Name: c.nodeName, KubeletDir: c.kubeletDir, ClusterNetworks: networks, Sysctls: c.sysctlDir, Log: log,
-		PeerAddress: c.peerAddress(),
+		PeerAddress: c.peerAddress(), NoFastPath: !c.fastPath,
 	}, api, api)
 	if err != nil {
 		return err

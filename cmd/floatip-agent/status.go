@@ -65,6 +65,9 @@ func printStatus(out io.Writer, s node.NodeStatus, now time.Time) error {
 	if s.Problem != "" {
 		fmt.Fprintf(out, "not everything is in place: %s\n", s.Problem)
 	}
+	if s.NoFastPath != "" {
+		fmt.Fprintf(out, "established connections take the node's ordinary way: %s\n", s.NoFastPath)
+	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "ADDRESS\tVM\tPOD\tWAY\tMODE\tSTATE\tNIC\tANNOUNCED\tCONFLICT\tIN\tOUT")
 	for _, a := range s.Addresses {

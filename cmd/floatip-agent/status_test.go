@@ -15,7 +15,7 @@ import (
 func TestPrintStatus(t *testing.T) {
 	now := time.Unix(1000, 0)
 	s := node.NodeStatus{
-		Node: "n1", Revision: "abc", Round: now.Add(-3 * time.Second), Problem: "no route",
+		Node: "n1", Revision: "abc", Round: now.Add(-3 * time.Second), Problem: "no route", NoFastPath: "off",
 		Addresses: []node.AddressStatus{
 			{Address: netip.MustParseAddr("192.168.100.50"), Namespace: "demo", VM: "web", Pod: "virt-launcher-web-x", Mode: node.Active,
 				Way: "fip0123456789ab", Interface: "eth1", Reason: "Ready", Announced: now.Add(-90 * time.Second),
@@ -33,6 +33,7 @@ func TestPrintStatus(t *testing.T) {
 	want := []string{
 		"node n1, revision abc, last round 3s ago",
 		"not everything is in place: no route",
+		"established connections take the node's ordinary way: off",
 		"ADDRESS VM POD WAY MODE STATE NIC ANNOUNCED CONFLICT IN OUT",
 		"192.168.100.50 demo/web virt-launcher-web-x fip0123456789ab Active Ready eth1 1m30s ago no 12 pkts/999 B 3 pkts/4.6 MB",
 		"192.168.100.51 demo/db virt-launcher-db-y fip0123456789ac Active AddressTaken eth1 never YES 0 pkts/0 B 0 pkts/0 B",

@@ -53,6 +53,8 @@ type Options struct {
 	// Sysctls is /proc/sys/net or where it is mounted writable.
 	Sysctls string
 	Log     *slog.Logger
+	// NoFastPath lets every packet take the node's ordinary way (package fastpath).
+	NoFastPath bool
 	// Timing of probes and defences. The zero Timing stands for announce.DefaultTiming.
 	Timing announce.Timing
 	// Patience with the other node of a move. The zero Patience stands for DefaultPatience.
@@ -81,6 +83,7 @@ type Agent struct {
 	wake   chan struct{} // capacity 1
 
 	kernel     *leg.Node
+	fast       *fast
 	podlink    *podlink.Node
 	links      map[linkKey]string  // by which link a pod was reached last
 	sessions   map[string]*session // by pod UID
@@ -107,7 +110,7 @@ func NewAgent(o Options, source Source, sink Sink) (*Agent, error) {
 		Options: o, source: source, sink: sink, wake: make(chan struct{}, 1), kernel: kernel,
 		podlink: podlink.Open(o.NetNS), links: map[linkKey]string{}, sessions: map[string]*session{}, tests: tests{},
 	}
-	a.responders, a.solicitor = newResponders(o, a.Wake), newSolicitor(o)
+	a.responders, a.solicitor, a.fast = newResponders(o, a.Wake), newSolicitor(o), newFast(o)
 	if a.exchange, err = newExchange(o, a.Wake); err != nil {
 		kernel.Close()
 		return nil, err
@@ -238,6 +241,7 @@ func (a *Agent) round(ctx context.Context, v View) (report Report, err error) {
 	errs = append(errs, err, podlinks)
 	a.responders.set(ctx, plan.audible(), plan.leaving(v), plan.seen)
 	a.solicitor.set(ctx, bareNICs(d.Networks, plan.audible()))
+	errs = append(errs, a.speedUp(d, plan))
 	errs = append(errs, a.follow(v, plan))
 	errs = append(errs, a.dismiss(d))
 	a.forgetLinks(d)
@@ -246,7 +250,7 @@ func (a *Agent) round(ctx context.Context, v View) (report Report, err error) {
 	a.health.observe(a.responders.figures(), plan.conflicts(), plan.traffic(counters))
 	report = a.report(v, d, plan, err)
 	err = errors.Join(errs...)
-	a.health.tell(lines(plan, report, plan.traffic(counters)), d.Refusals, err)
+	a.health.tell(lines(plan, report, plan.traffic(counters)), d.Refusals, a.fast.off, err)
 	return report, err
 }
 
@@ -263,9 +267,23 @@ func (a *Agent) apply(d *Decision, p plan, holding leg.Holding) (applied, podlin
 			}
 		}
 	}
-	report, applied := a.kernel.Apply(p.config(*d, a.ClusterNetworks))
+	config := p.config(*d, a.ClusterNetworks)
+	slower, withdrawn := a.fast.withdraw(config)
+	a.logChanges("node", slower)
+	report, applied := a.kernel.Apply(config)
 	a.logChanges("node", report)
-	return applied, podlinks
+	return errors.Join(withdrawn, applied), podlinks
+}
+
+// speedUp puts what goes by legs on the fast path, now that everything stands and is announced.
+func (a *Agent) speedUp(d Decision, p plan) error {
+	was := a.fast.off
+	report, err := a.fast.apply(p.config(d, a.ClusterNetworks))
+	a.logChanges("node", report)
+	if off := a.fast.off; off != nil && (was == nil || was.Error() != off.Error()) {
+		a.Log.Info("no fast path: established connections take the node's ordinary way", "reason", off)
+	}
+	return err
 }
 
 // follow does what moves call for besides what every pod has.

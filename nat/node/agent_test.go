@@ -68,10 +68,11 @@ type bench struct {
 	timing  announce.Timing
 	view    View
 
-	delivery floatip.Delivery // of the pool
-	stop     func()           // the agent
-	agent    *Agent
-	last     *Report // the latest one that was looked at
+	delivery   floatip.Delivery // of the pool
+	noFastPath bool
+	stop       func() // the agent
+	agent      *Agent
+	last       *Report // the latest one that was looked at
 }
 
 func newBench(t testing.TB) *bench {
@@ -117,7 +118,8 @@ func (b *bench) start() {
 	b.last = nil
 	a, err := NewAgent(Options{
 		Name: b.name, KubeletDir: b.kubelet, NetNS: b.node.File, PeerAddress: b.address, Sysctls: leg.DefaultSysctls,
-		Timing: b.timing, Patience: Patience{Answer: patience, Remembered: patience, Stale: patience}, Log: slog.New(slog.NewTextHandler(testWriter{b.t}, nil)).With("node", b.name),
+		Timing: b.timing, Patience: Patience{Answer: patience, Remembered: patience, Stale: patience}, NoFastPath: b.noFastPath,
+		Log: slog.New(slog.NewTextHandler(testWriter{b.t}, nil)).With("node", b.name),
 	}, b.cluster, b.cluster)
 	if err != nil {
 		b.t.Fatal(err)

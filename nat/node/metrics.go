@@ -26,6 +26,8 @@ func (a *Agent) WriteMetrics(w io.Writer) {
 	fmt.Fprintf(w, "floatip_agent_pods{decision=\"refused\"} %d\n", h.refused)
 	family("floatip_agent_kernel_changes_total", "counter", "Changes of links, routes, rules and settings.")
 	fmt.Fprintf(w, "floatip_agent_kernel_changes_total %d\n", h.changes)
+	family("floatip_agent_fast_path", "gauge", "1 if packets of established connections pass the node's routing by, 0 if they do not.")
+	fmt.Fprintf(w, "floatip_agent_fast_path %d\n", map[bool]int{true: 1}[h.status.NoFastPath == ""])
 	h.writeNeighbours(w, family)
 	h.moves.write(w, family)
 	h.writeTraffic(w, family)

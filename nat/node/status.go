@@ -30,6 +30,8 @@ type NodeStatus struct {
 	Round     time.Time       `json:"round,omitzero"`
 	Problem   string          `json:"problem,omitempty"`
 	Addresses []AddressStatus `json:"addresses"`
+	// NoFastPath is why established connections take the node's ordinary way, "" where they pass it by.
+	NoFastPath string `json:"noFastPath,omitempty"`
 	// Refused are pods that claim an address which they do not get.
 	Refused []RefusedStatus `json:"refused,omitempty"`
 }
@@ -90,12 +92,15 @@ func lines(p plan, r Report, t []traffic) []AddressStatus {
 }
 
 // tell keeps what a round found out for those who ask.
-func (h *health) tell(lines []AddressStatus, refusals []Refusal, err error) {
+func (h *health) tell(lines []AddressStatus, refusals []Refusal, noFastPath, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.status = NodeStatus{Round: time.Now(), Addresses: lines}
 	if err != nil {
 		h.status.Problem = err.Error()
+	}
+	if noFastPath != nil {
+		h.status.NoFastPath = noFastPath.Error()
 	}
 	for _, r := range refusals {
 		h.status.Refused = append(h.status.Refused, RefusedStatus{r.Pod.Namespace + "/" + r.Pod.Name, r.Address, r.Reason})

@@ -43,7 +43,7 @@ func crowded(b *testing.B, n int) path {
 	b.Helper()
 	c := lab.NewCloud(b)
 	vm := c.AddVM(b, 1)
-	plug(b, c, vm)
+	plug(b, c, []*lab.VM{vm})
 	commands := []string{"link add crowd type veth peer name crowd-end", "link set crowd up", "link set crowd-end up"}
 	next4, next6 := netip.MustParseAddr("192.168.64.1"), netip.MustParseAddr("2001:db8:100::1:1")
 	for range n - 1 {

@@ -3,10 +3,12 @@ package bench
 import (
 	"net/netip"
 	"os"
+	"slices"
 	"testing"
 
 	"floatip.io/floatip"
 	"floatip.io/floatip/nat"
+	"floatip.io/floatip/nat/node/fastpath"
 	"floatip.io/floatip/nat/node/leg"
 	"floatip.io/floatip/test/lab"
 )
@@ -28,6 +30,7 @@ const (
 	beside       = "beside"            // masquerade on a node with floating addresses: what floatip costs the others
 	floatingIP   = "floating IP"
 	walled       = "1000 entries" // a floating address behind a firewall of that many
+	slow         = "ordinary way" // a floating address without the fast path
 )
 
 // newPaths makes a cloud with floating addresses and one without, and one VM for each path.
@@ -48,19 +51,20 @@ func newPaths(b *testing.B) []path {
 	if bridgeNetfilter(paths[2]) != "absent" {
 		paths[2].vm.Pod.Sysctl(b, "net.bridge.bridge-nf-call-iptables=0", "net.bridge.bridge-nf-call-ip6tables=0")
 	}
-	floating, closed := c.AddVM(b, 5), c.AddVM(b, 6)
-	plug(b, c, floating, closed)
-	for vm, firewall := range map[*lab.VM]*floatip.Firewall{floating: nil, closed: manyEntries()} {
+	floating, closed, ordinary := c.AddVM(b, 5), c.AddVM(b, 6), c.AddVM(b, 7)
+	plug(b, c, []*lab.VM{floating, closed}, ordinary)
+	for vm, firewall := range map[*lab.VM]*floatip.Firewall{floating: nil, closed: manyEntries(), ordinary: nil} {
 		vm.KubeVirt(b)
 		install(b, vm, firewall)
 	}
 	return append(paths,
 		path{floatingIP, c.Host, floating, [2]string{floating.Floating4, floating.Floating6}},
-		path{walled, c.Host, closed, [2]string{closed.Floating4, closed.Floating6}})
+		path{walled, c.Host, closed, [2]string{closed.Floating4, closed.Floating6}},
+		path{slow, c.Host, ordinary, [2]string{ordinary.Floating4, ordinary.Floating6}})
 }
 
-// plug makes the legs of the VMs as the node agent does, by its own code.
-func plug(b *testing.B, c *lab.Cloud, vms ...*lab.VM) {
+// plug makes the legs of the VMs as the node agent does, by its own code. Those of ordinary are not on the fast path.
+func plug(b *testing.B, c *lab.Cloud, vms []*lab.VM, ordinary ...*lab.VM) {
 	b.Helper()
 	network := func(prefix, gateway string) leg.Network {
 		return leg.Network{
@@ -78,7 +82,7 @@ func plug(b *testing.B, c *lab.Cloud, vms ...*lab.VM) {
 		b.Fatal(err)
 	}
 	defer kernel.Close()
-	for _, vm := range vms {
+	for _, vm := range slices.Concat(vms, ordinary) {
 		addresses, uid := []netip.Addr{netip.MustParseAddr(vm.Floating4), netip.MustParseAddr(vm.Floating6)}, vm.Pod4
 		pod := open(b, vm.Pod)
 		if _, err := kernel.Plug(uid, pod); err != nil {
@@ -90,6 +94,10 @@ func plug(b *testing.B, c *lab.Cloud, vms ...*lab.VM) {
 		config.Legs = append(config.Legs, leg.Leg{Pod: uid, Addresses: addresses})
 	}
 	if _, err := kernel.Apply(config); err != nil {
+		b.Fatal(err)
+	}
+	config.Legs = config.Legs[:len(vms)]
+	if _, err := fastpath.Open(open(b, c.Node), leg.DefaultSysctls).Apply(config); err != nil {
 		b.Fatal(err)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -15,7 +16,8 @@ import (
 )
 
 // Inventory lists what the namespace holds: links, rules, routes, static neighbours, forwarding entries, nftables. What
-// the World makes for pods, and what the kernel adds by itself some time after a link is up, is left out.
+// the World makes for pods, and what the kernel adds by itself some time after a link is up or for each connection, is left
+// out.
 func (n *Namespace) Inventory() []string {
 	n.t.Helper()
 	var lines []string
@@ -31,7 +33,7 @@ func (n *Namespace) Inventory() []string {
 				return fmt.Errorf("%s: %w", args, err)
 			}
 			for line := range strings.Lines(string(out)) {
-				if line = strings.Join(strings.Fields(line), " "); !ofWorld(line) {
+				if line = strings.Join(strings.Fields(line), " "); !ofWorld(line) && !passing.MatchString(line) {
 					lines = append(lines, args+": "+line)
 				}
 			}
@@ -41,6 +43,9 @@ func (n *Namespace) Inventory() []string {
 	slices.Sort(lines)
 	return lines
 }
+
+// passing are elements of sets that packets have put there.
+var passing = regexp.MustCompile(`^(elements = \{ )?[0-9a-f:.]+ \. .* timeout `)
 
 func ofWorld(line string) bool {
 	for _, mark := range []string{"cali", "100.0.0.", "fd30::", "proto kernel", "33:33:", "01:00:5e:"} {

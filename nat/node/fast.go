@@ -1,0 +1,50 @@
+package node
+
+import (
+	"errors"
+
+	"floatip.io/floatip/nat/node/fastpath"
+	"floatip.io/floatip/nat/node/leg"
+)
+
+// fast is the agent's fast path. Where it cannot be, packets take the ordinary way, and nothing else is missing.
+type fast struct {
+	node *fastpath.Node
+	// never is why there is none as long as this agent works: it was told so, or the kernel has not the means.
+	never error
+	// off is why there is none since the last round.
+	off error
+}
+
+var errFastPathOff = errors.New("switched off by --fast-path=false")
+
+func newFast(o Options) *fast {
+	f := &fast{node: fastpath.Open(o.NetNS, o.Sysctls)}
+	if o.NoFastPath {
+		f.never = errFastPathOff
+	}
+	return f
+}
+
+// wanted is c where the fast path is allowed, and nothing where it is not.
+func (f *fast) wanted(c leg.Config) leg.Config {
+	f.off = f.never
+	if f.off == nil {
+		f.off = f.node.Allowed()
+	}
+	if f.off != nil {
+		return leg.Config{}
+	}
+	return c
+}
+
+// withdraw comes before the routes change, apply when the addresses are announced: nobody waits for it.
+func (f *fast) withdraw(c leg.Config) (leg.Report, error) { return f.node.Withdraw(f.wanted(c)) }
+
+func (f *fast) apply(c leg.Config) (leg.Report, error) {
+	report, err := f.node.Apply(f.wanted(c))
+	if errors.Is(err, fastpath.ErrNotSupported) {
+		f.never, f.off, err = err, err, nil
+	}
+	return report, err
+}
