@@ -91,7 +91,7 @@ func launchers(ctx context.Context, s *story.Story, of *kubevirtv1.VirtualMachin
 }
 
 // postCopyPolicy has KubeVirt let the guest go on at the target after two seconds, when most of its memory is still on the
-// source: at 8 MiB in a second the guest's takes more than that.
+// source: at 4 MiB in a second the guest's takes twice that and more.
 const postCopyPolicy = `
 apiVersion: migrations.kubevirt.io/v1alpha1
 kind: MigrationPolicy
@@ -100,7 +100,7 @@ metadata:
 spec:
   allowPostCopy: true
   completionTimeoutPerGiB: 1
-  bandwidthPerMigration: 8Mi
+  bandwidthPerMigration: 4Mi
   selectors:
     namespaceSelector:
       kubernetes.io/metadata.name: ` + story.Namespace + "\n"
