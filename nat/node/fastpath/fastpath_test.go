@@ -148,6 +148,14 @@ func TestApply(t *testing.T) {
 	if diff := cmp.Diff(full, ns.Inventory()); diff != "" {
 		t.Errorf("repaired (-before +after):\n%s", diff)
 	}
+	ns.Run("nft delete element netdev " + Table + " here4 { " + fifty.String() + " }")
+	if _, err := n.Withdraw(c); err != nil {
+		t.Error(err)
+	}
+	apply(t, n, c)
+	if diff := cmp.Diff(full, ns.Inventory()); diff != "" {
+		t.Errorf("damaged addresses (-before +after):\n%s", diff)
+	}
 	ns.Run("nft delete table netdev " + Table)
 	apply(t, n, c)
 	if diff := cmp.Diff(full, ns.Inventory()); diff != "" {

@@ -67,8 +67,14 @@ func (n *Node) Withdraw(c leg.Config) (report leg.Report, err error) {
 	}
 	defer k.close()
 	have := state{legs: map[netip.Addr]int{}}
-	if err := k.readLegs(&have); err != nil || len(have.legs) == 0 {
+	if err := k.readLegs(&have); err != nil {
 		return report, err
+	}
+	if have.damaged {
+		return report, k.removeTable(state{legs: have.legs, there: true}, &report)
+	}
+	if len(have.legs) == 0 {
+		return report, nil
 	}
 	links, err := k.links()
 	if err != nil {
@@ -98,8 +104,11 @@ func (n *Node) Apply(c leg.Config) (report leg.Report, err error) {
 		return report, err
 	}
 	want := desired(c, links)
-	if len(want.legs) == 0 {
-		return report, k.removeTable(have, &report)
+	if have.damaged || len(want.legs) == 0 {
+		if err := k.removeTable(have, &report); err != nil || len(want.legs) == 0 {
+			return report, err
+		}
+		have = state{}
 	}
 	todo := difference(want.state, have)
 	if todo.empty() {
@@ -204,11 +213,22 @@ func (k *kernel) readLegs(s *state) error {
 		if err != nil && !isGone(err) {
 			return fmt.Errorf("read map %s of table %s: %w", f.legs(), Table, err)
 		}
+		here, err := k.nft.GetSetElements(f.addresses())
+		if err != nil && !isGone(err) {
+			return fmt.Errorf("read set %s of table %s: %w", f.here(), Table, err)
+		}
 		for _, e := range elements {
 			if a, ok := netip.AddrFromSlice(e.Key); ok {
 				s.legs[a] = int(binaryutil.NativeEndian.Uint32(e.Val))
 			}
 		}
+		same := len(here) == len(elements)
+		for _, e := range here {
+			a, ok := netip.AddrFromSlice(e.Key)
+			_, known := s.legs[a]
+			same = same && ok && known
+		}
+		s.damaged = s.damaged || !same
 	}
 	return nil
 }
@@ -218,9 +238,14 @@ func isGone(err error) bool {
 	return errors.Is(err, unix.ENOENT) || strings.HasSuffix(err.Error(), unix.ENOENT.Error())
 }
 
+func (f family) addresses() *nftables.Set {
+	return &nftables.Set{Table: table(), Name: f.here(), KeyType: f.keyType, Size: addressesMost}
+}
+
 func (f family) legsMap() *nftables.Set {
 	return &nftables.Set{
 		Table: table(), Name: f.legs(), IsMap: true, KeyType: f.keyType, DataType: nftables.TypeIFIndex,
+		Size: addressesMost,
 	}
 }
 
@@ -281,7 +306,7 @@ func (k *kernel) create(want plan, chains []string) error {
 		if !want.has(f) {
 			continue
 		}
-		for i, s := range append(f.flowSets(), f.legsMap()) {
+		for i, s := range append(f.flowSets(), f.addresses(), f.legsMap()) {
 			s.ID = uint32(i) + 1 // the library's own numbers are counted for the whole process without a lock
 			if f.size == ipv6.size {
 				s.ID += 100
@@ -327,7 +352,7 @@ func (k *kernel) elements(addresses []netip.Addr, legs map[netip.Addr]int,
 	do func(*nftables.Set, []nftables.SetElement) error, what string, report *leg.Report) error {
 	for some := range slices.Chunk(addresses, elementsAtOnce) {
 		for _, f := range []family{ipv4, ipv6} {
-			var list []nftables.SetElement
+			var list, here []nftables.SetElement
 			for _, a := range some {
 				if familyOf(a).size != f.size {
 					continue
@@ -336,13 +361,13 @@ func (k *kernel) elements(addresses []netip.Addr, legs map[netip.Addr]int,
 				if legs != nil {
 					e.Val = binaryutil.NativeEndian.PutUint32(uint32(legs[a]))
 				}
-				list = append(list, e)
+				list, here = append(list, e), append(here, nftables.SetElement{Key: e.Key})
 				report.Changes = append(report.Changes, fmt.Sprintf("fast path: %s %s", a, what))
 			}
 			if len(list) == 0 {
 				continue
 			}
-			if err := do(f.legsMap(), list); err != nil {
+			if err := errors.Join(do(f.legsMap(), list), do(f.addresses(), here)); err != nil {
 				return fmt.Errorf("map %s: %w", f.legs(), err)
 			}
 		}

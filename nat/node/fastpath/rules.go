@@ -30,11 +30,12 @@ const (
 )
 
 // Sizes of the sets. The kernel makes a table of 8 to 16 bytes for each of these at once, about 100 more for one that is
-// there.
+// there. Addresses have a size because the kernel searches a set faster that does not grow (nft_set_hash.c).
 const (
-	tcpFlows = 131072
-	udpFlows = 65536
-	seenMost = 32768
+	addressesMost = 16384
+	tcpFlows      = 131072
+	udpFlows      = 65536
+	seenMost      = 32768
 )
 
 const (
@@ -70,10 +71,12 @@ func familyOf(a netip.Addr) family {
 	return ipv6
 }
 
-// Names of sets and of the map.
+// Names of sets and of the map. What is in here are the addresses of this node, what is in legs leads to the links of those
+// that have a leg.
 func (f family) flows(protocol string) string { return protocol + "_flows" + f.name }
 func (f family) seen(protocol string) string  { return protocol + "_seen" + f.name }
 func (f family) legs() string                 { return "legs" + f.name }
+func (f family) here() string                 { return "here" + f.name }
 
 type part = nftrule.Part
 
@@ -144,11 +147,19 @@ func (f family) remember(set string, life time.Duration) part {
 	}}
 }
 
-// here finds the leg of the floating address of an inbound key.
-func (f family) here() part {
+// leg finds the leg of the floating address of an inbound key.
+func (f family) leg() part {
 	return part{&expr.Lookup{
 		SourceRegister: f.floating(), SetName: f.legs(), DestRegister: f.spare(), IsDestRegSet: true,
 	}}
+}
+
+// toHere matches packets to a floating address of this node.
+func (f family) toHere() part {
+	return part{
+		load(f.floating(), expr.PayloadBaseNetworkHeader, f.source+f.size, f.size),
+		&expr.Lookup{SourceRegister: f.floating(), SetName: f.here()},
+	}
 }
 
 // forward takes the link's number from the spare register (nft_fwd_netdev.c: fwd IP to ADDRESS device LINK). The
@@ -225,25 +236,25 @@ func (f family) shared() []nftrule.Chain {
 	key := f.inbound(f.header())
 	first := []nftrule.Rule{
 		f.rule("IP protocol tcp tcp flags & (syn|rst) == 0 IP frag-off & 0x3fff == 0 KEY @flows fwd IP to IP daddr device IP daddr map @legs",
-			f.tcp(), f.flags(syn|rst, expr.CmpOpEq, 0), f.whole(), key, f.in(f.flows("tcp")), f.here(), f.forward(f.floating())),
+			f.tcp(), f.flags(syn|rst, expr.CmpOpEq, 0), f.whole(), key, f.in(f.flows("tcp")), f.leg(), f.forward(f.floating())),
 		f.rule("IP protocol udp IP frag-off & 0x3fff == 0 KEY @flows fwd IP to IP daddr device IP daddr map @legs",
-			f.udp(), f.whole(), key, f.in(f.flows("udp")), f.here(), f.forward(f.floating())),
+			f.udp(), f.whole(), key, f.in(f.flows("udp")), f.leg(), f.forward(f.floating())),
 	}
 	return []nftrule.Chain{
 		{Name: "in" + f.name, Rules: append(first, f.byProtocol(in)...)},
 		{Name: in("tcp"), Rules: []nftrule.Rule{
 			f.rule("tcp flags & rst != 0 IP frag-off & 0x3fff == 0 KEY @flows update @flows { KEY timeout 1m } fwd …",
-				f.tcp(), f.flags(rst, expr.CmpOpNeq, 0), f.whole(), key, f.in(f.flows("tcp")), f.here(),
+				f.tcp(), f.flags(rst, expr.CmpOpNeq, 0), f.whole(), key, f.in(f.flows("tcp")), f.leg(),
 				f.remember(f.flows("tcp"), closing), f.forward(f.floating())),
-			f.rule("tcp flags & syn != 0 IP frag-off & 0x3fff == 0 IP daddr @legs update @seen { KEY timeout 5s }",
-				f.tcp(), f.flags(syn, expr.CmpOpNeq, 0), f.whole(), key, f.here(), f.remember(f.seen("tcp"), seen)),
+			f.rule("tcp flags & syn != 0 IP frag-off & 0x3fff == 0 update @seen { KEY timeout 5s }",
+				f.tcp(), f.flags(syn, expr.CmpOpNeq, 0), f.whole(), key, f.remember(f.seen("tcp"), seen)),
 		}},
 		{Name: in("udp"), Rules: []nftrule.Rule{
-			f.rule("IP frag-off & 0x3fff == 0 IP daddr @legs update @seen { KEY timeout 5s }",
-				f.udp(), f.whole(), key, f.here(), f.remember(f.seen("udp"), seen)),
+			f.rule("IP frag-off & 0x3fff == 0 update @seen { KEY timeout 5s }",
+				f.udp(), f.whole(), key, f.remember(f.seen("udp"), seen)),
 		}},
 		{Name: in("icmp"), Rules: f.errors(f.outbound(f.quoted()), part{
-			load(f.floating(), expr.PayloadBaseNetworkHeader, f.source+f.size, f.size), f.here()[0]}, f.forward(f.floating()))},
+			load(f.floating(), expr.PayloadBaseNetworkHeader, f.source+f.size, f.size), f.leg()[0]}, f.forward(f.floating()))},
 	}
 }
 
@@ -338,8 +349,7 @@ func (w way) hop() []nftrule.Rule {
 	to := part{&expr.Immediate{Register: w.spare(), Data: binaryutil.NativeEndian.PutUint32(uint32(w.nic))}}
 	rules := []nftrule.Rule{
 		// Somebody outside may have come to this node since, and nobody on the provider network answers for him here.
-		w.rule("IP daddr @legs accept", w.any(), part{load(w.floating(), expr.PayloadBaseNetworkHeader, w.source+w.size, w.size)},
-			w.here(), verdict(expr.VerdictAccept, "")),
+		w.rule("IP daddr @here accept", w.any(), w.toHere(), verdict(expr.VerdictAccept, "")),
 		w.rule("IP daddr "+w.prefix.String()+" fwd IP to IP daddr device NIC", w.any(), w.towards(w.prefix),
 			part{load(w.outside(), expr.PayloadBaseNetworkHeader, w.source+w.size, w.size)}, to, w.forward(w.outside())),
 	}
@@ -359,15 +369,16 @@ func (w way) towards(n netip.Prefix) part {
 	}
 }
 
-// onNIC leads what the NIC has received for this host to the chains of its family. A frame of a VLAN is none of those, also
+// onNIC leads what the NIC has received for floating addresses to the chains of their families; all else is done with. A frame of a VLAN is none of those, also
 // where the NIC has put the tag aside: what the Ethernet header says counts.
 func onNIC(families []family) (rules []nftrule.Rule) {
 	for _, f := range families {
-		rules = append(rules, f.rule("ether type IP pkttype host goto in"+f.name, part{
-			load(f.outside(), expr.PayloadBaseLLHeader, 12, 2),
-			number(expr.CmpOpEq, f.outside(), binaryutil.BigEndian.PutUint16(f.etherType)...),
+		rules = append(rules, f.rule("pkttype host IP daddr @here ether type IP goto in"+f.name, f.any(), part{
 			&expr.Meta{Key: expr.MetaKeyPKTTYPE, Register: f.outside()},
 			number(expr.CmpOpEq, f.outside(), unix.PACKET_HOST),
+		}, f.toHere(), part{
+			load(f.outside(), expr.PayloadBaseLLHeader, 12, 2),
+			number(expr.CmpOpEq, f.outside(), binaryutil.BigEndian.PutUint16(f.etherType)...),
 		}, gotoChain("in"+f.name)))
 	}
 	return rules

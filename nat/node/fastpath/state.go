@@ -13,8 +13,10 @@ import (
 // state is what the table shall hold, or holds. The zero state is no table.
 type state struct {
 	chains map[string]string  // the rules of each as text
-	legs   map[netip.Addr]int // the number of the link that leads to the pod
+	legs   map[netip.Addr]int // addresses of this node, with the number of the link that leads to the pod
 	there  bool               // the table exists
+	// damaged: somebody has changed the addresses of one set and not of the other.
+	damaged bool
 }
 
 // surroundings are the numbers of the node's links, by name.
