@@ -30,6 +30,7 @@ import (
 	"github.com/go-logr/logr"
 	admissionv1 "k8s.io/api/admission/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 	"sigs.k8s.io/yaml"
@@ -474,8 +475,10 @@ func (s *stand) trace() context.Context {
 
 // connected returns when no connection is being opened.
 func (s *stand) connected() {
-	for s.opening.Load() > 0 {
-		time.Sleep(time.Millisecond)
+	err := wait.PollUntilContextTimeout(s.b.Context(), time.Millisecond, time.Minute, true,
+		func(context.Context) (bool, error) { return s.opening.Load() == 0, nil })
+	if err != nil {
+		s.b.Fatalf("%d connections are being opened: %v", s.opening.Load(), err)
 	}
 }
 
