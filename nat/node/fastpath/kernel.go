@@ -80,7 +80,7 @@ func (n *Node) Withdraw(c leg.Config) (report leg.Report, err error) {
 	if err != nil {
 		return report, err
 	}
-	left := gone(desired(c, links).state, have)
+	left := gone(state{legs: ways(c, links).legs()}, have)
 	if len(left) == 0 {
 		return report, nil
 	}
@@ -276,13 +276,16 @@ func (k *kernel) write(want plan, todo changes, report *leg.Report) error {
 	if err := k.create(want, todo.write); err != nil {
 		return err
 	}
-	for some := range slices.Chunk(callees(todo.write, want.at), chainsAtOnce) {
+	for _, some := range callees(todo.write, want.at) {
 		var chains []nftrule.Chain
 		for _, name := range some {
 			chains = append(chains, nftrule.Chain{Name: name, Rules: want.rules[name]})
 		}
 		if err := nftrule.Write(k.raw, table(), chains); err != nil {
-			return fmt.Errorf("rules of table %s: %w", Table, supported(err))
+			if want.at[some[0]] == "" { // a chain at a link may have gone with it, the others are there
+				err = supported(err)
+			}
+			return fmt.Errorf("rules of table %s: %w", Table, err)
 		}
 		report.Changes = append(report.Changes, fmt.Sprintf("fast path: rules of %v", some))
 	}
@@ -293,11 +296,17 @@ func (k *kernel) write(want plan, todo changes, report *leg.Report) error {
 	return errors.Join(forgetHalfOpen(k.routes, todo.put), k.removeChains(todo.remove, report))
 }
 
-// callees come first: those at a link lead to the others.
-func callees(names []string, at map[string]string) []string {
-	sorted := slices.Clone(names)
-	slices.SortStableFunc(sorted, func(a, b string) int { return strings.Compare(at[a], at[b]) })
-	return sorted
+// callees returns what is written at once: first the chains that others lead to, then those at links, which lead to them.
+func callees(names []string, at map[string]string) [][]string {
+	var callees, callers []string
+	for _, name := range names {
+		if at[name] == "" {
+			callees = append(callees, name)
+		} else {
+			callers = append(callers, name)
+		}
+	}
+	return append(slices.Collect(slices.Chunk(callees, chainsAtOnce)), slices.Collect(slices.Chunk(callers, chainsAtOnce))...)
 }
 
 func (k *kernel) create(want plan, chains []string) error {
@@ -354,7 +363,7 @@ func (k *kernel) elements(addresses []netip.Addr, legs map[netip.Addr]int,
 		for _, f := range []family{ipv4, ipv6} {
 			var list, here []nftables.SetElement
 			for _, a := range some {
-				if familyOf(a).size != f.size {
+				if familyOf(a) != f {
 					continue
 				}
 				e := nftables.SetElement{Key: a.AsSlice()}

@@ -80,6 +80,8 @@ func (f family) here() string                 { return "here" + f.name }
 
 type part = nftrule.Part
 
+// rule makes a rule. Its text is for people: KEY stands for the addresses and ports of a flow in the order of the sets, @flows
+// and @seen for the sets of the family and the protocol, and IP for the family's word. nft lists the rule in full.
 func (f family) rule(text string, parts ...part) nftrule.Rule {
 	return nftrule.New(nftables.TableFamilyNetdev, strings.ReplaceAll(text, "IP", f.word), parts...)
 }
@@ -369,8 +371,8 @@ func (w way) towards(n netip.Prefix) part {
 	}
 }
 
-// onNIC leads what the NIC has received for floating addresses to the chains of their families; all else is done with. A frame of a VLAN is none of those, also
-// where the NIC has put the tag aside: what the Ethernet header says counts.
+// onNIC leads what the NIC has received for floating addresses to the chains of their families; all else is done with. A
+// frame of a VLAN is none of those, also where the NIC has put the tag aside: what the Ethernet header says counts.
 func onNIC(families []family) (rules []nftrule.Rule) {
 	for _, f := range families {
 		rules = append(rules, f.rule("pkttype host IP daddr @here ether type IP goto in"+f.name, f.any(), part{

@@ -2,9 +2,9 @@ package fastpath
 
 import (
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"floatip.io/floatip/nat/node/leg"
 	"floatip.io/floatip/nat/node/nftrule"
@@ -30,54 +30,80 @@ type plan struct {
 	at map[string]string
 }
 
-// desired says what the table shall hold for c. It decides everything and touches nothing.
-func desired(c leg.Config, links surroundings) plan {
-	p := plan{
-		state{chains: map[string]string{}, legs: map[netip.Addr]int{}}, map[string][]nftrule.Rule{}, map[string]string{},
-	}
-	families := map[string]map[bool]bool{} // by NIC, true is IPv6
+// reached is an address of this node, and the number of the link that leads to it. Without a port it is reached by the CNI's
+// link.
+type reached struct {
+	address netip.Addr
+	number  int
+	port    string // the leg's end on the node
+	network leg.Network
+}
+
+type reachedList []reached
+
+// ways are the addresses that the table knows. Those that are reached by the CNI's link make no flows, so that nothing is ever
+// forwarded to them; they are known as addresses of this node, where legs have some of their family.
+func ways(c leg.Config, links surroundings) (list reachedList) {
+	families := map[family]bool{}
 	for _, l := range c.Legs {
 		port := leg.PortName(l.Pod)
 		number, plugged := links[port]
 		if !plugged {
 			continue
 		}
-		var from []nftrule.Rule
 		for _, a := range usable(c, l) {
-			n := network(c, a)
-			nic, present := links[n.Interface]
-			if !present {
-				continue
+			n, _ := c.NetworkOf(a)
+			if _, present := links[n.Interface]; present {
+				list = append(list, reached{a, number, port, n})
+				families[familyOf(a)] = true
 			}
-			w := way{familyOf(a), n.Prefix, n.Gateway, nic, ofFamily(c.ClusterNetworks, a)}
-			p.add(w.shared())
-			p.add(w.chains())
-			p.legs[a] = number
-			from = append(from, onLeg(a, w))
-			if families[n.Interface] == nil {
-				families[n.Interface] = map[bool]bool{}
-			}
-			families[n.Interface][a.Is6()] = true
-		}
-		if len(from) > 0 {
-			p.addAt(port, number, from)
 		}
 	}
-	// Addresses that are reached by the CNI's link make no flows, so that nothing is ever forwarded to them. They are known as
-	// addresses of this node.
 	for _, h := range c.Hops {
-		if number, present := links[h.Link]; present && !h.Staged && len(p.legs) > 0 && p.has(familyOf(h.Address)) {
-			p.legs[h.Address] = number
+		if number, present := links[h.Link]; present && !h.Staged && families[familyOf(h.Address)] {
+			list = append(list, reached{address: h.Address, number: number})
 		}
 	}
-	for nic, has := range families {
-		var list []family
-		for _, f := range []family{ipv4, ipv6} {
-			if has[f.size == ipv6.size] {
-				list = append(list, f)
-			}
+	return list
+}
+
+func (l reachedList) legs() map[netip.Addr]int {
+	legs := map[netip.Addr]int{}
+	for _, r := range l {
+		legs[r.address] = r.number
+	}
+	return legs
+}
+
+// desired says what the table shall hold for c. It decides everything and touches nothing.
+func desired(c leg.Config, links surroundings) plan {
+	list := ways(c, links)
+	p := plan{state{chains: map[string]string{}, legs: list.legs()}, map[string][]nftrule.Rule{}, map[string]string{}}
+	nics, ports := map[string][]family{}, map[string][]nftrule.Rule{}
+	networks := map[netip.Prefix]way{}
+	for _, r := range list {
+		if r.port == "" {
+			continue
 		}
-		p.addAt(nic, links[nic], onNIC(list))
+		n, f := r.network, familyOf(r.address)
+		w, known := networks[n.Prefix]
+		if !known {
+			w = way{f, n.Prefix, n.Gateway, links[n.Interface], ofFamily(c.ClusterNetworks, r.address)}
+			networks[n.Prefix] = w
+			p.add(w.chains())
+		}
+		if !slices.Contains(nics[n.Interface], f) {
+			nics[n.Interface] = append(nics[n.Interface], f)
+			p.add(f.shared())
+		}
+		ports[r.port] = append(ports[r.port], onLeg(r.address, w))
+	}
+	for port, rules := range ports {
+		p.addAt(port, links[port], rules)
+	}
+	for nic, families := range nics {
+		slices.SortFunc(families, func(a, b family) int { return strings.Compare(a.name, b.name) })
+		p.addAt(nic, links[nic], onNIC(families))
 	}
 	return p
 }
@@ -115,7 +141,7 @@ func usable(c leg.Config, l leg.Leg) (list []netip.Addr) {
 	}
 	mtu := 0
 	for _, a := range l.Addresses {
-		switch n := network(c, a); {
+		switch n, _ := c.NetworkOf(a); {
 		case n.MTU == 0 || mtu != 0 && mtu != n.MTU:
 			return nil
 		default:
@@ -128,14 +154,6 @@ func usable(c leg.Config, l leg.Leg) (list []netip.Addr) {
 		}
 	}
 	return list
-}
-
-func network(c leg.Config, a netip.Addr) leg.Network {
-	i := slices.IndexFunc(c.Networks, func(n leg.Network) bool { return n.Prefix.Contains(a) })
-	if i < 0 {
-		return leg.Network{}
-	}
-	return c.Networks[i]
 }
 
 func ofFamily(networks []netip.Prefix, a netip.Addr) (list []netip.Prefix) {
@@ -193,5 +211,10 @@ func (c changes) empty() bool {
 
 // has reports whether the state has addresses of the family.
 func (s state) has(f family) bool {
-	return slices.ContainsFunc(slices.Collect(maps.Keys(s.legs)), func(a netip.Addr) bool { return familyOf(a).size == f.size })
+	for a := range s.legs {
+		if familyOf(a) == f {
+			return true
+		}
+	}
+	return false
 }

@@ -80,7 +80,7 @@ func (c Config) Validate() error {
 				errs = append(errs, fmt.Errorf("address %s lies behind the legs of pods %s and %s", a, other, l.Pod))
 			}
 			holders[a] = l.Pod
-			if _, ok := c.networkOf(a); !ok {
+			if _, ok := c.NetworkOf(a); !ok {
 				errs = append(errs, fmt.Errorf("address %s is in no provider network of this node", a))
 			}
 		}
@@ -90,7 +90,7 @@ func (c Config) Validate() error {
 			errs = append(errs, fmt.Errorf("address %s lies behind pods %s and %s", h.Address, other, h.Pod))
 		}
 		holders[h.Address] = h.Pod.String()
-		switch n, ok := c.networkOf(h.Address); {
+		switch n, ok := c.NetworkOf(h.Address); {
 		case !ok:
 			errs = append(errs, fmt.Errorf("address %s is in no provider network of this node", h.Address))
 		case n.Mark == 0:
@@ -102,7 +102,8 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-func (c Config) networkOf(a netip.Addr) (Network, bool) {
+// NetworkOf returns the provider network of an address, false if it is in none.
+func (c Config) NetworkOf(a netip.Addr) (Network, bool) {
 	i := slices.IndexFunc(c.Networks, func(n Network) bool { return n.Prefix.Contains(a) })
 	if i < 0 {
 		return Network{}, false
@@ -121,7 +122,7 @@ func (c Config) used() []Network {
 	}
 	used := map[netip.Prefix]Network{}
 	for _, a := range addresses {
-		if n, ok := c.networkOf(a); ok {
+		if n, ok := c.NetworkOf(a); ok {
 			used[n.Prefix] = n
 		}
 	}

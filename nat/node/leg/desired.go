@@ -35,7 +35,7 @@ func desired(c Config, sur surroundings) (state, error) {
 		s.addAcross(rule{From: n.Prefix}, n, back)
 	}
 	for _, h := range c.Hops {
-		n, _ := c.networkOf(h.Address)
+		n, _ := c.NetworkOf(h.Address)
 		s.addMark(n, back)
 		s.addHop(h, n, back[n.Prefix])
 	}
@@ -137,7 +137,7 @@ func (s *state) addLeg(l Leg, c Config, back map[netip.Prefix]int, sur surroundi
 	mtu := 0
 	var sources []netip.Addr
 	for _, a := range l.Addresses {
-		n, _ := c.networkOf(a)
+		n, _ := c.NetworkOf(a)
 		if n.MTU > 0 && (mtu == 0 || n.MTU < mtu) {
 			mtu = n.MTU
 		}
