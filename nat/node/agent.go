@@ -237,11 +237,12 @@ func (a *Agent) round(ctx context.Context, v View) (report Report, err error) {
 	a.responders.peers.set(v.Peers)
 	a.responders.keep(plan.audible(), plan.seen)
 	errs := []error{a.plug(&plan, d.Networks)}
-	err, podlinks := a.apply(&d, plan, holding)
+	was := a.fast.off
+	config, err, podlinks := a.apply(&d, plan, holding)
 	errs = append(errs, err, podlinks)
 	a.responders.set(ctx, plan.audible(), plan.leaving(v), plan.seen)
 	a.solicitor.set(ctx, bareNICs(d.Networks, plan.audible()))
-	errs = append(errs, a.speedUp(d, plan))
+	errs = append(errs, a.speedUp(config, was))
 	errs = append(errs, a.follow(v, plan))
 	errs = append(errs, a.dismiss(d))
 	a.forgetLinks(d)
@@ -256,7 +257,7 @@ func (a *Agent) round(ctx context.Context, v View) (report Report, err error) {
 
 // apply makes the node's kernel what the plan says: who translates before who routes, so that no packet of a floating
 // address reaches a pod that does not know it. An error of the former concerns the pods that need it, and no leg.
-func (a *Agent) apply(d *Decision, p plan, holding leg.Holding) (applied, podlinks error) {
+func (a *Agent) apply(d *Decision, p plan, holding leg.Holding) (config leg.Config, applied, podlinks error) {
 	d.Networks = p.mark(d.Networks, holding.Networks)
 	translated, podlinks := a.podlink.Apply(p.podlink(d.Networks, a.ClusterNetworks))
 	a.logChanges("node", leg.Report{Changes: translated.Changes})
@@ -267,18 +268,18 @@ func (a *Agent) apply(d *Decision, p plan, holding leg.Holding) (applied, podlin
 			}
 		}
 	}
-	config := p.config(*d, a.ClusterNetworks)
+	config = p.config(*d, a.ClusterNetworks)
 	slower, withdrawn := a.fast.withdraw(config)
 	a.logChanges("node", slower)
 	report, applied := a.kernel.Apply(config)
 	a.logChanges("node", report)
-	return errors.Join(withdrawn, applied), podlinks
+	return config, errors.Join(withdrawn, applied), podlinks
 }
 
-// speedUp puts what goes by legs on the fast path, now that everything stands and is announced.
-func (a *Agent) speedUp(d Decision, p plan) error {
-	was := a.fast.off
-	report, err := a.fast.apply(p.config(d, a.ClusterNetworks))
+// speedUp puts what goes by legs on the fast path, now that everything stands and is announced. was is why there was none in
+// the round before.
+func (a *Agent) speedUp(config leg.Config, was error) error {
+	report, err := a.fast.apply(config)
 	a.logChanges("node", report)
 	if off := a.fast.off; off != nil && (was == nil || was.Error() != off.Error()) {
 		a.Log.Info("no fast path: established connections take the node's ordinary way", "reason", off)

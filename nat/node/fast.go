@@ -12,7 +12,7 @@ type fast struct {
 	node *fastpath.Node
 	// never is why there is none as long as this agent works: it was told so, or the kernel has not the means.
 	never error
-	// off is why there is none since the last round.
+	// off is why there is none in this round.
 	off error
 }
 
@@ -26,12 +26,15 @@ func newFast(o Options) *fast {
 	return f
 }
 
-// wanted is c where the fast path is allowed, and nothing where it is not.
-func (f *fast) wanted(c leg.Config) leg.Config {
-	f.off = f.never
-	if f.off == nil {
+// decide looks once in a round whether the fast path is allowed.
+func (f *fast) decide() {
+	if f.off = f.never; f.off == nil {
 		f.off = f.node.Allowed()
 	}
+}
+
+// wanted is c where the fast path is allowed, and nothing where it is not.
+func (f *fast) wanted(c leg.Config) leg.Config {
 	if f.off != nil {
 		return leg.Config{}
 	}
@@ -39,7 +42,10 @@ func (f *fast) wanted(c leg.Config) leg.Config {
 }
 
 // withdraw comes before the routes change, apply when the addresses are announced: nobody waits for it.
-func (f *fast) withdraw(c leg.Config) (leg.Report, error) { return f.node.Withdraw(f.wanted(c)) }
+func (f *fast) withdraw(c leg.Config) (leg.Report, error) {
+	f.decide()
+	return f.node.Withdraw(f.wanted(c))
+}
 
 func (f *fast) apply(c leg.Config) (leg.Report, error) {
 	report, err := f.node.Apply(f.wanted(c))

@@ -84,7 +84,7 @@ func (n *Node) Withdraw(c leg.Config) (report leg.Report, err error) {
 	if len(left) == 0 {
 		return report, nil
 	}
-	return report, errors.Join(k.take(left, &report), forgetHalfOpen(k.routes, left))
+	return report, errors.Join(k.take(left, &report), leg.ForgetHalfOpen(k.routes, left))
 }
 
 // Apply makes the kernel let packets of the addresses pass as c says, and nothing else. What is there already is not
@@ -293,7 +293,7 @@ func (k *kernel) write(want plan, todo changes, report *leg.Report) error {
 		return err
 	}
 	// Somebody may have taken the table away, and with it the flows. Those go on by the ordinary way.
-	return errors.Join(forgetHalfOpen(k.routes, todo.put), k.removeChains(todo.remove, report))
+	return errors.Join(leg.ForgetHalfOpen(k.routes, todo.put), k.removeChains(todo.remove, report))
 }
 
 // callees returns what is written at once: first the chains that others lead to, then those at links, which lead to them.
@@ -419,7 +419,7 @@ func (k *kernel) removeTable(have state, report *leg.Report) error {
 		return fmt.Errorf("remove table %s: %w", Table, err)
 	}
 	report.Changes = append(report.Changes, "fast path: none")
-	return forgetHalfOpen(k.routes, slices.Collect(maps.Keys(have.legs)))
+	return leg.ForgetHalfOpen(k.routes, slices.Collect(maps.Keys(have.legs)))
 }
 
 // ErrNotSupported: this kernel cannot forward packets at the ingress of a link.
