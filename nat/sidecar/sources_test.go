@@ -72,6 +72,9 @@ func chatter(guest *lab.Namespace, to string, kept, stream net.Conn, stop <-chan
 	for n := 0; ; n++ {
 		kept.Write([]byte("?"))
 		if stream != nil {
+			// When nobody answers any more its buffer fills: without an end the write would wait for TCP to give up, which
+			// takes a quarter of an hour.
+			stream.SetWriteDeadline(time.Now().Add(time.Millisecond))
 			stream.Write([]byte("!"))
 		}
 		if n%4 == 0 {
