@@ -50,9 +50,11 @@ func (m *model) adopt() {
 	missing := 0
 	for _, line := range m.lines {
 		if complete && line.State == Bound && !shown[line.Owner.UID] {
-			line.Missing = true
-			m.write(line.Allocation)
 			missing++
+			if !line.Missing { // else nothing is written, and the file keeps the pool that it names
+				line.Missing = true
+				m.write(line.Allocation)
+			}
 		}
 	}
 	if len(found.Adopted) != adopted || found.Confirmed != confirmed || len(found.Missing) != missing {
@@ -182,6 +184,9 @@ func (m *model) dropClaims(uid string) {
 			continue
 		}
 		delete(m.claims, a)
+		if len(before) == 0 {
+			continue // it ended before
+		}
 		line := m.lines[a]
 		line.Disputed = false
 		m.write(line.Allocation)
