@@ -23,7 +23,8 @@ func (m *model) fail() {
 		}
 	case 1:
 		_, err = m.ledger.Bind(ctx, line.Claim, line.Owner, Cause{})
-		changed = line.State == Pending && !m.superseded(line.Allocation)
+		_, may := m.mayBind(line)
+		changed = may && line.State == Pending && !m.superseded(line.Allocation)
 	case 2:
 		_, err = m.ledger.Release(ctx, line.Owner.UID, Cause{})
 		changed = line.held()

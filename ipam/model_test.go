@@ -396,19 +396,41 @@ func (m *model) bind() {
 	if !ok {
 		return
 	}
+	holds, may := m.mayBind(line)
 	_, err := m.ledger.Bind(m.t.Context(), line.Claim, line.Owner, Cause{})
-	var holds []modelLine
+	if may != (err == nil) {
+		m.t.Errorf("bind %+v: %v, want success %t", line, err, may)
+	}
+	if may {
+		for _, other := range holds {
+			other.Owner = line.Owner
+			m.confirm(other)
+		}
+	}
+}
+
+// mayBind returns what the owner of line has when it is bound with the claim of line: what it holds, and what the claim
+// holds for a UID that was validated later and not bound.
+func (m *model) mayBind(line modelLine) (holds []modelLine, may bool) {
+	families := map[Family]bool{}
 	for _, other := range m.lines {
 		if other.Owner.UID == line.Owner.UID && other.held() && !m.superseded(other.Allocation) {
 			holds = append(holds, other)
+			families[FamilyOf(other.Address)] = true
 		}
 	}
-	if (len(holds) > 0) != (err == nil) {
-		m.t.Errorf("bind %+v: %v", line, err)
+	may = true
+	for _, other := range m.lines {
+		if line.Claim.IsZero() || other.Claim != line.Claim || other.Owner.UID == line.Owner.UID || !other.held() {
+			continue
+		}
+		if other.State != Pending || other.Owner.Namespace != line.Owner.Namespace || families[FamilyOf(other.Address)] {
+			may = false
+		}
+		holds = append(holds, other)
+		families[FamilyOf(other.Address)] = true
 	}
-	for _, other := range holds {
-		m.confirm(other)
-	}
+	return holds, may && len(holds) > 0
 }
 
 func (m *model) release() {
