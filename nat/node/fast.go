@@ -2,6 +2,7 @@ package node
 
 import (
 	"errors"
+	"sync/atomic"
 
 	"floatip.io/floatip/nat/node/fastpath"
 	"floatip.io/floatip/nat/node/leg"
@@ -14,6 +15,8 @@ type fast struct {
 	never error
 	// off is why there is none in this round.
 	off error
+	// applied is the Config that stands, nil or an empty one for none. Unlike the others it is for every goroutine.
+	applied atomic.Pointer[leg.Config]
 }
 
 var errFastPathOff = errors.New("switched off by --fast-path=false")
@@ -48,9 +51,22 @@ func (f *fast) withdraw(c leg.Config) (leg.Report, error) {
 }
 
 func (f *fast) apply(c leg.Config) (leg.Report, error) {
-	report, err := f.node.Apply(f.wanted(c))
+	wanted := f.wanted(c)
+	report, err := f.node.Apply(wanted)
+	if err != nil {
+		wanted = leg.Config{}
+	}
+	f.applied.Store(&wanted)
 	if errors.Is(err, fastpath.ErrNotSupported) {
 		f.never, f.off, err = err, err, nil
 	}
 	return report, err
+}
+
+// adopt puts connections that came along with a guest on the fast path where the node forwards them, and returns the rest.
+func (f *fast) adopt(moved []fastpath.Connection) ([]fastpath.Connection, error) {
+	if c := f.applied.Load(); c != nil && len(c.Legs) > 0 {
+		return f.node.Adopt(*c, moved)
+	}
+	return moved, nil
 }

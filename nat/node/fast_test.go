@@ -43,8 +43,10 @@ func fastSuite(t *testing.T) *suite {
 	return s
 }
 
-// forwarded is how many packets the node's IP layer has forwarded (ipForwDatagrams of RFC 4293).
-func (s *suite) forwarded(t *testing.T) (packets int) {
+func (s *suite) forwarded(t *testing.T) int { return forwardedBy(t, s.places["node"]) }
+
+// forwardedBy is how many packets a node's IP layer has forwarded (ipForwDatagrams of RFC 4293).
+func forwardedBy(t *testing.T, node *lab.Namespace) (packets int) {
 	t.Helper()
 	add := func(word string) {
 		n, err := strconv.Atoi(word)
@@ -53,7 +55,7 @@ func (s *suite) forwarded(t *testing.T) (packets int) {
 		}
 		packets += n
 	}
-	err := s.places["node"].Do(func() error {
+	err := node.Do(func() error {
 		four, err := os.ReadFile("/proc/thread-self/net/snmp")
 		if err != nil {
 			return err

@@ -347,7 +347,7 @@ func (a *Agent) expect(pp *podPlan, source floatip.NodeAgent) {
 	}
 	if pp.plugged && s.journey.claimFlows(source) {
 		if own, err := duplicate(ns); err == nil {
-			go a.takeOver(s, own, pp.grant, pp.bindings())
+			go a.bring(s, own, pp.grant, pp.bindings())
 		}
 	}
 }

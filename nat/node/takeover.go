@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"floatip.io/floatip"
+	"floatip.io/floatip/nat/node/fastpath"
 	"floatip.io/floatip/nat/node/flows"
 	"floatip.io/floatip/nat/node/peer"
 	"floatip.io/floatip/nat/node/unread"
@@ -25,21 +26,26 @@ func (a *Agent) collect(pp *podPlan, source floatip.NodeAgent) {
 		ns.Close()
 		return
 	}
-	go a.takeOver(pp.session, ns, pp.grant, pp.bindings())
+	go a.bring(pp.session, ns, pp.grant, pp.bindings())
+}
+
+// bring takes the guest's connections over, and has them take the fast path when they have arrived.
+func (a *Agent) bring(s *session, ns *os.File, g Grant, bindings []floatip.Binding) {
+	a.adopt(s, a.takeOver(s, ns, g, bindings))
 }
 
 // takeOver brings the connections of the guest into its new pod, until the guest has arrived with all of them or the
-// session ends. It is started once for each staged pod.
-func (a *Agent) takeOver(s *session, ns *os.File, g Grant, bindings []floatip.Binding) {
+// session ends. It is called once for each staged pod. It returns those of TCP once all have arrived.
+func (a *Agent) takeOver(s *session, ns *os.File, g Grant, bindings []floatip.Binding) []fastpath.Connection {
 	defer ns.Close()
 	table, err := flows.Open(ns)
 	if err != nil {
 		s.log.Warn("the guest's connections are not taken over", "reason", err)
-		return
+		return nil
 	}
 	defer table.Close()
 	w := &writer{
-		journey: &s.journey, table: table, bindings: bindings, held: map[flows.Key]bool{}, inward: map[flows.Key]bool{},
+		journey: &s.journey, table: table, bindings: bindings, held: map[flows.Key]flows.Entry{}, inward: map[flows.Key]bool{},
 		ns: ns, bridge: g.NAT.Interface, macs: g.MACs, stale: a.Patience.Stale,
 	}
 	for said := ""; s.ctx.Err() == nil && !s.journey.arrivedBefore(time.Now().Add(-a.Patience.Remembered)); {
@@ -56,7 +62,7 @@ func (a *Agent) takeOver(s *session, ns *os.File, g Grant, bindings []floatip.Bi
 			s.log.Info("took the guest's connections over", "from", g.From, "connections", len(w.held), "refused", w.refused,
 				"failed", w.failed, "heard", outcome.Heard, "packets", w.given)
 			a.Wake()
-			return
+			return w.connections()
 		}
 		if s.ctx.Err() == nil && err.Error() != said {
 			said = err.Error()
@@ -67,6 +73,30 @@ func (a *Agent) takeOver(s *session, ns *os.File, g Grant, bindings []floatip.Bi
 		case <-time.After(askAgain):
 		}
 	}
+	return nil
+}
+
+// The pauses before each look at whether the node forwards connections that came along: most of them speak in the first second.
+const (
+	adoptFirst = time.Second
+	adoptMost  = 32 * time.Second
+)
+
+// adopt puts connections that came along on the fast path as the node picks them up. What is silent for longer than a minute
+// takes the node's ordinary way from then on.
+func (a *Agent) adopt(s *session, moved []fastpath.Connection) {
+	for pause := adoptFirst; len(moved) > 0 && pause <= adoptMost; pause *= 2 {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+		rest, err := a.fast.adopt(moved)
+		if now := len(moved) - len(rest); now > 0 || err != nil {
+			s.log.Info("connections that came along take the fast path", "connections", now, "others", len(rest), "error", err)
+		}
+		moved = rest
+	}
 }
 
 // writer writes what the source tells into the pod.
@@ -74,7 +104,7 @@ type writer struct {
 	journey         *journey
 	table           *flows.Table
 	bindings        []floatip.Binding
-	held            map[flows.Key]bool
+	held            map[flows.Key]flows.Entry
 	put             uint64
 	refused, failed uint64
 	told            [3]uint64 // what fresh has returned of put, refused and failed
@@ -91,7 +121,7 @@ type writer struct {
 func (w *writer) apply(c flows.Changes) {
 	arrived := w.journey.hasArrived()
 	for _, k := range c.Remove {
-		if w.held[k] && !arrived {
+		if _, held := w.held[k]; held && !arrived {
 			delete(w.held, k)
 			_ = w.table.Remove(k) // it times out by itself
 		}
@@ -105,7 +135,7 @@ func (w *writer) apply(c flows.Changes) {
 			w.failed++
 			continue
 		}
-		w.held[e.Key()] = true
+		w.held[e.Key()] = e
 		w.put++
 		for _, b := range w.bindings {
 			if k, ok := e.Inward(b.Fixed); ok {
@@ -113,6 +143,18 @@ func (w *writer) apply(c flows.Changes) {
 			}
 		}
 	}
+}
+
+// connections are those of TCP that the pod's kernel was told of.
+func (w *writer) connections() (list []fastpath.Connection) {
+	for _, e := range w.held {
+		for _, b := range w.bindings {
+			if outside, floating, ok := e.Ends(b); ok && e.TCP != nil {
+				list = append(list, fastpath.Connection{Outside: outside, Floating: floating})
+			}
+		}
+	}
+	return list
 }
 
 // give hands packets to the guest that it had no time to read on its old node. Like entries, they must be of connections by

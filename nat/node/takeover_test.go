@@ -57,7 +57,7 @@ func TestGive(t *testing.T) {
 	t.Cleanup(func() { table.Close() })
 	give := &writer{
 		journey: new(journey), table: table, bindings: nodetest.Describe(floatip.Owner{}, fifty).Bindings,
-		held: map[flows.Key]bool{}, inward: map[flows.Key]bool{}, ns: pod.File, bridge: "k6t-eth0", macs: []string{mac.String()},
+		held: map[flows.Key]flows.Entry{}, inward: map[flows.Key]bool{}, ns: pod.File, bridge: "k6t-eth0", macs: []string{mac.String()},
 		stale: patience,
 	}
 	give.apply(flows.Changes{Put: []flows.Entry{{

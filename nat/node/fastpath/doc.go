@@ -24,7 +24,7 @@
 // One table of family netdev holds all of it. Its rules depend on the provider networks; the addresses of this node are
 // elements of a map, from which one is taken before its routes go. The guard (package leg) comes first at every leg.
 //
-// Connections older than Life, and those that came by live migration, take the ordinary way: connection tracking
-// picks them up in the middle, which it only does with nf_conntrack_tcp_loose, its default. Where that is off there is no
-// fast path.
+// Connections older than Life take the ordinary way: connection tracking picks them up in the middle, which it only does with
+// nf_conntrack_tcp_loose, its default. Where that is off there is no fast path. So do those that came by live migration, until
+// Adopt finds that the node forwards them.
 package fastpath

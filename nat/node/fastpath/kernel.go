@@ -131,7 +131,7 @@ type kernel struct {
 func (n *Node) open() (*kernel, error) {
 	options := []nftables.ConnOption{nftables.AsLasting()}
 	if n.ns != nil {
-		options = append(options, nftables.WithNetNSFd(int(n.ns.Fd())))
+		options = append(options, nftables.WithNetNSFd(n.fd()))
 	}
 	nft, err := nftables.New(options...)
 	if err != nil {

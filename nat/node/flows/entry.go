@@ -83,6 +83,18 @@ func (e Entry) Inward(fixed netip.Addr) (Key, bool) {
 	}}, inward != outward && hasPorts(e.Protocol)
 }
 
+// Ends are those of the connection as the provider network sees them: whoever is outside, and the floating address of b. Only
+// protocols with ports have them, and no connection of the guest to itself.
+func (e Entry) Ends(b floatip.Binding) (outside, floating netip.AddrPort, ok bool) {
+	inward, outward := e.Original.Destination == b.Floating, e.Original.Source == b.Fixed && e.Reply.Destination == b.Floating
+	to := e.Reply // what comes to the floating address
+	if inward {
+		to = e.Original
+	}
+	return netip.AddrPortFrom(to.Source, to.SourcePort), netip.AddrPortFrom(to.Destination, to.DestinationPort),
+		inward != outward && hasPorts(e.Protocol)
+}
+
 // of reports whether the connection goes through the floating address of b.
 func (e Entry) of(b floatip.Binding) bool {
 	return e.Original.Destination == b.Floating || e.Reply.Destination == b.Floating
