@@ -83,6 +83,22 @@ func TestRequestsGoBeforeHandshakes(t *testing.T) {
 	line.queued(t, 1) // still
 }
 
+// A request on a connection that is there already counts, whatever it asks for.
+func TestRequestsAreNoted(t *testing.T) {
+	line, address, client := withTurns(t, func(http.ResponseWriter, *http.Request) {}, never, never)
+	transport := &http.Transport{TLSClientConfig: client}
+	t.Cleanup(transport.CloseIdleConnections)
+	for _, path := range []string{"/hook", "/hook", "/else"} {
+		before := line.last.Load()
+		if err := get(t, transport, "https://"+address+path); err != nil {
+			t.Fatal(err)
+		}
+		if line.last.Load() <= before {
+			t.Errorf("request for %s was not noted", path)
+		}
+	}
+}
+
 // Whoever waits is let in: when nothing happens for a moment, or after a while whatever happens.
 func TestEveryConnectionIsLetIn(t *testing.T) {
 	for _, tt := range []struct {
