@@ -19,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -278,8 +279,11 @@ type stand struct {
 	opening atomic.Int64 // connections that are being opened
 }
 
+// newStand has the garbage collector as manifests/webhook/deployment.yaml sets it.
 func newStand(b *testing.B, clients int) *stand {
 	log.SetLogger(logr.Discard())
+	before := debug.SetGCPercent(400)
+	b.Cleanup(func() { debug.SetGCPercent(before) })
 	w := newWorld(b, testPool(b, "10.0.0.0/8"))
 	pair, roots := servingPair(b)
 	server := serving.New("127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{pair}})
@@ -473,9 +477,9 @@ func (s *stand) trace() context.Context {
 	})
 }
 
-// connected returns when no connection is being opened.
+// connected returns when no connection is being opened, also in the cleanup, when the benchmark's own context has ended.
 func (s *stand) connected() {
-	err := wait.PollUntilContextTimeout(s.b.Context(), time.Millisecond, time.Minute, true,
+	err := wait.PollUntilContextTimeout(context.Background(), time.Millisecond, time.Minute, true,
 		func(context.Context) (bool, error) { return s.opening.Load() == 0, nil })
 	if err != nil {
 		s.b.Fatalf("%d connections are being opened: %v", s.opening.Load(), err)
