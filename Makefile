@@ -61,7 +61,7 @@ lint: ## gofmt, go vet, staticcheck, also of the rig; no large file is tracked
 	@large=$$(git ls-files -z | xargs -0 sh -c 'find "$$@" -maxdepth 0 -size +256k' -); \
 	if [ -n "$$large" ]; then echo "tracked, and over 256 KiB; a built program?"; echo "$$large"; exit 1; fi
 	@mkdir -p $(BIN) && go build -o $(BIN)/staticcheck honnef.co/go/tools/cmd/staticcheck
-	@for module in . test/kubevirt test/certmanager; do (cd $$module && go vet ./... && $(BIN)/staticcheck ./...); done
+	@for module in . test/kubevirt test/kubevirt19 test/certmanager; do (cd $$module && go vet ./... && $(BIN)/staticcheck ./...); done
 
 .PHONY: generate
 generate: ## CRDs and deep-copy functions from ipam/v1alpha1

@@ -44,7 +44,7 @@ var byValue = cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})
 
 func TestPodNATRoundTrip(t *testing.T) {
 	want := testvm()
-	want.Bindings[0].Ports = []Port{{Protocol: "TCP", Number: 22}, {Protocol: "UDP", Number: 53}}
+	want.Bindings[0].Ports = []Port{{Protocol: "TCP", Number: 22}, {Protocol: "UDP", Number: 53}, {"TCP", 8000, 8999}}
 	text, err := want.Encode()
 	if err != nil {
 		t.Fatal(err)
@@ -80,8 +80,15 @@ func TestPodNATValidate(t *testing.T) {
 		"fixed is gateway":       {func(p *PodNAT) { p.Bindings[0].Fixed = p.Bindings[0].Gateway }, "must be three hosts"},
 		"floating in the guest's network": {
 			func(p *PodNAT) { p.Bindings[0].Floating = address("10.0.2.77") }, "must be three hosts"},
-		"port zero":        {func(p *PodNAT) { p.Bindings[0].Ports = []Port{{"TCP", 0}} }, "ports[0]: TCP/0"},
-		"unknown protocol": {func(p *PodNAT) { p.Bindings[0].Ports = []Port{{"SCTP", 5}} }, "ports[0]: SCTP/5"},
+		"port zero":        {func(p *PodNAT) { p.Bindings[0].Ports = []Port{{"TCP", 0, 0}} }, "ports[0]: TCP/0 is not"},
+		"unknown protocol": {func(p *PodNAT) { p.Bindings[0].Ports = []Port{{"SCTP", 5, 0}} }, "ports[0]: SCTP/5 is not"},
+		"range from zero":  {func(p *PodNAT) { p.Bindings[0].Ports = []Port{{"TCP", 0, 9}} }, "ports[0]: TCP/0-9 is not"},
+		"range backwards": {
+			func(p *PodNAT) { p.Bindings[0].Ports = []Port{{"UDP", 1, 2}, {"UDP", 90, 80}} }, "ports[1]: UDP/90-80: the first port is greater"},
+		"range of SCTP":     {func(p *PodNAT) { p.Bindings[0].Ports = []Port{{"SCTP", 5, 9}} }, "ports[0]: SCTP/5-9 is not"},
+		"range of one port": {func(p *PodNAT) { p.Bindings[0].Ports = []Port{{"TCP", 5, 5}} }, ""},
+		"every port":        {func(p *PodNAT) { p.Bindings[0].Ports = []Port{{"TCP", 1, 65535}} }, ""},
+		"ranges overlap":    {func(p *PodNAT) { p.Bindings[0].Ports = []Port{{"TCP", 1, 9}, {"TCP", 5, 20}, {"TCP", 7, 0}} }, ""},
 		"host bits": {
 			func(p *PodNAT) { p.ClusterNetworks[0] = netip.MustParsePrefix("100.0.0.1/16") }, "clusterNetworks[0]: 100.0.0.1/16"},
 	} {
@@ -121,6 +128,7 @@ func FuzzParsePodNAT(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add([]byte(text))
+	f.Add([]byte(strings.Replace(text, `"guestNetwork"`, `"ports":[{"protocol":"UDP","port":1,"last":9}],"guestNetwork"`, 1)))
 	f.Add([]byte(`{"version":1,"bindings":[{"floating":"2001:db8::50"}]}`))
 	f.Add([]byte(strings.Replace(text, `"version"`, `"firewall":{"egress":{"entries":["::/0 tcp/22"]}},"version"`, 1)))
 	f.Fuzz(func(t *testing.T, raw []byte) {

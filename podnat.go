@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"slices"
 	"strings"
 )
 
@@ -48,16 +47,9 @@ type Binding struct {
 	Gateway netip.Addr `json:"gateway"`
 	// GuestNetwork is the network between Gateway and Fixed, for instance 10.0.2.0/24.
 	GuestNetwork netip.Prefix `json:"guestNetwork"`
-	// Ports are the ports that the VM lists on its interface. An empty list admits every port and protocol.
+	// Ports are the ports and ranges that the VM lists on its interface, in any order; they may overlap. An empty list
+	// admits every port and protocol.
 	Ports []Port `json:"ports,omitempty"`
-}
-
-// Port is one entry of the port list of a VM's interface.
-type Port struct {
-	// Protocol is "TCP" or "UDP".
-	Protocol string `json:"protocol"`
-	// Number is the port, 1 to 65535.
-	Number uint16 `json:"port"`
 }
 
 // Encode returns the JSON of p. It fails on a p that ParsePodNAT would refuse.
@@ -144,8 +136,8 @@ func (b Binding) validate() error {
 		return fmt.Errorf("floating %s, fixed %s and gateway %s must be three hosts, the floating one outside %s", b.Floating, b.Fixed, b.Gateway, b.GuestNetwork)
 	}
 	for i, port := range b.Ports {
-		if port.Number == 0 || !slices.Contains([]string{"TCP", "UDP"}, port.Protocol) {
-			return fmt.Errorf("ports[%d]: %s/%d is not a TCP or UDP port", i, port.Protocol, port.Number)
+		if err := port.validate(); err != nil {
+			return fmt.Errorf("ports[%d]: %w", i, err)
 		}
 	}
 	return nil

@@ -113,7 +113,7 @@ func (b binding) sets() []Set {
 		{Name: setLinks, Type: nftables.TypeIFName.Name, Elements: keys(link(b.link), link(b.bridge))},
 	}
 	if len(b.Ports) > 0 {
-		sets = append(sets, Set{Name: setPorts, Type: portType.Name, Elements: keys(portKeys(b.Ports)...)})
+		sets = append(sets, portSet(b.Ports))
 	}
 	if !b.firewall.Ingress.Everything {
 		sets = append(sets, b.entrySet(setIngress, b.firewall.Ingress))
@@ -147,15 +147,29 @@ func entryKey(address netip.Addr, protocol byte, port uint16) string {
 	return string(append(binary.BigEndian.AppendUint16(key, port), 0, 0))
 }
 
-// portKeys returns protocol and port, each padded to a register of 4 bytes.
-func portKeys(ports []floatip.Port) (keys [][]byte) {
-	for _, p := range ports {
-		key := make([]byte, 8)
-		key[0] = protocolNumber(p.Protocol)
-		binary.BigEndian.PutUint16(key[4:], p.Number)
-		keys = append(keys, key)
+// portSet returns the VM's port list as a set. Only a range makes it one of intervals: a set of single ports is a hash
+// table, which a packet passes sooner.
+func portSet(list []floatip.Port) Set {
+	list = floatip.DisjointPorts(list)
+	set := Set{Name: setPorts, Type: portType.Name}
+	set.Interval = slices.ContainsFunc(list, func(p floatip.Port) bool { return !p.Single() })
+	for _, p := range list {
+		e := Element{Key: portKey(p.Protocol, p.Range().First)}
+		if set.Interval {
+			e.Last = portKey(p.Protocol, p.Range().Last)
+		}
+		set.Elements = append(set.Elements, e)
 	}
-	return keys
+	slices.SortFunc(set.Elements, compareElements)
+	return set
+}
+
+// portKey pads protocol and port to a register of 4 bytes each.
+func portKey(protocol string, port uint16) string {
+	key := make([]byte, 8)
+	key[0] = protocolNumber(protocol)
+	binary.BigEndian.PutUint16(key[4:], port)
+	return string(key)
 }
 
 func protocolNumber(name string) byte {
@@ -165,7 +179,7 @@ func protocolNumber(name string) byte {
 	return unix.IPPROTO_TCP
 }
 
-// keys returns sorted elements without duplicates.
+// keys returns sorted elements.
 func keys(raw ...[]byte) (out []Element) {
 	for _, k := range raw {
 		out = append(out, Element{Key: string(k)})

@@ -45,7 +45,7 @@ func podNAT(vm *lab.VM) floatip.PodNAT {
 func ports(list []lab.Port) (out []floatip.Port) {
 	for _, p := range list {
 		name := map[string]string{"tcp": "TCP", "udp": "UDP"}[p.Protocol]
-		out = append(out, floatip.Port{Protocol: name, Number: uint16(p.Number)})
+		out = append(out, floatip.Port{Protocol: name, Number: uint16(p.Number), Last: uint16(p.Last)})
 	}
 	return out
 }
@@ -288,10 +288,14 @@ func eachVariant(t *testing.T, test func(t *testing.T, w *world, vm *lab.VM)) {
 		Ingress: admitted("0.0.0.0/0 tcp/22", "0.0.0.0/0 udp/80-9999", "::/0 tcp/22", "::/0 udp/80-9999"),
 		Egress:  admitted("203.0.113.0/24 udp/80-9999", "2001:db8:f::/64 udp/80-9999"),
 	}
+	wide := []lab.Port{{Protocol: "tcp", Number: 22, Last: 79}, {Protocol: "udp", Number: 80, Last: 9999}}
 	for name, variant := range map[string]struct {
 		ports    []lab.Port
 		firewall *floatip.Firewall
-	}{"open": {nil, nil}, "ports": {list, nil}, "firewall": {nil, firewall}, "ports and firewall": {list, firewall}} {
+	}{
+		"open": {nil, nil}, "ports": {list, nil}, "firewall": {nil, firewall}, "ports and firewall": {list, firewall},
+		"port ranges": {wide, nil}, "port ranges and firewall": {wide, firewall},
+	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t, map[string][]lab.Port{"vm1": variant.ports})

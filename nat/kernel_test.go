@@ -82,6 +82,12 @@ func examples() map[string]floatip.PodNAT {
 	ports := []floatip.Port{{Protocol: "TCP", Number: 22}, {Protocol: "TCP", Number: 443}, {Protocol: "UDP", Number: 53}}
 	v4ports, v6ports := v4, v6
 	v4ports.Ports, v6ports.Ports = ports, ports
+	v4ranges, v6ranges := v4, v6
+	v4ranges.Ports = append([]floatip.Port{
+		{Protocol: "TCP", Number: 8000, Last: 8999}, {Protocol: "TCP", Number: 8500, Last: 9500},
+		{Protocol: "UDP", Number: 1, Last: 65535}, {Protocol: "TCP", Number: 9501, Last: 9501},
+	}, ports...)
+	v6ranges.Ports = []floatip.Port{{Protocol: "TCP", Number: 1, Last: 65535}}
 	closed := with(v4, v6)
 	closed.Firewall = &floatip.Firewall{}
 	walled := with(v4ports, v6)
@@ -102,6 +108,7 @@ func examples() map[string]floatip.PodNAT {
 		"custom": custom, "routed": routed, "onnode": onNode,
 		"closed": closed, "walled": walled,
 		"none": with(), "ipv4": with(v4), "ipv6": with(v6), "dual": with(v4, v6), "ports": with(v4ports, v6ports),
+		"ranges": with(v4ranges, v6ranges),
 	}
 }
 

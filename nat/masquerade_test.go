@@ -1,6 +1,7 @@
 package nat
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 	"testing"
@@ -9,9 +10,11 @@ import (
 	"floatip.io/floatip/test/lab"
 )
 
-// masquerade is a way in which KubeVirt v1.8.4 makes its tables. Its commands, for the lab's VM number 2, were recorded
-// from KubeVirt's own package; TestRecordedCommands in test/kubevirt/virthandler makes them again and compares.
+// masquerade is a way in which KubeVirt makes its tables. Its commands, for the lab's VM number 2, were recorded from
+// KubeVirt's own package; TestRecordedCommands in test/kubevirt/virthandler, and for v1.9.0 in test/kubevirt19, makes them
+// again and compares.
 type masquerade struct {
+	release  string // v1.8.4 if empty
 	ports    []lab.Port
 	families []int // 0 for IPv4, 1 for IPv6; none for both
 	change   func(*lab.Shape)
@@ -19,6 +22,13 @@ type masquerade struct {
 
 func tcp(n int) lab.Port { return lab.Port{Protocol: "tcp", Number: n} }
 func udp(n int) lab.Port { return lab.Port{Protocol: "udp", Number: n} }
+
+// Ranges, which came with v1.9.0.
+var (
+	tcpRange = lab.Port{Protocol: "tcp", Number: 8000, Last: 8999}
+	udpRange = lab.Port{Protocol: "udp", Number: 5000, Last: 5010}
+	ranges   = []lab.Port{{Protocol: "tcp", Number: 20, Last: 30}, tcpRange, udpRange}
+)
 
 var masquerades = map[string]masquerade{
 	"no-ports":               {families: []int{0}},
@@ -38,6 +48,23 @@ var masquerades = map[string]masquerade{
 		s.Guest4, s.Router4, s.Network4 = "10.11.12.2", "10.11.12.1", "10.11.12.0/24"
 	}},
 	"pod-link-not-eth0": {families: []int{0}, change: func(s *lab.Shape) { s.Link = "ovn-udn1" }},
+
+	"port-ranges":              {release: "v1.9.0", families: []int{0}, ports: ranges},
+	"port-ranges-tcp":          {release: "v1.9.0", families: []int{0}, ports: []lab.Port{tcpRange}},
+	"port-ranges-udp":          {release: "v1.9.0", families: []int{0}, ports: []lab.Port{udpRange}},
+	"port-ranges-ipv6":         {release: "v1.9.0", families: []int{1}, ports: ranges},
+	"port-ranges-dual-stack":   {release: "v1.9.0", ports: ranges},
+	"port-ranges-and-ports":    {release: "v1.9.0", ports: append([]lab.Port{tcp(22), tcp(80), udp(53)}, ranges...)},
+	"port-ranges-of-one-port":  {release: "v1.9.0", ports: []lab.Port{{Protocol: "tcp", Number: 22, Last: 22}}},
+	"port-ranges-of-all-ports": {release: "v1.9.0", ports: []lab.Port{{Protocol: "tcp", Number: 1, Last: 65535}}},
+	"port-ranges-istio":        {release: "v1.9.0", ports: ranges},
+	"port-ranges-legacy-migration-ports": {
+		release: "v1.9.0", families: []int{0}, ports: ranges},
+	"port-ranges-not-eth0": {release: "v1.9.0", ports: ranges, change: func(s *lab.Shape) { s.Link = "ovn-udn1" }},
+	"port-ranges-custom-networks": {release: "v1.9.0", ports: ranges, change: func(s *lab.Shape) {
+		s.Guest4, s.Router4, s.Network4 = "10.11.12.2", "10.11.12.1", "10.11.12.0/24"
+		s.Guest6, s.Router6, s.Network6 = "fd20:1:2::2", "fd20:1:2::1", "fd20:1:2::/120"
+	}},
 }
 
 // Every flow of the table beside every variant of KubeVirt's table, from everywhere to the floating address and from the
@@ -55,7 +82,8 @@ func TestFlowsBesideEveryMasquerade(t *testing.T) {
 			vm, other := w.AddVMOf(t, 2, shape, m.ports...), w.vms["vm1"]
 			w.add(t, "vm2", vm)
 			other.KubeVirt(t)
-			runNFT(t, vm.Pod, releaseCommands(t, "v1.8.4-"+name))
+			vm.Guest.Serve(t, m.edges()...)
+			runNFT(t, vm.Pod, releaseCommands(t, cmp.Or(m.release, "v1.8.4")+"-"+name))
 			p := podNAT(vm)
 			p.Bindings = slices.DeleteFunc(p.Bindings, func(b floatip.Binding) bool {
 				return !m.has(b.Floating.Is6())
@@ -68,7 +96,7 @@ func TestFlowsBesideEveryMasquerade(t *testing.T) {
 			}
 			for family := range familyNames {
 				if m.has(family == 1) {
-					w.checkFamily(t, m.flows(!strings.HasPrefix(name, "istio")), family)
+					w.checkFamily(t, m.flows(!strings.Contains(name, "istio")), family)
 				}
 			}
 		})
@@ -103,7 +131,13 @@ func (m masquerade) flows(podAddress bool) (flows []flow) {
 			flow{"vm2", "node", protocol, 80, "vm2's pod"},
 		)
 		if len(m.ports) > 0 && protocol != "icmp" {
-			flows = append(flows, flow{"host", "vm2's", protocol, 7777, ""}, flow{"vm2", "vm2's", protocol, 7777, ""})
+			flows = append(flows, flow{"host", "vm2's", protocol, 7777, m.seenAs(protocol, 7777, "host")}, flow{"vm2", "vm2's", protocol, 7777, m.seenAs(protocol, 7777, "vm2's")})
+		}
+		for _, port := range m.edges() {
+			if protocol != "icmp" {
+				flows = append(flows, flow{"host", "vm2's", protocol, port, m.seenAs(protocol, port, "host")},
+					flow{"vm2", "vm2's", protocol, port, m.seenAs(protocol, port, "vm2's")})
+			}
 		}
 		if podAddress && (listed && protocol != "icmp" || len(m.ports) == 0) {
 			flows = append(flows, flow{"peer", "vm2's pod", protocol, port, "peer"})
@@ -120,4 +154,24 @@ func (m masquerade) listed(protocol string) (int, bool) {
 		}
 	}
 	return 22, len(m.ports) == 0 || protocol == "icmp"
+}
+
+// seenAs is as if the VM lists the port, else silence.
+func (m masquerade) seenAs(protocol string, port int, as string) string {
+	for _, p := range m.ports {
+		if p.Protocol == protocol && p.Number <= port && port <= max(p.Number, p.Last) {
+			return as
+		}
+	}
+	return ""
+}
+
+// edges are the first and the last port of each wide range, one inside, and those beside it.
+func (m masquerade) edges() (ports []int) {
+	for _, p := range m.ports {
+		if p.Last-p.Number > 1 {
+			ports = append(ports, p.Number-1, p.Number, p.Number+1, p.Last, p.Last+1)
+		}
+	}
+	return slices.DeleteFunc(ports, func(port int) bool { return port < 1 || port > 65535 })
 }

@@ -47,7 +47,7 @@ func (s Set) write(out *strings.Builder) {
 		switch {
 		case e.End:
 		case e.Last != "":
-			texts = append(texts, entryText(e))
+			texts = append(texts, rangesText(s.Type, e))
 		case s.Interval:
 			texts = append(texts, intervalText(s.Elements, i))
 		default:
@@ -60,14 +60,27 @@ func (s Set) write(out *strings.Builder) {
 	out.WriteString("\t}\n\n")
 }
 
-// entryText writes an element of the firewall's sets: address, protocol and port, each a range.
-func entryText(e Element) string {
+// rangesText writes an element of a concatenated type, each of its fields a range: address, protocol and port in the
+// firewall's sets, protocol and port in the port list.
+func rangesText(kind string, e Element) string {
 	n := len(e.Key) - 8
+	number := func(key string) uint16 { return binary.BigEndian.Uint16([]byte(key[n+4:])) }
+	ports := rangeText(number(e.Key), number(e.Last))
+	if kind == portType.Name {
+		return fmt.Sprintf("%s . %s", protocolText(e.Key), ports)
+	}
 	first, _ := netip.AddrFromSlice([]byte(e.Key[:n]))
 	last, _ := netip.AddrFromSlice([]byte(e.Last[:n]))
-	number := func(key string) uint16 { return binary.BigEndian.Uint16([]byte(key[n+4:])) }
 	return fmt.Sprintf("%s . %s . %s", floatip.AddressRange{First: first, Last: last},
-		rangeText(uint16(e.Key[n]), uint16(e.Last[n])), rangeText(number(e.Key), number(e.Last)))
+		rangeText(uint16(e.Key[n]), uint16(e.Last[n])), ports)
+}
+
+// protocolText names the protocol of a key of the port list.
+func protocolText(key string) string {
+	if key[0] == unix.IPPROTO_UDP {
+		return "udp"
+	}
+	return "tcp"
 }
 
 func rangeText(first, last uint16) string {
@@ -90,11 +103,7 @@ func keyText(kind, key string) string {
 	case nftables.TypeIFName.Name:
 		return fmt.Sprintf("%q", strings.TrimRight(key, "\x00"))
 	case portType.Name:
-		protocol := "tcp"
-		if key[0] == unix.IPPROTO_UDP {
-			protocol = "udp"
-		}
-		return fmt.Sprintf("%s . %d", protocol, binary.BigEndian.Uint16([]byte(key[4:])))
+		return fmt.Sprintf("%s . %d", protocolText(key), binary.BigEndian.Uint16([]byte(key[4:])))
 	}
 	address, _ := netip.AddrFromSlice([]byte(key))
 	return address.String()

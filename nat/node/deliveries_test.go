@@ -1,6 +1,7 @@
 package node
 
 import (
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -65,6 +66,73 @@ func TestListedPorts(t *testing.T) {
 			s.counts(t, 1)
 		}
 	})
+}
+
+// TestPortRanges: a VM that lists a range is reached at its first and its last port and those between, and not beside it.
+// A narrower range cuts the connections outside of it and no others.
+func TestPortRanges(t *testing.T) {
+	t.Parallel()
+	eachDelivery(t, func(t *testing.T, s *suite) {
+		list := func(last uint16) []floatip.Port {
+			return []floatip.Port{{Protocol: "TCP", Number: 8000, Last: 8500}, {Protocol: "TCP", Number: 8100, Last: last},
+				{Protocol: "UDP", Number: 5000, Last: 5010}, {Protocol: "TCP", Number: 8200}}
+		}
+		v := s.addDual(1, func(p *floatip.PodNAT) {
+			for i := range p.Bindings {
+				p.Bindings[i].Ports = list(8999)
+			}
+		})
+		s.addDual(2, nil)
+		s.places["vm1"].Serve(t, 7999, 8000, 8500, 8501, 9000, 4999, 5000, 5010, 5011)
+		lab.At("guest", v.Guest.File).Echo(t, 8200)
+		lab.At("guest", v.Guest.File).Echo(t, 8999)
+		s.run()
+		s.check(t,
+			flow{"host", "vm1's", "tcp", 8000, "host"},
+			flow{"outside", "vm1's", "tcp", 8501, "outside"},
+			flow{"vm2", "vm1's", "tcp", 8500, "vm2's"},
+			flow{"peer", "vm1's", "udp", 5000, "peer"},
+			flow{"host", "vm1's", "udp", 5010, "host"},
+			flow{"host", "vm1's", "icmp", 0, "host"},
+			flow{"host", "vm1's", "tcp", 7999, ""},
+			flow{"outside", "vm1's", "tcp", 9000, ""},
+			flow{"peer", "vm1's", "tcp", 5000, ""},
+			flow{"host", "vm1's", "udp", 4999, ""},
+			flow{"vm2", "vm1's", "udp", 5011, ""},
+			flow{"host", "vm1's", "udp", 8000, ""},
+		)
+		inside, outside := s.connections(t, v, 8200), s.connections(t, v, 8999)
+		for i := range v.nat.Bindings {
+			v.nat.Bindings[i].Ports = list(8501)
+		}
+		s.describe(v)
+		for _, conn := range outside {
+			s.await("a connection outside the range ends", func() bool { return !lab.Alive(conn, silence) })
+		}
+		for _, conn := range inside {
+			if !lab.Alive(conn, answered) {
+				t.Error("a connection inside the range broke")
+			}
+		}
+		s.check(t, flow{"host", "vm1's", "tcp", 8501, "host"}, flow{"host", "vm1's", "tcp", 8999, ""})
+	})
+}
+
+// connections calls an echo server at each floating address of v.
+func (s *suite) connections(t *testing.T, v *dual, port int) (list []net.Conn) {
+	t.Helper()
+	for _, to := range v.floating {
+		conn, err := s.places["host"].Dial("tcp", to.String(), port, 0, answered)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		if !lab.Alive(conn, answered) {
+			t.Fatalf("the connection to %s does not work", to)
+		}
+		list = append(list, conn)
+	}
+	return list
 }
 
 // counts wants traffic of the n-th VM both ways, and refusals, in the agent's metrics.

@@ -59,6 +59,9 @@ func TestLiveChange(t *testing.T) {
 	v4, v6 := binding("192.168.100.51"), binding("2001:db8:100::51")
 	listed, other := binding("192.168.100.51", floatip.Port{Protocol: "TCP", Number: 2000}), binding("192.168.100.59")
 	longer := binding("192.168.100.51", floatip.Port{Protocol: "TCP", Number: 2000}, floatip.Port{Protocol: "TCP", Number: 2001})
+	ranges := func(first, last uint16) floatip.Binding {
+		return binding("192.168.100.51", floatip.Port{Protocol: "TCP", Number: first, Last: last})
+	}
 	ssh, err := floatip.ParseEntry("192.168.100.0/24 tcp/2000")
 	if err != nil {
 		t.Fatal(err)
@@ -77,6 +80,11 @@ func TestLiveChange(t *testing.T) {
 		"all removed":       {[]floatip.Binding{v4, v6}, nil, nil, false, false, false, false, true},
 		"address replaced":  {[]floatip.Binding{v4, v6}, []floatip.Binding{other, v6}, nil, false, false, true, false, true},
 		"ports narrowed":    {[]floatip.Binding{v4, v6}, []floatip.Binding{listed, v6}, nil, true, false, true, true, true},
+		"range narrowed":    {[]floatip.Binding{ranges(1990, 2010), v6}, []floatip.Binding{ranges(1990, 2000), v6}, nil, true, false, true, true, true},
+		"range moved":       {[]floatip.Binding{ranges(1990, 2010), v6}, []floatip.Binding{ranges(2001, 2020), v6}, nil, false, true, true, true, true},
+		"range widened":     {[]floatip.Binding{longer, v6}, []floatip.Binding{ranges(1, 65535), v6}, nil, true, true, true, true, true},
+		"range to port":     {[]floatip.Binding{ranges(1990, 2010), v6}, []floatip.Binding{listed, v6}, nil, true, false, true, true, true},
+		"range unlisted":    {[]floatip.Binding{ranges(1990, 2010), v6}, []floatip.Binding{v4, v6}, nil, true, true, true, true, true},
 		"firewall narrowed": {[]floatip.Binding{v4, v6}, []floatip.Binding{v4, v6}, narrow, true, false, false, false, true},
 		"all closed":        {[]floatip.Binding{v4, v6}, []floatip.Binding{v4, v6}, &floatip.Firewall{}, false, false, false, false, true},
 	} {

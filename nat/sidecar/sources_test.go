@@ -175,6 +175,7 @@ func TestNoPacketLeavesUnderAWrongAddressBesideAnyRelease(t *testing.T) {
 	if err != nil || len(files) == 0 {
 		t.Fatalf("%d releases, %v", len(files), err)
 	}
+	files = append(files, "../testdata/kubevirt/v1.9.0-port-ranges-dual-stack.txt")
 	for _, file := range files {
 		release := strings.TrimSuffix(filepath.Base(file), ".txt")
 		for name, steps := range map[string][]func(*setup){
@@ -184,8 +185,11 @@ func TestNoPacketLeavesUnderAWrongAddressBesideAnyRelease(t *testing.T) {
 			t.Run(release+"/"+name, func(t *testing.T) {
 				s := newSetup(t)
 				s.commands = lines(t, file)
-				if strings.HasSuffix(release, "-ports") {
+				if strings.Contains(release, "-port") {
 					list := []floatip.Port{{Protocol: "TCP", Number: 22}, {Protocol: "UDP", Number: 80}}
+					if strings.Contains(release, "-ranges") {
+						list = []floatip.Port{{Protocol: "TCP", Number: 20, Last: 30}, {Protocol: "UDP", Number: 5000, Last: 5010}}
+					}
 					s.kubelet.describe(t, description(binding(s.vm.Floating4, list...), binding(s.vm.Floating6, list...)))
 				}
 				for _, step := range steps {

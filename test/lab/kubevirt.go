@@ -5,10 +5,10 @@ import (
 	"strings"
 )
 
-// Port is one entry of a VM's port list, in nft's words: "tcp" or "udp".
+// Port is one entry of a VM's port list, in nft's words: "tcp" or "udp". A range has a Last.
 type Port struct {
-	Protocol string
-	Number   int
+	Protocol     string
+	Number, Last int
 }
 
 // Masquerade describes the table that KubeVirt makes for a masquerade interface.
@@ -20,8 +20,9 @@ type Masquerade struct {
 	Ports          []Port
 }
 
-// Commands returns the arguments of the nft commands that KubeVirt v1.8.4 runs one by one, in its order
-// (pkg/network/setup/netpod/masquerade/masquerade.go, setupNATByFamily; without Istio and legacy migration ports).
+// Commands returns the arguments of the nft commands that KubeVirt v1.8.4 and v1.9.0 run one by one, in their order
+// (pkg/network/setup/netpod/masquerade/masquerade.go, setupNATByFamily; without Istio and legacy migration ports). Ranges
+// are v1.9's, and come behind the single ports.
 func (m Masquerade) Commands() []string {
 	loopback := "127.0.0.1"
 	if m.Family == "ip6" {
@@ -42,12 +43,12 @@ func (m Masquerade) Commands() []string {
 		add(fmt.Sprintf("rule nat prerouting iifname %s counter jump KUBEVIRT_PREINBOUND", m.PodInterface)),
 		add(fmt.Sprintf("rule nat postrouting oifname %s counter jump KUBEVIRT_POSTINBOUND", m.Bridge)),
 	}
-	for _, p := range m.Ports {
-		service := fmt.Sprintf("%s dport", p.Protocol)
-		commands = append(commands,
-			add(fmt.Sprintf("rule nat KUBEVIRT_PREINBOUND %s { %d } counter dnat to %s", service, p.Number, m.Guest)),
-			add(fmt.Sprintf("rule nat KUBEVIRT_POSTINBOUND %s %d %s saddr { %s } counter snat to %s", service, p.Number, m.Family, loopback, m.Gateway)),
-			add(fmt.Sprintf("rule nat output %s daddr { %s } %s %d counter dnat to %s", m.Family, loopback, service, p.Number, m.Guest)))
+	for _, ranges := range []bool{false, true} {
+		for _, p := range m.Ports {
+			if p.Last != 0 == ranges {
+				commands = append(commands, m.forward(p, loopback, add)...)
+			}
+		}
 	}
 	if len(m.Ports) == 0 {
 		commands = append(commands,
@@ -56,4 +57,18 @@ func (m Masquerade) Commands() []string {
 			add(fmt.Sprintf("rule nat output %s daddr { %s } counter dnat to %s", m.Family, loopback, m.Guest)))
 	}
 	return commands
+}
+
+// forward returns the commands of one entry of the port list.
+func (m Masquerade) forward(p Port, loopback string, add func(string) string) []string {
+	listed, single := fmt.Sprintf("{ %d }", p.Number), fmt.Sprint(p.Number)
+	if p.Last != 0 {
+		single = fmt.Sprintf("%d-%d", p.Number, p.Last)
+		listed = single
+	}
+	return []string{
+		add(fmt.Sprintf("rule nat KUBEVIRT_PREINBOUND %s dport %s counter dnat to %s", p.Protocol, listed, m.Guest)),
+		add(fmt.Sprintf("rule nat KUBEVIRT_POSTINBOUND %s dport %s %s saddr { %s } counter snat to %s", p.Protocol, single, m.Family, loopback, m.Gateway)),
+		add(fmt.Sprintf("rule nat output %s daddr { %s } %s dport %s counter dnat to %s", m.Family, loopback, p.Protocol, single, m.Guest)),
+	}
 }

@@ -38,6 +38,8 @@ func TestCombination(t *testing.T) {
 	all := []string{"everything", "", "everything", ""}
 	ingress := func(entries ...string) []string { return append(entries, "", "everything", "") }
 	ssh := []floatip.Port{{Protocol: "TCP", Number: 22}, {Protocol: "TCP", Number: 23}}
+	web := []floatip.Port{{Protocol: "TCP", Number: 8000, Last: 8999}, {Protocol: "TCP", Number: 8500},
+		{Protocol: "TCP", Number: 8900, Last: 9099}, {Protocol: "TCP", Number: 9100}}
 	for name, test := range map[string]struct {
 		policies string
 		allow    string
@@ -70,6 +72,12 @@ func TestCombination(t *testing.T) {
 			ingress("0.0.0.0/0 icmp", "0.0.0.0/0 tcp/22-23", "::/0 icmp", "::/0 tcp/22-23")},
 		"ports and a policy": {allFrom, absent, "", ssh, ingress("192.0.2.0/24 icmp", "192.0.2.0/24 tcp/22-23")},
 		"ports and a list":   {"", "tcp/23-99 from 192.0.2.1, udp", "", ssh, ingress("192.0.2.1 tcp/23")},
+		"a range of ports":   {"", absent, "", web, ingress("0.0.0.0/0 icmp", "0.0.0.0/0 tcp/8000-9100", "::/0 icmp", "::/0 tcp/8000-9100")},
+		"a range and a list": {"", "tcp/1-8000 from 192.0.2.1, tcp/9100-9200 from 192.0.2.2, udp/8000", "", web,
+			ingress("192.0.2.1 tcp/8000", "192.0.2.2 tcp/9100")},
+		"a range and a policy": {allFrom, absent, "", web, ingress("192.0.2.0/24 icmp", "192.0.2.0/24 tcp/8000-9100")},
+		"every port": {"", absent, "", []floatip.Port{{Protocol: "UDP", Number: 1, Last: 65535}},
+			ingress("0.0.0.0/0 icmp", "0.0.0.0/0 udp/1-65535", "::/0 icmp", "::/0 udp/1-65535")},
 		"ports of an unknown kind": {"", absent, "", []floatip.Port{{Protocol: "GRE", Number: 1}},
 			ingress("0.0.0.0/0 icmp", "::/0 icmp")},
 		"ports in a denying pool": {"", absent, DefaultDeny, ssh, ingress()},

@@ -34,7 +34,7 @@ func naivePorts(list []floatip.Port, p naivePacket) bool {
 		return true
 	}
 	for _, port := range list {
-		if port.Number == p.port && (port.Protocol == "TCP" && p.protocol == floatip.ProtocolTCP ||
+		if port.Number <= p.port && p.port <= max(port.Number, port.Last) && (port.Protocol == "TCP" && p.protocol == floatip.ProtocolTCP ||
 			port.Protocol == "UDP" && p.protocol == floatip.ProtocolUDP) {
 			return true
 		}

@@ -109,7 +109,11 @@ func (w world) input(t testing.TB) Input {
 		{Name: "both", Protocol: "UDP", ContainerPort: 4}, {Name: "dns", Protocol: "UDP", ContainerPort: 5}}
 	if w.one(30) {
 		for w.one(70) {
-			in.Ports = append(in.Ports, floatip.Port{Protocol: pick(w, "TCP", "UDP"), Number: uint16(1 + w.IntN(10))})
+			port := floatip.Port{Protocol: pick(w, "TCP", "UDP"), Number: uint16(1 + w.IntN(10))}
+			if w.one(40) {
+				port.Last = port.Number + uint16(w.IntN(4))
+			}
+			in.Ports = append(in.Ports, port)
 		}
 	}
 	if w.one(50) {

@@ -28,7 +28,7 @@ type Input struct {
 	// NamedPorts are those of the pod that lead to the guest: the ports of the VM's interface, which KubeVirt lists at the
 	// compute container (containerPortsFromVMI in pkg/virt-controller/services/rendercontainer.go).
 	NamedPorts []corev1.ContainerPort
-	// Ports are those that the VM lists on its interface. An empty list admits every port and protocol.
+	// Ports are those that the VM lists on its interface, ranges among them. An empty list admits every port and protocol.
 	Ports []floatip.Port
 	// Allow is the VM's allow list (AllowOf), nil when it has none.
 	Allow *AllowList
@@ -122,7 +122,7 @@ func listed(ports []floatip.Port) (list []floatip.Entry) {
 			if !ok {
 				continue // PodNAT.Validate refuses it; here it must not become ProtocolAny
 			}
-			from.Protocol, from.Ports = protocol, floatip.PortRange{First: p.Number, Last: p.Number}
+			from.Protocol, from.Ports = protocol, p.Range()
 			list = append(list, from)
 		}
 	}

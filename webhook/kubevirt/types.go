@@ -95,7 +95,7 @@ type Interface struct {
 	Masquerade *Masquerade `json:"masquerade,omitempty"`
 	// Ports that are forwarded to the guest; empty for all.
 	Ports []Port `json:"ports,omitempty"`
-	// PortRanges came with KubeVirt 1.9.
+	// PortRanges are forwarded too. They came with KubeVirt 1.9, behind its feature gate PortRangesSpec.
 	PortRanges []PortRange `json:"portRanges,omitempty"`
 }
 
@@ -111,8 +111,14 @@ type Port struct {
 	Port     int32  `json:"port"`
 }
 
-// PortRange is there to be counted.
-type PortRange struct{}
+// PortRange is a range of forwarded ports. KubeVirt wants all three fields.
+type PortRange struct {
+	// Protocol is TCP or UDP.
+	Protocol string `json:"protocol"`
+	// Start and End are both forwarded.
+	Start int32 `json:"start"`
+	End   int32 `json:"end"`
+}
 
 // Network is the view of one network that an interface of the same name is connected to.
 type Network struct {

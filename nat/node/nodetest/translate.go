@@ -49,7 +49,9 @@ func KubeVirt(t testing.TB, p *Pod, ports ...floatip.Port) {
 	v6 := lab.Masquerade{Family: "ip6", PodInterface: "eth0", Bridge: "k6t-eth0", Guest: GuestFixed6, Gateway: "fd10:0:2::1"}
 	for _, m := range []lab.Masquerade{v4, v6} {
 		for _, port := range ports {
-			m.Ports = append(m.Ports, lab.Port{Protocol: strings.ToLower(port.Protocol), Number: int(port.Number)})
+			m.Ports = append(m.Ports, lab.Port{
+				Protocol: strings.ToLower(port.Protocol), Number: int(port.Number), Last: int(port.Last),
+			})
 		}
 		for _, command := range m.Commands() {
 			lab.At("pod", p.File).Run(t, "", "nft", command)

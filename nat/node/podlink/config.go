@@ -55,19 +55,20 @@ func Admitted(nat floatip.PodNAT, floating netip.Addr) floatip.Admitted {
 	return floatip.Admitted{Everything: true}
 }
 
-// listed admits the ports from everywhere, and ICMP, of which a list of TCP and UDP ports says nothing.
+// listed admits the ports from everywhere, and ICMP, of which a list of TCP and UDP ports says nothing. No two entries
+// overlap: the kernel would refuse them.
 func listed(b floatip.Binding) (a floatip.Admitted) {
 	from := everyone(b.Floating)
 	add := func(protocol floatip.Protocol, ports floatip.PortRange) {
 		a.Entries = append(a.Entries, floatip.Entry{Addresses: from, Protocol: protocol, Ports: ports})
 	}
 	add(floatip.ProtocolICMP, floatip.AllPorts())
-	for _, p := range b.Ports {
+	for _, p := range floatip.DisjointPorts(b.Ports) {
 		protocol := floatip.ProtocolTCP
 		if p.Protocol == "UDP" {
 			protocol = floatip.ProtocolUDP
 		}
-		add(protocol, floatip.PortRange{First: p.Number, Last: p.Number})
+		add(protocol, p.Range())
 	}
 	return a
 }

@@ -128,6 +128,17 @@ func TestAdmitted(t *testing.T) {
 			t.Errorf("protocol %d port %d: admitted %t, want %t", tt.protocol, tt.port, got, tt.want)
 		}
 	}
+	nat.Bindings[0].Ports = []floatip.Port{{Protocol: "UDP", Number: 8500, Last: 9500}, {Protocol: "UDP", Number: 8000, Last: 8999},
+		{Protocol: "UDP", Number: 8500}}
+	a = Admitted(nat, floating)
+	if err := (floatip.Firewall{Ingress: a}).Validate(); err != nil {
+		t.Errorf("ranges that overlap: %v", err)
+	}
+	for port, want := range map[uint16]bool{7999: false, 8000: true, 8500: true, 9500: true, 9501: false} {
+		if a.Admits(host, floatip.ProtocolUDP, port) != want || a.Admits(host, floatip.ProtocolTCP, port) {
+			t.Errorf("port %d: want UDP admitted %t and TCP not, have %+v", port, want, a)
+		}
+	}
 	nat.Firewall = &floatip.Firewall{}
 	if a := Admitted(nat, floating); a.Everything || len(a.Entries) > 0 {
 		t.Errorf("a closed firewall admits %+v", a)

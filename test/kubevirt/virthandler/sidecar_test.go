@@ -20,8 +20,8 @@ import (
 	"floatip.io/floatip/test/kubevirt/virthandler"
 )
 
-// variant is one way in which KubeVirt makes its NAT tables (network/setup/netpod/masquerade). v1.8.4 knows no port
-// ranges: a port of its API is one number (api/core/v1/schema.go, Port).
+// variant is one way in which KubeVirt makes its NAT tables (network/setup/netpod/masquerade). Port ranges came with v1.9:
+// test/kubevirt19 has them.
 type variant struct {
 	link      string // of the pod
 	addresses []string
