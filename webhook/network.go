@@ -23,7 +23,7 @@ var (
 var errNotMasquerade = errors.New("no interface with masquerade binding on the pod network")
 
 // guest is what there is to translate to: the network between pod and guest for each family, and the ports that the
-// VM lists on its interface.
+// VM lists on its interface, ranges among them.
 type guest struct {
 	ipv4, ipv6 netip.Prefix
 	ports      []floatip.Port
@@ -56,21 +56,8 @@ func newGuest(network kubevirt.PodNetwork, nic kubevirt.Interface) (guest, error
 	if g.ipv6, err = guestNetwork(network.VMIPv6NetworkCIDR, defaultGuestIPv6); err != nil {
 		return guest{}, fmt.Errorf("vmIPv6NetworkCIDR: %w", err)
 	}
-	// Without the ranges the list of ports would be shorter than the VM's, or empty, which opens every port.
-	if len(nic.PortRanges) > 0 {
-		return guest{}, fmt.Errorf("interface %s: portRanges cannot be forwarded, list ports", nic.Name)
-	}
-	for _, p := range nic.Ports {
-		port, err := forwarded(p)
-		if err != nil {
-			return guest{}, fmt.Errorf("interface %s: %w", nic.Name, err)
-		}
-		g.ports = append(g.ports, port)
-		if p.Name != "" {
-			g.named = append(g.named, corev1.ContainerPort{
-				Name: p.Name, Protocol: corev1.Protocol(port.Protocol), ContainerPort: int32(port.Number),
-			})
-		}
+	if err := g.list(nic); err != nil {
+		return guest{}, fmt.Errorf("interface %s: %w", nic.Name, err)
 	}
 	return g, nil
 }
@@ -93,6 +80,32 @@ func guestNetwork(cidr string, otherwise netip.Prefix) (netip.Prefix, error) {
 	return p.Masked(), nil
 }
 
+// list takes the ports and the ranges of an interface. KubeVirt forwards both (setupNATByFamily in
+// pkg/network/setup/netpod/masquerade), though its admission allows one of them at a time. An entry that is left out would
+// make the list shorter than the VM's, or empty, which opens every port: so each must be one that can be forwarded.
+func (g *guest) list(nic kubevirt.Interface) error {
+	for _, p := range nic.Ports {
+		port, err := forwarded(p)
+		if err != nil {
+			return err
+		}
+		g.ports = append(g.ports, port)
+		if p.Name != "" {
+			g.named = append(g.named, corev1.ContainerPort{
+				Name: p.Name, Protocol: corev1.Protocol(port.Protocol), ContainerPort: int32(port.Number),
+			})
+		}
+	}
+	for i, r := range nic.PortRanges {
+		port, err := forwardedRange(r)
+		if err != nil {
+			return fmt.Errorf("portRanges[%d].%w", i, err)
+		}
+		g.ports = append(g.ports, port)
+	}
+	return nil
+}
+
 func forwarded(p kubevirt.Port) (floatip.Port, error) {
 	protocol := strings.ToUpper(p.Protocol)
 	if protocol == "" {
@@ -101,11 +114,32 @@ func forwarded(p kubevirt.Port) (floatip.Port, error) {
 	if protocol != "TCP" && protocol != "UDP" {
 		return floatip.Port{}, fmt.Errorf("port %d: protocol %s cannot be forwarded", p.Port, p.Protocol)
 	}
-	if p.Port < 1 || p.Port > math.MaxUint16 {
+	if !isPort(p.Port) {
 		return floatip.Port{}, fmt.Errorf("port %d is none", p.Port)
 	}
 	return floatip.Port{Protocol: protocol, Number: uint16(p.Port)}, nil
 }
+
+// forwardedRange wants what KubeVirt's admission wants (validateForwardPortRanges in pkg/network/admitter), but does not
+// mind ranges that overlap. The error starts with the field.
+func forwardedRange(r kubevirt.PortRange) (floatip.Port, error) {
+	protocol := strings.ToUpper(r.Protocol)
+	switch {
+	case protocol != "TCP" && protocol != "UDP":
+		return floatip.Port{}, fmt.Errorf("protocol: %q cannot be forwarded, want TCP or UDP", r.Protocol)
+	case !isPort(r.Start):
+		return floatip.Port{}, fmt.Errorf("start: %d is no port, want 1 to 65535", r.Start)
+	case !isPort(r.End):
+		return floatip.Port{}, fmt.Errorf("end: %d is no port, want 1 to 65535", r.End)
+	case r.Start > r.End:
+		return floatip.Port{}, fmt.Errorf("start: %d is greater than end %d", r.Start, r.End)
+	case r.Start == r.End: // sidecars and agents of older releases know single ports
+		return floatip.Port{Protocol: protocol, Number: uint16(r.Start)}, nil
+	}
+	return floatip.Port{Protocol: protocol, Number: uint16(r.Start), Last: uint16(r.End)}, nil
+}
+
+func isPort(n int32) bool { return n >= 1 && n <= math.MaxUint16 }
 
 // bind pairs a floating address with the guest's fixed address of the same family: the pod has the first host of the
 // network and the guest the second (KubeVirt pkg/network/setup/netpod).

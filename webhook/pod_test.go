@@ -228,6 +228,19 @@ func TestGuestOf(t *testing.T) {
 		{"ports", spec(kubevirt.PodNetwork{}, kubevirt.Interface{Ports: []kubevirt.Port{{Port: 22}, {Port: 53, Protocol: "UDP"}}}), "192.0.2.1", floatip.Binding{
 			Fixed: mustAddr("10.0.2.2"), Gateway: mustAddr("10.0.2.1"), GuestNetwork: netip.MustParsePrefix("10.0.2.0/24"),
 			Ports: []floatip.Port{{Protocol: "TCP", Number: 22}, {Protocol: "UDP", Number: 53}}}},
+		{"port ranges", spec(kubevirt.PodNetwork{}, kubevirt.Interface{PortRanges: []kubevirt.PortRange{
+			{Protocol: "UDP", Start: 1, End: 65535}, {Protocol: "TCP", Start: 8000, End: 8999}, {Protocol: "TCP", Start: 9, End: 9},
+		}}), "192.0.2.1", floatip.Binding{
+			Fixed: mustAddr("10.0.2.2"), Gateway: mustAddr("10.0.2.1"), GuestNetwork: netip.MustParsePrefix("10.0.2.0/24"),
+			Ports: []floatip.Port{{Protocol: "UDP", Number: 1, Last: 65535}, {Protocol: "TCP", Number: 8000, Last: 8999},
+				{Protocol: "TCP", Number: 9}}}},
+		{"ports and port ranges", spec(kubevirt.PodNetwork{}, kubevirt.Interface{
+			Ports:      []kubevirt.Port{{Port: 22}, {Port: 8500}},
+			PortRanges: []kubevirt.PortRange{{Protocol: "tcp", Start: 8000, End: 8999}, {Protocol: "TCP", Start: 8900, End: 9100}},
+		}), "2001:db8::1", floatip.Binding{
+			Fixed: mustAddr("fd10:0:2::2"), Gateway: mustAddr("fd10:0:2::1"), GuestNetwork: netip.MustParsePrefix("fd10:0:2::/120"),
+			Ports: []floatip.Port{{Protocol: "TCP", Number: 22}, {Protocol: "TCP", Number: 8500},
+				{Protocol: "TCP", Number: 8000, Last: 8999}, {Protocol: "TCP", Number: 8900, Last: 9100}}}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			g, err := guestOf(tc.spec)

@@ -59,6 +59,8 @@ func TestCreateVMI(t *testing.T) {
 		{"with an asset tag of its own", vmi(`{"x":"y"}`, strings.Replace(masquerade, `"devices"`, `"chassis":{"asset":"mine"},"devices"`, 1)), Carried, []string{
 			"add /metadata/annotations/floatip.io~1address 192.168.100.50"}},
 		{"called again", vmi(`{"floatip.io/address":"192.168.100.50"}`, strings.Replace(masquerade, `"devices"`, `"chassis":{"asset":"floatip=192.168.100.50"},"devices"`, 1)), Carried, nil},
+		{"with port ranges", vmi(`{"kubevirt.io/x":"y"}`, portRanges(`{"protocol":"TCP","start":8000,"end":8999}`)), Carried,
+			[]string{"add /metadata/annotations/floatip.io~1address 192.168.100.50", "add /spec/domain/chassis"}},
 		{"of another VM", strings.Replace(vmi(`{"floatip.io/address":"192.168.100.50"}`, masquerade), "uid-a", "uid-b", 1), Ignored,
 			[]string{"remove /metadata/annotations/floatip.io~1address"}},
 		{"without a VM", `{"metadata":{"name":"a","annotations":{"floatip.io/address":"192.168.100.50"}},"spec":` + masquerade + `}`, Ignored,
@@ -79,6 +81,11 @@ func TestCreateVMI(t *testing.T) {
 	}
 }
 
+// portRanges is a VM that lists ranges on its interface, as JSON.
+func portRanges(list string) string {
+	return strings.Replace(masquerade, `"masquerade":{}`, `"masquerade":{},"portRanges":[`+list+`]`, 1)
+}
+
 // What floatip cannot translate starts all the same, with a warning and an event; a VM that needs its address says so.
 func TestCreateVMIUnnatable(t *testing.T) {
 	for _, tc := range []struct{ name, spec, text string }{
@@ -90,7 +97,14 @@ func TestCreateVMIUnnatable(t *testing.T) {
 		{"SR-IOV only", `{"domain":{"devices":{"interfaces":[{"name":"nic","sriov":{}}]}},"networks":[{"name":"nic","multus":{"networkName":"vf"}}]}`,
 			"no interface with masquerade binding"},
 		{"masquerade on another network", strings.Replace(masquerade, `"pod":{}`, `"multus":{}`, 1), "no interface with masquerade binding"},
-		{"port ranges", strings.Replace(masquerade, `"masquerade":{}`, `"masquerade":{},"portRanges":[{"from":1}]`, 1), "portRanges cannot be forwarded"},
+		{"port range in other words", portRanges(`{"protocol":"TCP","from":1,"to":9}`), "portRanges[0].start: 0 is no port"},
+		{"port range without an end", portRanges(`{"protocol":"TCP","start":1}`), "portRanges[0].end: 0 is no port"},
+		{"port range without a protocol", portRanges(`{"start":1,"end":9}`), `portRanges[0].protocol: "" cannot be forwarded`},
+		{"port range of SCTP", portRanges(`{"protocol":"UDP","start":1,"end":9},{"protocol":"SCTP","start":1,"end":9}`),
+			`portRanges[1].protocol: "SCTP" cannot be forwarded`},
+		{"port range backwards", portRanges(`{"protocol":"TCP","start":90,"end":80}`), "portRanges[0].start: 90 is greater than end 80"},
+		{"port range below zero", portRanges(`{"protocol":"TCP","start":-1,"end":80}`), "portRanges[0].start: -1 is no port"},
+		{"port range too long", portRanges(`{"protocol":"TCP","start":1,"end":65536}`), "portRanges[0].end: 65536 is no port"},
 		{"guest network around the address", strings.Replace(masquerade, `"pod":{}`, `"pod":{"vmNetworkCIDR":"192.168.100.0/24"}`, 1), "outside 192.168.100.0/24"},
 		{"guest network too small", strings.Replace(masquerade, `"pod":{}`, `"pod":{"vmNetworkCIDR":"10.0.2.0/31"}`, 1), "no room"},
 	} {

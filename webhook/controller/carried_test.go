@@ -67,10 +67,13 @@ func strangerOf(pod *corev1.Pod) *corev1.Pod {
 
 // A VM that runs without its address says why, by what there is now; one that does not run says nothing.
 func TestCarried(t *testing.T) {
-	ranges := masquerade
-	ranges.Domain.Devices.Interfaces = []kubevirt.Interface{{
-		Name: "default", Masquerade: &kubevirt.Masquerade{}, PortRanges: []kubevirt.PortRange{{}},
-	}}
+	withRange := func(r kubevirt.PortRange) kubevirt.VMISpec {
+		spec := masquerade
+		spec.Domain.Devices.Interfaces = []kubevirt.Interface{{
+			Name: "default", Masquerade: &kubevirt.Masquerade{}, PortRanges: []kubevirt.PortRange{r},
+		}}
+		return spec
+	}
 	carrying := func() *kubevirt.VirtualMachineInstance {
 		return instance("uid-a", masquerade, floatip.AnnotationAddress, "192.168.100.50")
 	}
@@ -95,7 +98,10 @@ func TestCarried(t *testing.T) {
 		{"carried, and the label is gone", instance("uid-a", masquerade, floatip.AnnotationAddress, "192.168.100.50"),
 			map[string]string{floatip.LabelEnabled: "false"}, v1alpha1.ReasonCarried, "carries the address", nil},
 		{"other binding", instance("uid-a", kubevirt.VMISpec{}, "x", "y"), nil, v1alpha1.ReasonUnsupportedBinding, "no interface with masquerade binding", nil},
-		{"port ranges", instance("uid-a", ranges, "x", "y"), nil, v1alpha1.ReasonUnsupportedBinding, "portRanges cannot be forwarded", nil},
+		{"a port range that is none", instance("uid-a", withRange(kubevirt.PortRange{Protocol: "TCP", Start: 9, End: 8}), "x", "y"), nil,
+			v1alpha1.ReasonUnsupportedBinding, "interface default: portRanges[0].start: 9 is greater than end 8", nil},
+		{"port ranges, since an earlier release", instance("uid-a", withRange(kubevirt.PortRange{Protocol: "TCP", Start: 8, End: 9}), "x", "y"), nil,
+			v1alpha1.ReasonStartedWithout, "restart the VM", nil},
 		{"Pod Security", instance("uid-a", masquerade, "x", "y"),
 			map[string]string{"pod-security.kubernetes.io/enforce": "restricted"}, v1alpha1.ReasonForbiddenSidecar, "level restricted", nil},
 		{"label gone", instance("uid-a", masquerade, "x", "y"), map[string]string{floatip.LabelEnabled: "false"}, v1alpha1.ReasonNotOptedIn, "set it and restart", nil},
