@@ -147,8 +147,8 @@ func entryKey(address netip.Addr, protocol byte, port uint16) string {
 	return string(append(binary.BigEndian.AppendUint16(key, port), 0, 0))
 }
 
-// portSet returns the VM's port list as a set. Only a range makes it one of intervals: a set of single ports is a hash
-// table, which a packet passes sooner.
+// portSet returns the VM's port list as a set. Only a range makes it one of intervals; a list of single ports is a hash
+// table, as sidecars of releases without ranges write it.
 func portSet(list []floatip.Port) Set {
 	list = floatip.DisjointPorts(list)
 	set := Set{Name: setPorts, Type: portType.Name}

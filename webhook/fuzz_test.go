@@ -30,6 +30,7 @@ func FuzzHooks(f *testing.F) {
 		vm("a", nil), vm("a", map[string]string{"floatip.io/request": "192.168.100.50", "floatip.io/pool": "provider"}),
 		`{"metadata":{"name":"a","annotations":{"floatip.io/claim":"00000000000000000000000000000000","floatip.io/address":"::1"}}}`,
 		vmiWith(source("cloudInitNoCloud", field64(mine))), vmiWith(source("cloudInitConfigDrive", `"userData":"#!/bin/sh"`)),
+		vmi(`{"x":"y"}`, portRanges(`{"protocol":"UDP","start":1,"end":65535},{"protocol":"TCP","start":9,"end":8}`)),
 		vmi(`{"x":"y"}`, masquerade), vmi(`null`, bridge), launcher(`{"floatip.io/nat":"{}"}`, podSpec),
 		poolJSON("a", `{"addresses":["192.168.100.0/24","2001:db8::/64","192.168.100.0/33"],"exclude":["192.168.100.7"]}`),
 		`{}`, `null`, `[]`, `"x"`, `{"metadata":null,"spec":null}`, `{"metadata":{"annotations":[]}}`, `{`,
