@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"syscall"
 
@@ -55,6 +56,9 @@ func run(args []string) int {
 	}
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
+	}
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(max(node.Parallel, runtime.GOMAXPROCS(0)))
 	}
 	level := slog.LevelInfo
 	if c.verbose {

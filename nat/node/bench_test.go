@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -99,6 +100,7 @@ func BenchmarkFirstAnswer(bb *testing.B) {
 // first packet of the LAN that it answers, by the new way. Medians. What a user of the LAN notices besides is the guest's own
 // pause.
 func BenchmarkMove(bb *testing.B) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(max(Parallel, runtime.GOMAXPROCS(0))))
 	r := newRoadBy(bb, "", fifty)
 	host := r.from.world.Host
 	udp := startEcho(bb, r.source.Guest, host, fifty.String()+":7")
@@ -110,10 +112,11 @@ func BenchmarkMove(bb *testing.B) {
 		for len(heard) > 0 {
 			<-heard
 		}
-		began := time.Now()
-		r.target.Guest.AnnounceSelf("eth0")
+		sent := make(chan time.Time, 1)
+		go func() { sent <- r.target.Guest.AnnounceSelf("eth0") }() // beside: coming back takes longer than the agent
 		r.to.awaitAnnouncement(heard, fifty)
-		announced = append(announced, milliseconds(time.Since(began)))
+		now, began := time.Now(), <-sent
+		announced = append(announced, milliseconds(now.Sub(began)))
 		for !udp.send(2 * time.Millisecond) {
 			if time.Since(began) > patience {
 				bb.Fatalf("no answer within %s of the guest's arrival", patience)
@@ -125,6 +128,7 @@ func BenchmarkMove(bb *testing.B) {
 	}
 	bb.ReportMetric(0, "ns/op") // of no meaning
 	bb.ReportMetric(median(announced), "ms-frame-to-announcement")
+	bb.ReportMetric(announced[len(announced)*9/10], "ms-frame-to-announcement-p90")
 	bb.ReportMetric(median(answered), "ms-frame-to-answer")
 }
 

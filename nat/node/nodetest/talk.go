@@ -82,8 +82,8 @@ func (n *Namespace) Dial(address string, patience time.Duration) (net.Conn, erro
 }
 
 // AnnounceSelf sends what qemu sends for a guest that has arrived by migration: a RARP request for its own address
-// (qemu net/announce.c, announce_self_create).
-func (n *Namespace) AnnounceSelf(link string) {
+// (qemu net/announce.c, announce_self_create). It returns when it was about to.
+func (n *Namespace) AnnounceSelf(link string) (at time.Time) {
 	n.t.Helper()
 	own := n.Get(link).Attrs()
 	everyone := net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
@@ -95,7 +95,9 @@ func (n *Namespace) AnnounceSelf(link string) {
 			return err
 		}
 		defer func() { go c.Close() }() // takes ten milliseconds and more, which nobody shall count as the agent's
+		at = time.Now()
 		_, err = c.WriteTo(frame, &packet.Addr{HardwareAddr: everyone})
 		return err
 	})
+	return at
 }
