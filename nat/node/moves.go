@@ -324,15 +324,8 @@ func (j *journey) unclaim() {
 
 // expect prepares for the guest of a staged pod: somebody listens for it, and somebody takes its connections over.
 func (a *Agent) expect(pp *podPlan, source floatip.NodeAgent) {
-	ready := map[netip.Addr]string{}
-	for address, nic := range pp.nics {
-		// One that nobody could vouch for so far is tested first.
-		if pp.plugged && pp.failed == nil && translates(pp.state, address) && slices.Contains(pp.grant.InUse, address) {
-			ready[address] = nic
-		}
-	}
 	s := pp.session
-	s.journey.prepare(ready)
+	s.journey.prepare(pp.awaited())
 	ns, err := s.duplicate()
 	if err != nil {
 		return // reaching the sidecar brings another round
@@ -350,6 +343,18 @@ func (a *Agent) expect(pp *podPlan, source floatip.NodeAgent) {
 			go a.bring(s, own, pp.grant, pp.bindings())
 		}
 	}
+}
+
+// awaited are the addresses that can be answered for as soon as the guest arrives, with their NICs.
+func (pp *podPlan) awaited() map[netip.Addr]string {
+	ready := map[netip.Addr]string{}
+	for address, nic := range pp.nics {
+		// One that nobody could vouch for so far is tested first.
+		if pp.plugged && pp.failed == nil && translates(pp.state, address) && slices.Contains(pp.grant.InUse, address) {
+			ready[address] = nic
+		}
+	}
+	return ready
 }
 
 // await lives until the guest arrives, or the session ends. On an arrival the address is announced at once; all else
