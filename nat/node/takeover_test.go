@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -50,21 +51,8 @@ func TestGive(t *testing.T) {
 		return err
 	})
 	t.Cleanup(func() { l.Close() })
-	table, err := flows.Open(pod.File)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { table.Close() })
-	give := &writer{
-		journey: new(journey), table: table, bindings: nodetest.Describe(floatip.Owner{}, fifty).Bindings,
-		held: map[flows.Key]flows.Entry{}, inward: map[flows.Key]bool{}, ns: pod.File, bridge: "k6t-eth0", macs: []string{mac.String()},
-		stale: patience,
-	}
-	give.apply(flows.Changes{Put: []flows.Entry{{
-		Protocol: unix.IPPROTO_UDP, Timeout: 30,
-		Original: flows.Tuple{Source: client.Addr(), SourcePort: 4000, Destination: fifty, DestinationPort: 7},
-		Reply:    flows.Tuple{Source: guest.Addr(), SourcePort: 7, Destination: client.Addr(), DestinationPort: 4000},
-	}}})
+	give := newWriter(t, pod, mac.String())
+	give.apply(flows.Changes{Put: []flows.Entry{inwardFrom(4000)}})
 	if give.put != 1 {
 		t.Fatal("the connection was not taken over")
 	}
@@ -85,5 +73,95 @@ func TestGive(t *testing.T) {
 	n, from, err := l.ReadFrom(buf)
 	if err != nil || string(buf[:n]) != "good" || from.String() != client.String() || give.given != 1 {
 		t.Errorf("the guest got %q from %v, %v; %d packets were given, want the good one", buf[:n], from, err, give.given)
+	}
+	give.macs = nil // KubeVirt has not said them
+	give.give([][]byte{datagram(mac, client, guest, "good too")})
+	if n, _, err = l.ReadFrom(buf); err != nil || string(buf[:n]) != "good too" {
+		t.Errorf("the guest got %q, %v", buf[:n], err)
+	}
+}
+
+// newWriter writes into a pod as while a guest moves there.
+func newWriter(t *testing.T, pod *nodetest.Pod, macs ...string) *writer {
+	t.Helper()
+	table, err := flows.Open(pod.File)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { table.Close() })
+	return &writer{
+		journey: new(journey), table: table, bindings: nodetest.Describe(floatip.Owner{}, fifty).Bindings,
+		held: map[flows.Key]flows.Entry{}, inward: map[flows.Key]bool{}, ns: pod.File, bridge: "k6t-eth0", macs: macs, stale: patience,
+	}
+}
+
+// inwardFrom is a connection of UDP from a port of the host on the LAN to the guest.
+func inwardFrom(port uint16) flows.Entry {
+	host, guest := netip.MustParseAddr(nodetest.LANHost), netip.MustParseAddr(nodetest.GuestFixed)
+	return flows.Entry{
+		Protocol: unix.IPPROTO_UDP, Timeout: 30,
+		Original: flows.Tuple{Source: host, SourcePort: port, Destination: fifty, DestinationPort: 7},
+		Reply:    flows.Tuple{Source: guest, SourcePort: 7, Destination: host, DestinationPort: port},
+	}
+}
+
+// TestApplyChanges: the pod's kernel is kept as the old node says until the guest is there, and then knows better; it is told
+// nothing that is no connection of the guest by its floating address, and nobody can make it forget what it was not told.
+func TestApplyChanges(t *testing.T) {
+	t.Parallel()
+	pod := nodetest.NewWorld(t).AddNode("10").AddPod("a", "100.0.0.1")
+	w := newWriter(t, pod)
+	tracked := func() (ports []uint16) {
+		t.Helper()
+		entries, err := flows.Read(pod.File, w.bindings)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			ports = append(ports, e.Original.SourcePort)
+			if e.Status != w.held[e.Key()].Status && !w.journey.hasArrived() {
+				t.Errorf("port %d has the status %d", e.Original.SourcePort, e.Status)
+			}
+		}
+		slices.Sort(ports)
+		return ports
+	}
+	is := func(when string, fresh [3]uint64, ports ...uint16) {
+		t.Helper()
+		have := w.fresh()
+		if now := tracked(); !slices.Equal(now, ports) || have != fresh || len(w.connections()) != 0 {
+			t.Errorf("%s: ports %v, counted %v; want %v and %v", when, now, have, ports, fresh)
+		}
+	}
+	answered := func(e flows.Entry) flows.Entry {
+		e.Status = 1 << 1 // IPS_SEEN_REPLY
+		return e
+	}
+	foreign, clash := inwardFrom(4002), inwardFrom(4000)
+	foreign.Reply.Source = netip.MustParseAddr("10.0.2.9")
+	// The answers of another connection look the same.
+	clash.Original, clash.Reply = flows.Tuple{
+		Source: clash.Reply.Source, SourcePort: 99, Destination: clash.Original.Source, DestinationPort: 4000,
+	}, flows.Tuple{Source: clash.Original.Source, SourcePort: 4000, Destination: fifty, DestinationPort: 7}
+	if err := w.table.Put(inwardFrom(5000), false); err != nil {
+		t.Fatal(err)
+	}
+	w.apply(flows.Changes{Put: []flows.Entry{inwardFrom(4000), answered(inwardFrom(4001)), foreign}})
+	is("at first", [3]uint64{2, 1, 0}, 4000, 4001, 5000)
+	w.apply(flows.Changes{Put: []flows.Entry{answered(inwardFrom(4000)), clash}, Remove: []flows.Key{inwardFrom(5000).Key()}})
+	is("changed", [3]uint64{1, 0, 1}, 4000, 4001, 5000)
+	w.apply(flows.Changes{Remove: []flows.Key{inwardFrom(4001).Key()}})
+	is("ended", [3]uint64{}, 4000, 5000)
+	if len(w.held) != 1 {
+		t.Errorf("%d connections came along, want one", len(w.held))
+	}
+	w.journey.arrive(time.Now())
+	w.apply(flows.Changes{Put: []flows.Entry{inwardFrom(4000), inwardFrom(4003)}, Remove: []flows.Key{inwardFrom(4000).Key()}})
+	is("the guest is there", [3]uint64{2, 0, 0}, 4000, 4003, 5000)
+	entries, err := flows.Read(pod.File, w.bindings)
+	for _, e := range entries {
+		if e.Original.SourcePort == 4000 && e.Status == 0 {
+			t.Errorf("an entry of the kernel was replaced when the guest was there: %+v, %v", e, err)
+		}
 	}
 }
