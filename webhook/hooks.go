@@ -99,6 +99,8 @@ type Hooks struct {
 	Cluster Cluster
 	Events  Events
 	Metrics *Metrics
+	// Burst is told of creates; nil where nobody wants to know.
+	Burst *Burst
 	// Now defaults to time.Now.
 	Now func() time.Time
 
@@ -114,7 +116,11 @@ type Server interface {
 // Register serves all hooks behind the gate.
 func (h *Hooks) Register(server Server, gate *Gate) {
 	for path, handler := range h.Handlers() {
-		server.Register(path, gate.Wrap(newEndpoint(handler)))
+		hook := gate.Wrap(newEndpoint(handler))
+		if h.Burst != nil && (path == PathVMCreate || path == PathVMCommit) {
+			hook = h.Burst.during(hook)
+		}
+		server.Register(path, hook)
 	}
 }
 
