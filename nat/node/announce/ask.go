@@ -95,7 +95,7 @@ func (a *Asker) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	frames, err := openFrames(a.NetNS, n, unix.ETH_P_ARP, nil)
+	frames, err := openFrames(a.NetNS, n, unix.ETH_P_ARP, everything)
 	if err != nil {
 		return fmt.Errorf("ARP socket: %w", err)
 	}

@@ -39,7 +39,7 @@ func newLAN(t *testing.T, configure func(*Responder)) *lan {
 	}
 	l.responder = NewResponder(r)
 	n := nicIn(t, w.Host, "eth0")
-	l.host = opened(openFrames(w.Host.File, n, unix.ETH_P_ARP, nil))(t)
+	l.host = opened(openFrames(w.Host.File, n, unix.ETH_P_ARP, everything))(t)
 	six, err := openNeighbour(w.Host.File, n)
 	l.host6 = opened(six.(neighbourWire).frames, err)(t)
 	ctx, cancel := context.WithCancel(context.Background())

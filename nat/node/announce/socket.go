@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/mdlayher/arp"
@@ -57,10 +58,26 @@ type frames struct {
 	buf  []byte
 }
 
-func openFrames(ns *os.File, n nic, protocol int, filter []bpf.RawInstruction) (frames, error) {
+// toThisHost drops what is for others. The kernel says so as well of each frame of a VLAN for which the NIC has no device, and
+// hands it over without its tag (__netif_receive_skb_core in net/core/dev.c): what is said there is not said on this network.
+var toThisHost = []bpf.Instruction{
+	bpf.LoadExtension{Num: bpf.ExtType},
+	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.PACKET_OTHERHOST, SkipTrue: 1},
+	bpf.RetConstant{Val: 0},
+}
+
+// everything lets all of a protocol through.
+var everything = []bpf.Instruction{bpf.RetConstant{Val: 1500}}
+
+// openFrames makes a socket that hears what is for this host and passes the filter.
+func openFrames(ns *os.File, n nic, protocol int, filter []bpf.Instruction) (frames, error) {
 	f := frames{own: net.HardwareAddr(n.mac), buf: make([]byte, 1500)}
-	err := netns.Do(ns, func() (err error) {
-		f.conn, err = packet.Listen(&net.Interface{Index: n.index}, packet.Datagram, protocol, &packet.Config{Filter: filter})
+	program, err := bpf.Assemble(slices.Concat(toThisHost, filter))
+	if err != nil {
+		return frames{}, err
+	}
+	err = netns.Do(ns, func() (err error) {
+		f.conn, err = packet.Listen(&net.Interface{Index: n.index}, packet.Datagram, protocol, &packet.Config{Filter: program})
 		return err
 	})
 	if err != nil {
@@ -114,7 +131,7 @@ func (f frames) close() error { return f.conn.Close() }
 type arpWire struct{ frames }
 
 func openARP(ns *os.File, n nic) (wire, error) {
-	f, err := openFrames(ns, n, unix.ETH_P_ARP, nil)
+	f, err := openFrames(ns, n, unix.ETH_P_ARP, everything)
 	if err != nil {
 		return nil, fmt.Errorf("ARP socket: %w", err)
 	}

@@ -32,11 +32,7 @@ type neighbourWire struct {
 }
 
 func openNeighbour(ns *os.File, n nic) (wire, error) {
-	filter, err := bpf.Assemble(onlyNeighbours)
-	if err != nil {
-		return nil, err
-	}
-	f, err := openFrames(ns, n, unix.ETH_P_IPV6, filter)
+	f, err := openFrames(ns, n, unix.ETH_P_IPV6, onlyNeighbours)
 	if err != nil {
 		return nil, fmt.Errorf("socket for neighbour discovery: %w", err)
 	}

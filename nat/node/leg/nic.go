@@ -212,7 +212,8 @@ func (n NIC) hears() error {
 		return fmt.Errorf("%w: %s is a port of Open vSwitch, which takes its packets: name the internal port of its bridge in the pool",
 			ErrNoNIC, n.Name)
 	case "vrf": // its rule, l3mdev, comes before ours (Documentation/networking/vrf.rst)
-		return fmt.Errorf("%w: %s is in the VRF %s, whose packets are led by its own table alone", ErrNoNIC, n.Name, n.Master)
+		return fmt.Errorf("%w: %s is in the VRF %s, whose packets are led by its own table alone: take it out, or give the pool an "+
+			"interface that is in none", ErrNoNIC, n.Name, n.Master)
 	}
 	return nil
 }
