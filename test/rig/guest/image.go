@@ -13,6 +13,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"floatip.io/floatip/test/initramfs"
 )
 
 //go:embed rootfs
@@ -20,6 +22,9 @@ var rootfs embed.FS
 
 // agentPackage is compiled for the guest; Build has to run inside floatip's module.
 const agentPackage = "floatip.io/floatip/test/rig/guest/agent"
+
+// guestModules is what the guest's devices need beyond the built-in drivers of Debian's cloud kernel.
+var guestModules = []string{"virtio_pci", "virtio_net", "virtio_console", "virtio_blk", "virtio_rng", "evdev", "button"}
 
 // Image is what a machine boots.
 type Image struct {
@@ -37,7 +42,7 @@ func Build(ctx context.Context, cacheDir string) (Image, error) {
 	if err := os.MkdirAll(cacheDir, 0o755); err != nil {
 		return Image{}, fmt.Errorf("guest image: %w", err)
 	}
-	kernel, err := findKernel(ctx, filepath.Join(cacheDir, "kernel"))
+	kernel, err := initramfs.FindKernel(ctx, filepath.Join(cacheDir, "kernel"))
 	if err != nil {
 		return Image{}, err
 	}
@@ -46,31 +51,31 @@ func Build(ctx context.Context, cacheDir string) (Image, error) {
 		return Image{}, fmt.Errorf("guest image: %w", err)
 	}
 	// The host key differs at each making: it is no part of the name.
-	sum := sha256.Sum256(tree.bytes())
-	image := Image{kernel.image, filepath.Join(cacheDir, "initrd-"+hex.EncodeToString(sum[:8])+".cpio")}
+	sum := sha256.Sum256(tree.Bytes())
+	image := Image{kernel.Image, filepath.Join(cacheDir, "initrd-"+hex.EncodeToString(sum[:8])+".cpio")}
 	if _, err := os.Stat(image.Initrd); err == nil {
 		return image, nil
 	}
 	if err := addHostKey(ctx, cacheDir, tree); err != nil {
 		return Image{}, fmt.Errorf("guest image: %w", err)
 	}
-	return image, writeWhole(image.Initrd, tree.bytes())
+	return image, writeWhole(image.Initrd, tree.Bytes())
 }
 
 // userland is everything in the initramfs but the SSH host key.
-func userland(ctx context.Context, cacheDir string, kernel kernel) (archive, error) {
-	tree := archive{}
+func userland(ctx context.Context, cacheDir string, kernel initramfs.Kernel) (initramfs.Tree, error) {
+	tree := initramfs.Tree{}
 	for _, folder := range []string{"dev", "proc", "sys", "tmp", "root", "run", "etc/dropbear", "var/run"} {
-		tree.dir(folder)
+		tree.Dir(folder)
 	}
-	tree.link("sbin", "bin")
-	tree.link("usr", ".")
+	tree.Link("sbin", "bin")
+	tree.Link("usr", ".")
 	steps := []error{
-		tree.addRootfs(),
-		tree.addModules(kernel),
-		tree.addBusybox(ctx),
-		tree.addProgram("dropbear", "dropbear-bin"),
-		tree.addAgent(ctx, cacheDir),
+		addRootfs(tree),
+		addModules(tree, kernel),
+		tree.Busybox(ctx),
+		tree.Program("dropbear", "dropbear-bin"),
+		addAgent(ctx, cacheDir, tree),
 	}
 	for _, err := range steps {
 		if err != nil {
@@ -81,7 +86,7 @@ func userland(ctx context.Context, cacheDir string, kernel kernel) (archive, err
 }
 
 // addRootfs adds the guest's own files; scripts are executable.
-func (a archive) addRootfs() error {
+func addRootfs(tree initramfs.Tree) error {
 	return fs.WalkDir(rootfs, "rootfs", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
@@ -91,59 +96,29 @@ func (a archive) addRootfs() error {
 		if bytes.HasPrefix(content, []byte("#!")) {
 			mode = 0o755
 		}
-		a.file(strings.TrimPrefix(path, "rootfs/"), mode, content)
+		tree.File(strings.TrimPrefix(path, "rootfs/"), mode, content)
 		return err
 	})
 }
 
-func (a archive) addModules(kernel kernel) error {
+func addModules(tree initramfs.Tree, kernel initramfs.Kernel) error {
 	var order strings.Builder
-	for _, path := range kernel.modules {
+	files, err := kernel.Order(guestModules...)
+	if err != nil {
+		return err
+	}
+	for _, path := range files {
 		name := filepath.Base(path)
-		if err := a.copy("lib/modules/"+name, path, 0o644); err != nil {
+		if err := tree.Copy("lib/modules/"+name, path, 0o644); err != nil {
 			return err
 		}
 		order.WriteString(name + "\n")
 	}
-	a.file("lib/modules/order", 0o644, []byte(order.String()))
+	tree.File("lib/modules/order", 0o644, []byte(order.String()))
 	return nil
 }
 
-// addBusybox adds the static busybox under each of its names.
-func (a archive) addBusybox(ctx context.Context) error {
-	busybox, err := program("busybox", "busybox-static")
-	if err != nil {
-		return err
-	}
-	applets, err := output(ctx, "", busybox, "--list")
-	if err != nil {
-		return err
-	}
-	for _, name := range strings.Fields(string(applets)) {
-		a.link("bin/"+name, "busybox")
-	}
-	return a.copy("bin/busybox", busybox, 0o755)
-}
-
-// addProgram adds a program of this machine with the shared libraries it needs.
-func (a archive) addProgram(name, debianPackage string) error {
-	path, err := program(name, debianPackage)
-	if err != nil {
-		return err
-	}
-	needed, err := libraries(path)
-	if err != nil {
-		return err
-	}
-	for _, library := range needed {
-		if err := a.copy(strings.TrimPrefix(library, "/"), library, 0o755); err != nil {
-			return err
-		}
-	}
-	return a.copy("bin/"+name, path, 0o755)
-}
-
-func (a archive) addAgent(ctx context.Context, cacheDir string) error {
+func addAgent(ctx context.Context, cacheDir string, tree initramfs.Tree) error {
 	folder, err := os.MkdirTemp(cacheDir, "agent-*")
 	if err != nil {
 		return err
@@ -155,21 +130,12 @@ func (a archive) addAgent(ctx context.Context, cacheDir string) error {
 	if text, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w\n%s", cmd, err, text)
 	}
-	return a.copy("bin/agent", path, 0o755)
-}
-
-func (a archive) copy(name, path string, mode fs.FileMode) error {
-	content, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	a.file(name, mode, content)
-	return nil
+	return tree.Copy("bin/agent", path, 0o755)
 }
 
 // addHostKey gives the guest an SSH identity, so that it need not make one at each boot.
-func addHostKey(ctx context.Context, cacheDir string, tree archive) error {
-	keygen, err := program("dropbearkey", "dropbear-bin")
+func addHostKey(ctx context.Context, cacheDir string, tree initramfs.Tree) error {
+	keygen, err := initramfs.Program("dropbearkey", "dropbear-bin")
 	if err != nil {
 		return err
 	}
@@ -179,20 +145,10 @@ func addHostKey(ctx context.Context, cacheDir string, tree archive) error {
 	}
 	defer func() { _ = os.RemoveAll(folder) }()
 	key := filepath.Join(folder, "host_key")
-	if _, err := output(ctx, folder, keygen, "-t", "ed25519", "-f", key); err != nil {
+	if _, err := initramfs.Output(ctx, folder, keygen, "-t", "ed25519", "-f", key); err != nil {
 		return err
 	}
-	return tree.copy("etc/dropbear/host_key", key, 0o600)
-}
-
-// program finds an executable also where only root's PATH looks.
-func program(name, debianPackage string) (string, error) {
-	for _, candidate := range []string{name, "/usr/sbin/" + name, "/sbin/" + name} {
-		if path, err := exec.LookPath(candidate); err == nil {
-			return path, nil
-		}
-	}
-	return "", fmt.Errorf("%s is not installed: apt-get install %s", name, debianPackage)
+	return tree.Copy("etc/dropbear/host_key", key, 0o600)
 }
 
 // writeWhole makes the file appear complete or not at all.

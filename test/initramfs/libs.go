@@ -1,4 +1,4 @@
-package guest
+package initramfs
 
 import (
 	"debug/elf"

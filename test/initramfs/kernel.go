@@ -1,4 +1,4 @@
-package guest
+package initramfs
 
 import (
 	"bufio"
@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 
@@ -18,31 +17,44 @@ import (
 // kernelPackage is Debian's meta package; it depends on the image itself.
 const kernelPackage = "linux-image-cloud-amd64"
 
-// guestModules is what the guest's devices need beyond the built-in drivers of Debian's cloud kernel.
-var guestModules = []string{"virtio_pci", "virtio_net", "virtio_console", "virtio_blk", "virtio_rng", "evdev", "button"}
-
-// kernel is an unpacked kernel package.
-type kernel struct {
-	image string
-	// modules are file names in the order of loading.
-	modules []string
+// Kernel is an unpacked kernel package.
+type Kernel struct {
+	// Image is the file that boots, Release what uname -r says of it.
+	Image, Release string
+	// files are the modules by name, with "_" for each "-".
+	files map[string]string
 }
 
-// findKernel uses the package unpacked in folder by an earlier call, and else downloads and unpacks the current one
+// FindKernel uses the package unpacked in folder by an earlier call, and else downloads and unpacks the current one
 // with apt-get. To move to a newer kernel, delete the folder.
-func findKernel(ctx context.Context, folder string) (kernel, error) {
+func FindKernel(ctx context.Context, folder string) (Kernel, error) {
 	if _, err := os.Stat(folder); errors.Is(err, os.ErrNotExist) {
 		if err := unpackKernel(ctx, folder); err != nil {
-			return kernel{}, err
+			return Kernel{}, err
 		}
 	}
-	images, err := filepath.Glob(filepath.Join(folder, "boot", "vmlinuz-*"))
+	const image = "vmlinuz-"
+	images, err := filepath.Glob(filepath.Join(folder, "boot", image+"*"))
 	if err != nil || len(images) != 1 {
-		return kernel{}, fmt.Errorf("guest kernel: want one boot/vmlinuz-* in %s, found %d; delete the folder to "+
-			"download it again", folder, len(images))
+		return Kernel{}, fmt.Errorf("guest kernel: want one boot/%s* in %s, found %d; delete the folder to "+
+			"download it again", image, folder, len(images))
 	}
-	modules, err := moduleOrder(filepath.Join(folder, "lib", "modules"), guestModules)
-	return kernel{images[0], modules}, err
+	k := Kernel{Image: images[0], Release: strings.TrimPrefix(filepath.Base(images[0]), image), files: map[string]string{}}
+	err = filepath.WalkDir(k.folder(), func(path string, _ os.DirEntry, err error) error {
+		if name, ok := strings.CutSuffix(filepath.Base(path), ".ko"); ok {
+			k.files[strings.ReplaceAll(name, "-", "_")] = path
+		}
+		return err
+	})
+	if err != nil {
+		return Kernel{}, fmt.Errorf("guest kernel modules: %w", err)
+	}
+	return k, nil
+}
+
+// folder is where the modules lie.
+func (k Kernel) folder() string {
+	return filepath.Join(filepath.Dir(k.Image), "..", "lib", "modules", k.Release)
 }
 
 // unpackKernel leaves folder complete or absent. Of several at once the first counts: they have the same package.
@@ -56,7 +68,7 @@ func unpackKernel(ctx context.Context, folder string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := output(ctx, staging, "apt-get", "download", "-q", name); err != nil {
+	if _, err := Output(ctx, staging, "apt-get", "download", "-q", name); err != nil {
 		return fmt.Errorf("download the guest kernel: %w (is the package list current? apt-get update)", err)
 	}
 	packages, err := filepath.Glob(filepath.Join(staging, "*.deb"))
@@ -64,7 +76,7 @@ func unpackKernel(ctx context.Context, folder string) error {
 		return fmt.Errorf("download the guest kernel: apt-get left %d packages, want 1", len(packages))
 	}
 	unpacked := filepath.Join(staging, "unpacked")
-	if _, err := output(ctx, staging, "dpkg", "-x", packages[0], unpacked); err != nil {
+	if _, err := Output(ctx, staging, "dpkg", "-x", packages[0], unpacked); err != nil {
 		return fmt.Errorf("unpack the guest kernel: %w", err)
 	}
 	if err := os.Rename(unpacked, folder); !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EEXIST) {
@@ -75,7 +87,7 @@ func unpackKernel(ctx context.Context, folder string) error {
 
 // kernelImagePackage follows the meta package to the image.
 func kernelImagePackage(ctx context.Context) (string, error) {
-	text, err := output(ctx, "", "apt-cache", "depends", kernelPackage)
+	text, err := Output(ctx, "", "apt-cache", "depends", kernelPackage)
 	if err != nil {
 		return "", fmt.Errorf("find the guest kernel: %w (the rig's guest needs Debian's package %s)", err, kernelPackage)
 	}
@@ -88,18 +100,8 @@ func kernelImagePackage(ctx context.Context) (string, error) {
 		kernelPackage)
 }
 
-// moduleOrder finds modules by name below folder, each behind those it depends on.
-func moduleOrder(folder string, names []string) ([]string, error) {
-	files := map[string]string{}
-	err := filepath.WalkDir(folder, func(path string, _ os.DirEntry, err error) error {
-		if name, ok := strings.CutSuffix(filepath.Base(path), ".ko"); ok {
-			files[strings.ReplaceAll(name, "-", "_")] = path
-		}
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("guest kernel modules: %w", err)
-	}
+// Order returns the files of the modules, each behind those it depends on.
+func (k Kernel) Order(names ...string) ([]string, error) {
 	var order []string
 	placed := map[string]bool{}
 	var place func(name string) error
@@ -108,7 +110,7 @@ func moduleOrder(folder string, names []string) ([]string, error) {
 			return nil
 		}
 		placed[name] = true
-		depends, err := moduleDepends(files[name])
+		depends, err := dependsOn(k.files[name])
 		if err != nil {
 			return fmt.Errorf("guest kernel module %s: %w", name, err)
 		}
@@ -117,7 +119,7 @@ func moduleOrder(folder string, names []string) ([]string, error) {
 				return err
 			}
 		}
-		order = append(order, files[name])
+		order = append(order, k.files[name])
 		return nil
 	}
 	for _, name := range names {
@@ -128,9 +130,9 @@ func moduleOrder(folder string, names []string) ([]string, error) {
 	return order, nil
 }
 
-// moduleDepends reads the "depends" field of a module's .modinfo section: the package has no modules.dep, which
-// depmod writes at installation.
-func moduleDepends(path string) (names []string, err error) {
+// moduleInfo reads the values that a module's .modinfo section has for a key: the package has no modules.dep and
+// modules.alias, which depmod writes at installation.
+func moduleInfo(path, key string) (values []string, err error) {
 	file, err := elf.Open(path)
 	if err != nil {
 		return nil, err
@@ -144,25 +146,19 @@ func moduleDepends(path string) (names []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	for field := range bytes.SplitSeq(info, []byte{0}) {
-		if list, ok := bytes.CutPrefix(field, []byte("depends=")); ok && len(list) > 0 {
-			return strings.Split(strings.ReplaceAll(string(list), "-", "_"), ","), nil
+	for field := range strings.SplitSeq(string(info), "\x00") {
+		if value, ok := strings.CutPrefix(field, key+"="); ok && value != "" {
+			values = append(values, value)
 		}
 	}
-	return nil, nil
+	return values, nil
 }
 
-// output runs a command in folder; its error holds what the command said.
-func output(ctx context.Context, folder, name string, args ...string) ([]byte, error) {
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Dir = folder
-	text, err := cmd.Output()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		err = fmt.Errorf("%w: %s", err, bytes.TrimSpace(exit.Stderr))
+// dependsOn returns the names of the modules that one uses itself.
+func dependsOn(path string) ([]string, error) {
+	lists, err := moduleInfo(path, "depends")
+	if err != nil || len(lists) == 0 {
+		return nil, err
 	}
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", cmd, err)
-	}
-	return text, nil
+	return strings.Split(strings.ReplaceAll(lists[0], "-", "_"), ","), nil
 }

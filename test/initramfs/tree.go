@@ -1,4 +1,4 @@
-package guest
+package initramfs
 
 import (
 	"bytes"
@@ -9,8 +9,8 @@ import (
 	"slices"
 )
 
-// archive is a file tree to be, keyed by path without a leading slash.
-type archive map[string]entry
+// Tree is a file tree to be, keyed by path without a leading slash.
+type Tree map[string]entry
 
 // entry is a regular file, a folder or a symbolic link, as its mode says; content holds a link's target.
 type entry struct {
@@ -18,30 +18,32 @@ type entry struct {
 	content []byte
 }
 
-func (a archive) file(name string, mode fs.FileMode, content []byte) {
-	a[name] = entry{mode.Perm(), content}
-	a.dir(path.Dir(name))
+// File adds a regular file and the folders above it.
+func (t Tree) File(name string, mode fs.FileMode, content []byte) {
+	t[name] = entry{mode.Perm(), content}
+	t.Dir(path.Dir(name))
 }
 
-func (a archive) link(name, target string) {
-	a[name] = entry{fs.ModeSymlink | 0o777, []byte(target)}
-	a.dir(path.Dir(name))
+// Link adds a symbolic link and the folders above it.
+func (t Tree) Link(name, target string) {
+	t[name] = entry{fs.ModeSymlink | 0o777, []byte(target)}
+	t.Dir(path.Dir(name))
 }
 
-// dir adds a folder and its parents.
-func (a archive) dir(name string) {
+// Dir adds a folder and its parents.
+func (t Tree) Dir(name string) {
 	for ; name != "."; name = path.Dir(name) {
-		a[name] = entry{fs.ModeDir | 0o755, nil}
+		t[name] = entry{fs.ModeDir | 0o755, nil}
 	}
 }
 
-// bytes is the tree in the "new ASCII" cpio format, which the kernel unpacks
+// Bytes is the tree in the "new ASCII" cpio format, which the kernel unpacks
 // (Documentation/driver-api/early-userspace/buffer-format.rst). Parents sort before what they hold. The result depends
 // on the tree alone: no times, no inode numbers of the building machine.
-func (a archive) bytes() []byte {
+func (t Tree) Bytes() []byte {
 	var out bytes.Buffer
-	for i, name := range slices.Sorted(maps.Keys(a)) {
-		writeEntry(&out, i+1, name, a[name])
+	for i, name := range slices.Sorted(maps.Keys(t)) {
+		writeEntry(&out, i+1, name, t[name])
 	}
 	writeEntry(&out, 0, "TRAILER!!!", entry{})
 	return out.Bytes()
