@@ -76,6 +76,9 @@ func (n *Node) checkForwarding6(want state) error {
 	if err != nil {
 		return err
 	}
+	if _, has := values["ipv6/conf/all/forwarding"]; !has {
+		return ErrNoIPv6
+	}
 	if _, forced := values["ipv6/conf/all/force_forwarding"]; !forced && values["ipv6/conf/all/forwarding"] == "0" {
 		return ErrNoForwarding6
 	}

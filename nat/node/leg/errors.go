@@ -26,4 +26,8 @@ var (
 	// ErrNoForwarding6: the node's kernel forwards no IPv6 at all.
 	ErrNoForwarding6 = errors.New("net.ipv6.conf.all.forwarding is 0 on this node: set it to 1 " +
 		"(and accept_ra to 2 on interfaces that learn routes from router advertisements)")
+
+	// ErrNoIPv6: the node's kernel was started with ipv6.disable=1, or built without IPv6.
+	ErrNoIPv6 = errors.New("the kernel of this node has no IPv6 (is ipv6.disable=1 on its command line?), IPv6 addresses cannot " +
+		"work on it: start it with IPv6, or keep pools with IPv6 ranges off this node by their nodeSelector")
 )

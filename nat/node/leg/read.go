@@ -22,7 +22,18 @@ func again[T any](dump func() ([]T, error)) ([]T, error) {
 	return dump()
 }
 
-var families = []int{unix.AF_INET, unix.AF_INET6}
+// families are those that the kernel has. With ipv6.disable=1 on its command line it has no IPv6: it knows no rules of it, and
+// answers a question for routes of it with all others (rtnetlink_rcv_msg in net/core/rtnetlink.c).
+var families = kernelFamilies()
+
+func kernelFamilies() []int {
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if errors.Is(err, unix.EAFNOSUPPORT) {
+		return []int{unix.AF_INET}
+	}
+	unix.Close(fd)
+	return []int{unix.AF_INET, unix.AF_INET6}
+}
 
 // read returns what is ours in the kernel of the node.
 func (n *Node) read() (state, error) {

@@ -48,3 +48,27 @@ func TestSysctlsInContainer(t *testing.T) {
 		t.Errorf("ip_forward of the pod is %s, want 1", have)
 	}
 }
+
+// TestForwarding6: an IPv6 address on a node that forwards none, and on one whose kernel has none, is told what is missing.
+func TestForwarding6(t *testing.T) {
+	dir := t.TempDir()
+	n := &Node{sysctls: sysctls{dir: dir}}
+	want := state{rules: map[rule]struct{}{{V6: true}: {}}}
+	if err := n.checkForwarding6(want); !errors.Is(err, ErrNoIPv6) {
+		t.Errorf("without IPv6: %v, want %v", err, ErrNoIPv6)
+	}
+	if err := n.checkForwarding6(state{}); err != nil {
+		t.Errorf("without IPv6 and addresses of it: %v", err)
+	}
+	if err := os.MkdirAll(dir+"/ipv6/conf/all", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for value, want6 := range map[string]error{"0": ErrNoForwarding6, "1": nil} {
+		if err := os.WriteFile(dir+"/ipv6/conf/all/forwarding", []byte(value), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.checkForwarding6(want); !errors.Is(err, want6) {
+			t.Errorf("forwarding=%s: %v, want %v", value, err, want6)
+		}
+	}
+}
