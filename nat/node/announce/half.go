@@ -37,6 +37,7 @@ type half struct {
 	holds   map[netip.Addr]*hold
 	changed bool      // holds has other keys than the socket listens for
 	stale   bool      // next is not known
+	look    bool      // the NIC may have changed
 	next    time.Time // when one of holds has something to do
 	wire    wire      // nil while there is none
 	nic     nic       // of wire
@@ -64,6 +65,7 @@ func (h *half) set(wishes map[netip.Addr]bool) {
 	}
 	h.changed = h.changed || len(next) != len(h.holds)
 	h.holds, h.stale = next, true
+	h.look = true // a change of links is one of the reasons to be called
 	h.wake()
 }
 
@@ -153,7 +155,7 @@ func (h *half) serve(ctx context.Context, f finder) error {
 	defer stop()
 	looked := time.Now()
 	for {
-		if time.Since(looked) >= lookEvery {
+		if h.shallLook() || time.Since(looked) >= lookEvery {
 			looked = time.Now()
 			if now, err := f.find(name); err != nil || now != n {
 				return fmt.Errorf("the interface changed from %+v to %+v (%v)", n, now, err)
@@ -172,6 +174,15 @@ func (h *half) serve(ctx context.Context, f finder) error {
 			}
 		}
 	}
+}
+
+// shallLook reports whether somebody asked for a look at the NIC since the last one.
+func (h *half) shallLook() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	shall := h.look
+	h.look = false
+	return shall
 }
 
 // install makes w the socket, and begins anew what was under way: whatever ended the last socket may have made switches

@@ -24,6 +24,10 @@ type nic struct {
 	index   int
 	mac     string
 	running bool // up and with a carrier
+	// active is the port by which a bond sends, 0 where no bond is below or it sends by all. When it is another one, the switch
+	// behind that has not heard of us: the kernel speaks up for its own addresses alone (num_grat_arp in
+	// Documentation/networking/bonding.rst).
+	active int
 }
 
 // finder looks NICs up in one namespace.
@@ -47,7 +51,28 @@ func (f finder) find(name string) (nic, error) {
 	if len(a.HardwareAddr) != 6 {
 		return nic{}, fmt.Errorf("%s has no Ethernet address", name)
 	}
-	return nic{index: a.Index, mac: string(a.HardwareAddr), running: a.RawFlags&unix.IFF_RUNNING != 0}, nil
+	return nic{
+		index: a.Index, mac: string(a.HardwareAddr), running: a.RawFlags&unix.IFF_RUNNING != 0, active: f.active(l),
+	}, nil
+}
+
+// active looks for a bond from a link down, by what VLAN devices and their like stand on.
+func (f finder) active(l netlink.Link) (port int) {
+	const deepest = 8 // MAX_NEST_DEV of include/linux/netdevice.h
+	for range deepest {
+		if bond, ok := l.(*netlink.Bond); ok {
+			return max(bond.ActiveSlave, 0)
+		}
+		below := l.Attrs().ParentIndex
+		if below == 0 || l.Type() == "veth" || l.Attrs().NetNsID >= 0 { // the other end, or a link elsewhere
+			return 0
+		}
+		var err error
+		if l, err = f.handle.LinkByIndex(below); err != nil {
+			return 0
+		}
+	}
+	return 0
 }
 
 // frames sends and receives packets of one protocol on one NIC. The Ethernet header is the kernel's business: it puts
