@@ -62,6 +62,7 @@ lint: ## gofmt, go vet, staticcheck, also of the rig; no large file is tracked
 	if [ -n "$$large" ]; then echo "tracked, and over 256 KiB; a built program?"; echo "$$large"; exit 1; fi
 	@mkdir -p $(BIN) && go build -o $(BIN)/staticcheck honnef.co/go/tools/cmd/staticcheck
 	@for module in . test/kubevirt test/kubevirt19 test/certmanager; do (cd $$module && go vet ./... && $(BIN)/staticcheck ./...); done
+	@go vet -tags secondkernel ./nat/node && $(BIN)/staticcheck -tags secondkernel ./nat/node
 
 .PHONY: generate
 generate: ## CRDs and deep-copy functions from ipam/v1alpha1

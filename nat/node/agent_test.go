@@ -67,6 +67,7 @@ type bench struct {
 	kubelet string
 	timing  announce.Timing
 	view    View
+	log     *testLog // of all agents
 
 	delivery   floatip.Delivery // of the pool
 	noFastPath bool
@@ -86,6 +87,7 @@ func newBenchOn(t testing.TB, w *nodetest.World, number string) *bench {
 	b := &bench{
 		t: t, name: "node" + number, address: "201.0.0." + number + ":9448", world: w, node: w.AddNode(number),
 		kubelet: t.TempDir(), cluster: &cluster{reports: make(chan Report, 1)}, timing: quick,
+		log: &testLog{t: t},
 	}
 	b.view = View{
 		Addresses: map[netip.Addr]Held{}, Machines: map[string]Machine{}, Peers: map[string]floatip.NodeAgent{},
@@ -119,7 +121,7 @@ func (b *bench) start() {
 	a, err := NewAgent(Options{
 		Name: b.name, KubeletDir: b.kubelet, NetNS: b.node.File, PeerAddress: b.address, Sysctls: leg.DefaultSysctls,
 		Timing: b.timing, Patience: Patience{Answer: patience, Remembered: patience, Stale: patience}, NoFastPath: b.noFastPath,
-		Log: slog.New(slog.NewTextHandler(testWriter{b.t}, nil)).With("node", b.name),
+		Log: slog.New(slog.NewTextHandler(b.log, nil)).With("node", b.name),
 	}, b.cluster, b.cluster)
 	if err != nil {
 		b.t.Fatal(err)
@@ -149,11 +151,18 @@ func (b *bench) unlocked() bool {
 	return !strings.Contains(string(sockets), lockName)
 }
 
-type testWriter struct{ t testing.TB }
+// testLog writes to the test's log, and remembers.
+type testLog struct {
+	t    testing.TB
+	mu   sync.Mutex // guards said
+	said strings.Builder
+}
 
-func (w testWriter) Write(p []byte) (int, error) {
-	w.t.Logf("%s", p[:len(p)-1])
-	return len(p), nil
+func (l *testLog) Write(p []byte) (int, error) {
+	l.t.Logf("%s", p[:len(p)-1])
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.said.Write(p)
 }
 
 // publish gives the view to the agent.

@@ -20,6 +20,9 @@ const patience = time.Minute
 // packet costs a second.
 func (n *Namespace) settle(address string) {
 	n.t.Helper()
+	if missing(address) {
+		return
+	}
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
 		c, err := n.Dial(net.JoinHostPort(address, "1"), 50*time.Millisecond)
 		if err == nil {

@@ -1,0 +1,43 @@
+package kernel
+
+import (
+	"testing"
+)
+
+// Folders of the module, as make leaves them.
+const (
+	root     = "../.."
+	cache    = root + "/bin/rig/guest"
+	packages = root + "/bin/packages/"
+)
+
+// onNode are tests of the agent.
+func onNode(run string) Tests { return Tests{Package: "nat/node", Run: run} }
+
+// TestDevices: the agent on links that this machine's kernel may not be able to make.
+func TestDevices(t *testing.T) {
+	const openVSwitch, common = packages + "openvswitch-switch/usr/", packages + "openvswitch-common/usr/"
+	tests := onNode("^(TestOnDevices|TestBondFailsOver|TestVRF|TestOpenVSwitch|TestOtherVLANs)$")
+	tests.Modules = []string{"br_netfilter"} // as on a node with kube-proxy
+	tests.Programs = []string{
+		openVSwitch + "lib/openvswitch-switch/ovs-vswitchd", openVSwitch + "bin/ovs-vsctl", common + "sbin/ovsdb-server",
+		common + "bin/ovsdb-tool",
+	}
+	const schema = "share/openvswitch/vswitch.ovsschema"
+	tests.Files = map[string]string{schema: openVSwitch + schema}
+	tests.On(t, root, cache)
+}
+
+// TestLean: the agent on a kernel that has not everything, and has loaded nothing.
+func TestLean(t *testing.T) {
+	tests := onNode("^TestLeanKernel$")
+	tests.Without = []string{"nft_fwd_netdev", "br_netfilter"}
+	tests.On(t, root, cache)
+}
+
+// TestNoIPv6: the agent on a kernel that was told to do without IPv6.
+func TestNoIPv6(t *testing.T) {
+	tests := onNode("^TestKernelWithoutIPv6$")
+	tests.Options = "ipv6.disable=1"
+	tests.On(t, root, cache)
+}
