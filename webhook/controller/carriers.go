@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -92,14 +93,13 @@ func launcherOf(vmi *kubevirt.VirtualMachineInstance, pods []metav1.PartialObjec
 }
 
 // translates returns the UID of the VM whose addresses a pod translates. The annotation is floatip's: an admission
-// policy keeps others from writing it.
+// policy keeps others from writing it. Of a description that a later release wrote, before somebody went back to this
+// one, the owner at least is read: its pod carries the address all the same.
 func translates(annotations map[string]string) string {
-	text := annotations[floatip.AnnotationNAT]
-	if text == "" {
-		return ""
+	var nat struct {
+		Owner floatip.Owner `json:"owner"`
 	}
-	nat, err := floatip.ParsePodNAT([]byte(text))
-	if err != nil {
+	if err := json.Unmarshal([]byte(annotations[floatip.AnnotationNAT]), &nat); err != nil {
 		return ""
 	}
 	return nat.Owner.UID

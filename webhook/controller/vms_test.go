@@ -125,6 +125,29 @@ func TestRelease(t *testing.T) {
 	}
 }
 
+// A pod whose description a later release wrote carries its address, though what stands there is not understood.
+func TestPodOfALaterReleaseKeepsItsAddress(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	object, pod := vm("a", "uid-a", w.commit("a", "uid-a")), launcher(t, "virt-launcher-a-1", "uid-a")
+	pod.Annotations[floatip.AnnotationNAT] = strings.Replace(pod.Annotations[floatip.AnnotationNAT], `"bindings":[{`, `"bindings":[{"novel":1,`, 1)
+	if _, err := floatip.ParsePodNAT([]byte(pod.Annotations[floatip.AnnotationNAT])); err == nil {
+		t.Fatal("the description is understood")
+	}
+	w.create(object, pod)
+	w.look()
+	w.remove(object)
+	w.look()
+	if got := w.state(); got != "Bound uid-a" {
+		t.Errorf("while the pod is there: %s", got)
+	}
+	w.remove(pod)
+	w.look()
+	if got := w.state(); got != "Released uid-a" {
+		t.Errorf("after it: %s", got)
+	}
+}
+
 // kubectl delete --cascade=orphan takes the owner reference from the VMI and leaves guest and pod running.
 func TestOrphanedGuestKeepsItsAddress(t *testing.T) {
 	w := newWorld(t)
