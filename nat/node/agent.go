@@ -296,7 +296,7 @@ func (a *Agent) speedUp(config leg.Config, was error) error {
 
 // follow does what moves call for besides what every pod has.
 func (a *Agent) follow(v View, p plan) error {
-	a.exchange.set(a.departures(p), a.missed(p, v), p.present(v), v, a.Name, time.Now())
+	a.exchange.set(a.departures(p), a.missed(v), p.present(v), v, a.Name, time.Now())
 	var errs []error
 	for _, pp := range p.pods {
 		if pp.mode == Staged && !pp.onNode() && !pp.grant.Provisional {

@@ -202,16 +202,12 @@ func (a *Agent) departures(p plan) map[string]departure {
 }
 
 // missed lists the machines that have migrated away before this agent has seen that they would: on a node with much to do
-// it may hear of a whole migration at once.
-func (a *Agent) missed(p plan, v View) map[string]departure {
-	kept := map[*session]bool{}
-	for _, pp := range p.pods {
-		kept[pp.session] = true
-	}
+// it may hear of a whole migration at once. Of the others the exchange knows already.
+func (a *Agent) missed(v View) map[string]departure {
 	out := map[string]departure{}
 	for _, s := range a.sessions {
 		m := v.Machines[s.last.grant.Pod.Machine.UID]
-		if !kept[s] && s.last.active && m.Migration.SourceNode == a.Name && m.Node != a.Name && m.Node == m.Migration.TargetNode {
+		if m.Migration.leaves(a.Name) && m.Node == m.Migration.TargetNode {
 			out[m.UID] = a.departure(s, m.Node, m.Migration.TargetPod)
 		}
 	}
@@ -248,7 +244,7 @@ func (a *Agent) departure(s *session, to, pod string) departure {
 // granted keeps what the pod holds, for the time when it holds it no longer.
 func (s *session) granted(pp *podPlan) {
 	if !pp.onNode() && !pp.grant.Provisional {
-		s.last = lastGrant{pp.grant, pp.bindings(), pp.mode == Active}
+		s.last = lastGrant{pp.grant, pp.bindings()}
 	}
 }
 
@@ -256,7 +252,6 @@ func (s *session) granted(pp *podPlan) {
 type lastGrant struct {
 	grant    Grant
 	bindings []floatip.Binding
-	active   bool
 }
 
 // bindings are those of the granted addresses.
@@ -315,7 +310,7 @@ func (s *session) heard(g Grant) (heard time.Time, known bool) {
 	if err != nil {
 		s.log.Debug("ask when the guest was heard", "reason", err)
 	}
-	return heard, known && err == nil
+	return heard, known
 }
 
 func (s *session) flows(bindings []floatip.Binding) (entries []flows.Entry, err error) {

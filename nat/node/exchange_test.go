@@ -1,12 +1,19 @@
 package node
 
 import (
+	"context"
 	"log/slog"
+	"net/netip"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"floatip.io/floatip"
+	"floatip.io/floatip/nat/node/announce"
 	"floatip.io/floatip/nat/node/flows"
+	"floatip.io/floatip/nat/node/nodetest"
 	"floatip.io/floatip/nat/node/peer"
 )
 
@@ -151,6 +158,14 @@ func TestExchangeRemembers(t *testing.T) {
 	b.round("", "", nil, &Machine{Node: "here", Migration: fails})
 	b.stands("it was given up", "p2", peer.Refused)
 
+	broken := b.to("there", "p5")
+	broken.Flows = func() ([]flows.Entry, error) { return nil, unix.EPERM }
+	b.set(map[string]departure{"m": broken}, nil, nil, b.view, "here", b.now)
+	b.round("", "", nil, away)
+	if _, err := b.stands("its connections could not be read", "p5", peer.Leaving).Flows(); err == nil {
+		t.Error("a guest whose connections could not be read is said to have had none")
+	}
+
 	b.now = time.Now().Add(-2 * time.Hour)
 	b.round("there", "p2", nil, home)
 	b.round("", "", nil, away)
@@ -196,5 +211,116 @@ func TestExchangeWakes(t *testing.T) {
 				t.Errorf("%s: nobody is woken", step.what)
 			}
 		}
+	}
+}
+
+// TestListensAgain: an address that cannot be listened on is tried again, and other agents are told of it when it can.
+func TestListensAgain(t *testing.T) {
+	t.Parallel()
+	ns := nodetest.NewNamespace(t)
+	first := ns.Listen("127.0.0.1:9448")
+	var wakes atomic.Int32
+	e, err := newExchange(Options{
+		NetNS: ns.File, PeerAddress: "127.0.0.1:9448", Log: slog.New(slog.DiscardHandler),
+	}, func() { wakes.Add(1) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		defer close(ended)
+		e.run(ctx)
+	}()
+	if a := e.describe(floatip.NodeAgent{}); a.Key != "" || a.Address != "" || wakes.Load() != 0 {
+		t.Errorf("nobody listens, and it is said to be %+v", a)
+	}
+	first.Close()
+	if !nodetest.Until(patience, func() bool { return e.describe(floatip.NodeAgent{}).Key != "" && wakes.Load() == 1 }) {
+		t.Fatal("nobody listens")
+	}
+	cancel()
+	<-ended
+	if a := e.describe(floatip.NodeAgent{}); a.Key != "" || wakes.Load() != 2 {
+		t.Errorf("nobody listens any more, and it is said to be %+v", a)
+	}
+}
+
+// TestMissed: a machine that has migrated away, of which nobody knew that it would, is told of as long as its pod is known here.
+func TestMissed(t *testing.T) {
+	for name, tt := range map[string]struct {
+		machine Machine
+		want    string // the pod
+	}{
+		"has migrated away":      {Machine{Node: "there", Migration: goes}, "p2"},
+		"is about to":            {Machine{Node: "here", Migration: goes}, ""},
+		"came from elsewhere":    {Machine{Node: "there", Migration: Migration{SourceNode: "x", TargetNode: "there", TargetPod: "p2"}}, ""},
+		"was started elsewhere":  {Machine{Node: "x", Migration: goes}, ""},
+		"has failed to":          {Machine{Node: "there", Migration: fails}, ""},
+		"its machine is no more": {Machine{}, ""},
+	} {
+		tt.machine.UID = "m"
+		s := newSession(t.Context(), "", slog.New(slog.DiscardHandler), func() {})
+		s.last.grant.Pod.Machine.UID = "m"
+		a := &Agent{Options: Options{Name: "here"}, sessions: map[string]*session{"pod": s}}
+		missed := a.missed(View{Machines: map[string]Machine{"m": tt.machine}})
+		if d := missed["m"]; d.pod != tt.want || len(missed) > 1 || tt.want != "" && d.to != "there" {
+			t.Errorf("%s: %+v, want the pod %q", name, missed, tt.want)
+		}
+	}
+}
+
+// TestDeparture: what a pod is told about are the connections of addresses that it is granted. A machine is present where its
+// guest is. Who hears that the guest has arrived elsewhere gives its addresses up at once.
+func TestDeparture(t *testing.T) {
+	log := slog.New(slog.DiscardHandler)
+	s := newSession(t.Context(), "", log, func() {})
+	pod := func(mode Mode, change func(*Grant)) *podPlan {
+		return &podPlan{mode: mode, session: s, grant: granted(mode, func(g *Grant) {
+			g.NAT = nodetest.Describe(floatip.Owner{}, fifty, fifty6)
+			g.Pod.Machine.UID, g.Addresses = "m", []netip.Addr{fifty6}
+			if change != nil {
+				change(g)
+			}
+		})}
+	}
+	s.granted(pod(Active, nil))
+	s.granted(pod(Active, func(g *Grant) { g.Provisional, g.MACs = true, []string{"nobody knows"} }))
+	if b := s.last.bindings; len(b) != 1 || b[0].Floating != fifty6 || s.last.grant.MACs != nil {
+		t.Errorf("what is kept is %+v, want the binding of the one address that is granted", s.last)
+	}
+	for mode, want := range map[Mode]int{Active: 1, Staged: 0, Left: 0} {
+		if here := (plan{pods: []*podPlan{pod(mode, nil)}}).present(View{}); len(here) != want {
+			t.Errorf("a machine whose pod is %s is present: %v", mode, here)
+		}
+	}
+	woken := make(chan struct{}, 1)
+	a := &Agent{Options: Options{Name: "here", Log: log}, wake: woken}
+	a.responders = newResponders(a.Options, func() {})
+	a.responders.byNIC["red0"] = &running{Responder: announce.NewResponder(announce.Responder{NIC: "red0", Log: log})}
+	a.responders.byNIC["red0"].Set([]netip.Addr{fifty, fifty6}, nil)
+	a.departure(s, "there", "p2").Arrived()
+	answered, _ := a.responders.byNIC["red0"].Addresses()
+	if len(answered) != 1 || answered[0] != fifty || !s.journey.yielded || len(woken) != 1 {
+		t.Errorf("the guest is elsewhere, and %v are answered for; yielded: %t; %d wakes", answered, s.journey.yielded, len(woken))
+	}
+}
+
+// TestWatchesOnce: one keeps what the guest does not read, however many rounds there are.
+func TestWatchesOnce(t *testing.T) {
+	t.Parallel()
+	pod := nodetest.NewWorld(t).AddNode("10").AddPod("a", "100.0.0.1")
+	s := newSession(t.Context(), "", slog.New(slog.DiscardHandler), func() {})
+	ns, err := duplicate(pod.File)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.netns = ns
+	t.Cleanup(s.close)
+	g := granted(Active, func(g *Grant) { g.NAT.Interface = "k6t-eth0" })
+	s.watch(g)
+	first, reason := s.recorder, s.recording
+	if s.watch(g); s.recorder != first || s.recording != reason || first == nil && reason == nil {
+		t.Errorf("watched by %p (%v) and by %p (%v)", first, reason, s.recorder, s.recording)
 	}
 }
