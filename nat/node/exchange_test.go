@@ -221,8 +221,9 @@ func TestListensAgain(t *testing.T) {
 	ns := nodetest.NewNamespace(t)
 	first := ns.Listen("127.0.0.1:9448")
 	var wakes atomic.Int32
+	complaint := make(firstLine, 1)
 	e, err := newExchange(Options{
-		NetNS: ns.File, PeerAddress: "127.0.0.1:9448", Log: slog.New(slog.DiscardHandler),
+		NetNS: ns.File, PeerAddress: "127.0.0.1:9448", Log: slog.New(slog.NewTextHandler(complaint, nil)),
 	}, func() { wakes.Add(1) })
 	if err != nil {
 		t.Fatal(err)
@@ -233,6 +234,7 @@ func TestListensAgain(t *testing.T) {
 		defer close(ended)
 		e.run(ctx)
 	}()
+	<-complaint
 	if a := e.describe(floatip.NodeAgent{}); a.Key != "" || a.Address != "" || wakes.Load() != 0 {
 		t.Errorf("nobody listens, and it is said to be %+v", a)
 	}
@@ -245,6 +247,17 @@ func TestListensAgain(t *testing.T) {
 	if a := e.describe(floatip.NodeAgent{}); a.Key != "" || wakes.Load() != 2 {
 		t.Errorf("nobody listens any more, and it is said to be %+v", a)
 	}
+}
+
+// firstLine takes the first line of a log.
+type firstLine chan string
+
+func (f firstLine) Write(p []byte) (int, error) {
+	select {
+	case f <- string(p):
+	default:
+	}
+	return len(p), nil
 }
 
 // TestMissed: a machine that has migrated away, of which nobody knew that it would, is told of as long as its pod is known here.
