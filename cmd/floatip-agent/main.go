@@ -30,10 +30,10 @@ import (
 
 func main() { os.Exit(run(os.Args[1:])) }
 
-// gcPercent has the garbage collected when the heap has grown by half, not by all, since the last time. The agent lives on
+// gcPercent has the garbage collected when the heap has grown by a quarter, not by all, since the last time. The agent lives on
 // every node and has little to keep; a collection takes some milliseconds of one processor, and nobody waits for it. $GOGC
 // says another value.
-const gcPercent = 50
+const gcPercent = 25
 
 // run returns the exit code: 2 for flags that make no sense, 1 for any other error.
 func run(args []string) int {
