@@ -44,8 +44,8 @@ func (n *Namespace) Inventory() []string {
 	return lines
 }
 
-// passing are elements of sets that packets have put there.
-var passing = regexp.MustCompile(`^(elements = \{ )?[0-9a-f:.]+ \. .* timeout `)
+// passing is what packets have put there: elements of sets, and what a bridge has learned of its ports.
+var passing = regexp.MustCompile(`^(elements = \{ )?[0-9a-f:.]+ \. .* timeout |^[0-9a-f:]{17} dev \S+ master \S+$`)
 
 func ofWorld(line string) bool {
 	for _, mark := range []string{"cali", "100.0.0.", "fd30::", "proto kernel", "33:33:", "01:00:5e:"} {
