@@ -1,6 +1,7 @@
 package node
 
 import (
+	"log/slog"
 	"net/netip"
 	"os"
 	"slices"
@@ -151,17 +152,25 @@ func TestJourneyMove(t *testing.T) {
 		t.Error("when the guest came is not known")
 	}
 	j.arrive(first)
+	between := j.lastMove()
 	j.settle(peer.Outcome{Heard: first.Add(-time.Millisecond)}, 3)
 	now := j.lastMove()
 	if !now.At.Equal(first) || now.Stall == nil || *now.Stall != time.Millisecond || now.Flows != 3 || now.Trigger != KubeVirt {
 		t.Errorf("the move is %+v, want one at the first frame, with what the old node has told", now)
 	}
-	if m.Stall != nil || m.Flows != 0 || m.At.Equal(first) {
-		t.Errorf("a Move that was told before was changed: %+v", m)
+	if m.Stall != nil || m.Flows != 0 || m.At.Equal(first) || between.Stall != nil || between.Flows != 0 {
+		t.Errorf("a Move that was told before was changed: %+v, %+v", m, between)
 	}
 	j.arrive(first.Add(time.Hour))
 	if at := j.arrivedAt(); !at.Equal(first) {
 		t.Errorf("a frame after the first one makes the guest come at %s", at)
+	}
+	early := new(journey)
+	early.mode(granted(Staged, func(g *Grant) { g.From = "old" }))
+	early.arrive(first)
+	early.settle(peer.Outcome{Heard: first}, 3)
+	if early.uncountedStall() != nil {
+		t.Error("a stall is counted before its move")
 	}
 	stays := new(journey)
 	if stays.mode(granted(Active, nil)); stays.lastMove() != nil || stays.arrivedBefore(began) {
@@ -229,12 +238,14 @@ func TestAwaited(t *testing.T) {
 // TestLeaving: an address is given up to the NICs of the node that its guest goes to, and to nobody else's.
 func TestLeaving(t *testing.T) {
 	v := View{Peers: map[string]floatip.NodeAgent{"new": {MACs: []string{"aa"}}, "third": {MACs: []string{"bb"}}}}
-	s := &session{}
+	s := newSession(t.Context(), "", slog.New(slog.DiscardHandler), func() {})
 	pods := func(mode Mode, to string) plan {
 		return plan{pods: []*podPlan{{mode: mode, session: s, grant: granted(mode, func(g *Grant) { g.To = to })}}}
 	}
 	if l := pods(Active, "new").leaving(v)[fifty]; !slices.Equal(l.macs, []string{"aa"}) {
 		t.Errorf("the address may be taken over by %v, want the other node's NIC", l.macs)
+	} else if l.yielded(); !s.journey.yielded {
+		t.Error("the address is taken over, and would be taken back by the next round")
 	}
 	for _, p := range []plan{pods(Active, ""), pods(Staged, "new"), pods(Left, "new")} {
 		if l := p.leaving(v); len(l) != 0 {
@@ -257,4 +268,29 @@ func TestAwaitFails(t *testing.T) {
 	if s.journey.hasArrived() || !s.journey.claim() {
 		t.Error("a guest is said to have come, or nobody listens any more")
 	}
+}
+
+// TestTakeOverEnds: when a guest has been here for long, nobody asks its old node any more.
+func TestTakeOverEnds(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.start()
+	s := newSession(t.Context(), "", b.agent.Log, func() {})
+	s.journey.claimFlows(floatip.NodeAgent{Address: "127.0.0.1:1", Key: "of nobody"})
+	s.journey.arrive(time.Now().Add(-2 * b.agent.Patience.Remembered))
+	ns, err := duplicate(b.node.File)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan int)
+	go func() { ended <- len(b.agent.takeOver(s, ns, granted(Active, nil), nil)) }()
+	select {
+	case n := <-ended:
+		if n != 0 {
+			t.Errorf("%d connections came from nobody", n)
+		}
+	case <-time.After(patience):
+		t.Error("the old node is asked for ever")
+	}
+	s.cancel()
 }
