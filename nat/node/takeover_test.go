@@ -2,6 +2,7 @@ package node
 
 import (
 	"encoding/binary"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"floatip.io/floatip"
 	"floatip.io/floatip/nat/node/flows"
 	"floatip.io/floatip/nat/node/nodetest"
+	"floatip.io/floatip/nat/node/peer"
 )
 
 // datagram is a UDP packet as package unread has it.
@@ -164,4 +166,73 @@ func TestApplyChanges(t *testing.T) {
 			t.Errorf("an entry of the kernel was replaced when the guest was there: %+v, %v", e, err)
 		}
 	}
+}
+
+// TestTakeOverAsks: who takes over asks for its own pod, and asks again with the key that the source's agent has published since
+// it was started anew. What it was told is counted.
+func TestTakeOverAsks(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.start()
+	pod := b.node.AddPod("1", "100.0.0.1")
+	identity, err := peer.NewIdentity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const address = "127.0.0.1:9449"
+	l, err := peer.Listen(b.node.File, address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := make(chan string, 16)
+	source := &peer.Source{
+		Identity: identity, Log: b.agent.Log, Expected: func(string) bool { return true }, Wait: patience,
+		Departure: func(machine, pod string) (peer.Departure, peer.Standing, <-chan struct{}) {
+			select {
+			case asked <- machine + " " + pod:
+			default:
+			}
+			return peer.Departure{
+				Key: b.agent.exchange.identity.Fingerprint(), Arrived: func() {},
+				Flows: func() ([]flows.Entry, error) { return []flows.Entry{inwardFrom(4000)}, nil },
+				Heard: func() (time.Time, bool) { return time.Time{}, false },
+			}, peer.Leaving, nil
+		},
+	}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = source.Serve(t.Context(), l)
+	}()
+	t.Cleanup(func() { <-served })
+	complaint := make(firstLine, 1)
+	s := newSession(t.Context(), "", slog.New(slog.NewTextHandler(complaint, nil)), func() {})
+	t.Cleanup(s.cancel)
+	ns, err := duplicate(pod.File)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.journey.claimFlows(floatip.NodeAgent{Address: address, Key: "of an agent that was"})
+	g := granted(Staged, func(g *Grant) {
+		g.Pod.Name, g.Pod.Machine.UID = "p2", "m"
+		g.NAT = nodetest.Describe(floatip.Owner{}, fifty)
+	})
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		b.agent.takeOver(s, ns, g, g.NAT.Bindings)
+	}()
+	<-complaint
+	s.journey.claimFlows(floatip.NodeAgent{Address: address, Key: identity.Fingerprint()})
+	select {
+	case question := <-asked:
+		if question != "m p2" {
+			t.Errorf("asked for %q, want the machine and its pod", question)
+		}
+	case <-time.After(patience):
+		t.Fatal("the agent that was started anew is not asked")
+	}
+	s.journey.arrive(time.Now())
+	<-ended
+	b.tells(`floatip_move_connections_total{result="` + flowResults[0] + `"} 1`)
 }
