@@ -8,8 +8,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"floatip.io/floatip/test/initramfs"
 )
@@ -82,6 +84,10 @@ func (m machine) run(ctx context.Context, folder, command string) outcome {
 		"-device", "virtio-serial-pci",
 		"-chardev", "file,id=output,path="+at("output"), "-device", "virtserialport,chardev=output,nr=1",
 		"-chardev", "file,id=status,path="+at("status"), "-device", "virtserialport,chardev=status,nr=2")
+	// Qemu ends with whoever waits for it, also when that is killed. The kernel goes by the thread that has started it.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	qemu.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	said, err := qemu.CombinedOutput()
 	if ctx.Err() != nil {
 		err = fmt.Errorf("the machine did not end in time: %w", context.Cause(ctx))
