@@ -29,6 +29,7 @@ func TestAdopt(t *testing.T) {
 	node.Route("0.0.0.0/0", "192.168.100.1", "red0")
 	node.Route("::/0", "2001:db8:100::1", "red0")
 	node.Route("203.0.113.0/24", "201.0.0.1", "green0")
+	node.Route("192.168.100.77/32", "", "green0")
 	node.Route("203.0.114.0/24", "192.168.100.9", "red0")
 	node.Sysctl("ipv4/ip_forward=1", "ipv6/conf/all/forwarding=1")
 	n, c := Open(node.File, leg.DefaultSysctls), config()
@@ -63,6 +64,7 @@ func TestAdopt(t *testing.T) {
 		{"in the cluster", "100.0.0.9", fifty, false, nil, false},
 		{"the node itself", "192.168.100.10", fifty, false, nil, false},
 		{"by another NIC", "203.0.113.7", fifty, false, nil, false},
+		{"on the LAN by another NIC", "192.168.100.77", fifty, false, nil, false},
 		{"by another gateway", "203.0.114.7", fifty, false, nil, false},
 		{"no address of this node", "192.168.100.7", fifty.Next(), false, nil, false},
 		{"not tracked", "192.168.100.7", fifty, false, func(e *flows.Entry) { e.Timeout = 0 }, false},
