@@ -99,8 +99,6 @@ type Hooks struct {
 	Cluster Cluster
 	Events  Events
 	Metrics *Metrics
-	// Burst is told of creates; nil where nobody wants to know.
-	Burst *Burst
 	// Now defaults to time.Now.
 	Now func() time.Time
 
@@ -116,11 +114,7 @@ type Server interface {
 // Register serves all hooks behind the gate.
 func (h *Hooks) Register(server Server, gate *Gate) {
 	for path, handler := range h.Handlers() {
-		hook := gate.Wrap(newEndpoint(handler))
-		if h.Burst != nil && (path == PathVMCreate || path == PathVMCommit) {
-			hook = h.Burst.during(hook)
-		}
-		server.Register(path, hook)
+		server.Register(path, gate.Wrap(newEndpoint(handler)))
 	}
 }
 

@@ -121,7 +121,6 @@ func setup(ctx context.Context, mgr ctrl.Manager, c config, networks []netip.Pre
 			KubeVirtNamespace: c.kubevirtNamespace, SidecarImage: c.sidecarImage, ClusterNetworks: networks,
 		},
 		Ledger: ledger, Cluster: reader, Events: events, Metrics: webhook.NewMetrics(metrics.Registry),
-		Burst: &webhook.Burst{},
 	}
 	hooks.Register(mgr.GetWebhookServer(), gate)
 
@@ -137,7 +136,7 @@ func setup(ctx context.Context, mgr ctrl.Manager, c config, networks []netip.Pre
 	}
 	for _, s := range []interface{ SetupWithManager(ctrl.Manager) error }{
 		starter,
-		&controller.VMs{Ledger: ledger, Cluster: reader, Writer: cached, Events: events, Metrics: counters, Started: starter, Burst: hooks.Burst},
+		&controller.VMs{Ledger: ledger, Cluster: reader, Writer: cached, Events: events, Metrics: counters, Started: starter},
 		&controller.Pools{Ledger: ledger, Cached: cached, Writer: cached, Events: events, Started: starter, KubeOVN: kubeOVN},
 		kubeOVN,
 		&controller.Namespaces{Ledger: ledger, Events: events},

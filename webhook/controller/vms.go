@@ -42,8 +42,6 @@ type VMs struct {
 	Metrics *Metrics
 	// Started says when ledger and cluster have been compared; nothing is bound or released before.
 	Started *Starter
-	// Burst is waited for before a look at a VM, see webhook.Burst; nil for none.
-	Burst interface{ Wait(context.Context) error }
 }
 
 // SetupWithManager watches all that may change what a VM's name stands for.
@@ -121,11 +119,6 @@ func (r *VMs) vmsOfFloatingIP(_ context.Context, o client.Object) []reconcile.Re
 func (r *VMs) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	if err := r.Started.wait(ctx); err != nil {
 		return reconcile.Result{}, err
-	}
-	if r.Burst != nil {
-		if err := r.Burst.Wait(ctx); err != nil {
-			return reconcile.Result{}, err
-		}
 	}
 	now, err := carriersOf(ctx, r.Cluster.Cached, req.NamespacedName)
 	if err != nil {

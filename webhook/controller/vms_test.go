@@ -2,7 +2,6 @@ package controller
 
 import (
 	"context"
-	"errors"
 	"maps"
 	"strings"
 	"testing"
@@ -41,28 +40,6 @@ func TestBind(t *testing.T) {
 		t.Errorf("events (-want +got):\n%s", diff)
 	}
 }
-
-// While VMs are created, nothing is asked of the API server and nothing is written for those that are there.
-func TestBindStandsBack(t *testing.T) {
-	w := newWorld(t)
-	w.start()
-	w.create(vm("a", "uid-a", w.commit("a", "uid-a")))
-	stopped := errors.New("the process ends")
-	w.vms.Burst = waitFunc(func(context.Context) error { return stopped })
-	if _, err := w.vms.Reconcile(t.Context(), requestOf("a")); !errors.Is(err, stopped) || w.state() != "Pending uid-a" {
-		t.Errorf("%v, %s", err, w.state())
-	}
-	waited := 0
-	w.vms.Burst = waitFunc(func(context.Context) error { waited++; return nil })
-	w.look()
-	if got := w.state(); got != "Bound uid-a" || waited == 0 {
-		t.Errorf("%s after %d waits", got, waited)
-	}
-}
-
-type waitFunc func(context.Context) error
-
-func (f waitFunc) Wait(ctx context.Context) error { return f(ctx) }
 
 // The API server chose another name after the last validation that answered: the claim in the stored object decides.
 func TestBindByClaim(t *testing.T) {
