@@ -227,6 +227,7 @@ func testMove(t *testing.T, r *road) {
 	for range 3 {
 		end := udp.flow(time.Millisecond)
 		r.begin()
+		r.from.awaitReport("about to leave", r.each(func(s Status) bool { return s.Here && s.To == r.to.name }))
 		began := time.Now()
 		r.cut()
 		r.arrived()

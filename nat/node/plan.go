@@ -268,7 +268,7 @@ func (a *Agent) report(v View, d Decision, p plan, applied error) Report {
 		for _, address := range pp.grant.Addresses {
 			nic := pp.nics[address]
 			r.Statuses[address] = Status{
-				Pod: pp.grant.Pod.Name, Here: pp.mode == Active, Move: pp.session.journey.lastMove(),
+				Pod: pp.grant.Pod.Name, Here: pp.mode == Active, To: pp.grant.To, Move: pp.session.journey.lastMove(),
 				Resuming: pp.already[address] && !pp.onNode() && errors.Is(pp.err, errNotReached),
 				NATReady: pp.natCondition(address, failed),
 				LegReady: pp.wayCondition(failed),

@@ -25,6 +25,8 @@ type Status struct {
 	Pod string
 	// Here: the guest runs on this node, so that the FloatingIP object shall name it.
 	Here bool
+	// To is the node that the guest is about to move to, as KubeVirt says. "" where it stays.
+	To string
 	// Resuming: an earlier agent has made the address work, and this one has not heard the pod's sidecar yet. What was
 	// written of the address holds until then.
 	Resuming bool

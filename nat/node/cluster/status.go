@@ -185,9 +185,13 @@ func sameStatus(a, b v1alpha1.FloatingIPStatus) bool {
 		})
 }
 
-// statusOf is the status of f while its pod is on this node. Conditions of others stay.
+// statusOf is the status of f while its pod is on this node. Conditions of others stay. It is f's own where the node that
+// the guest goes to has said that the guest is there: KubeVirt says so later, and what this node found out before is over.
 func statusOf(f *v1alpha1.FloatingIP, nodeName string, s node.Status, now metav1.Time) v1alpha1.FloatingIPStatus {
 	out := *f.Status.DeepCopy()
+	if m := out.LastMove; m != nil && m.From == nodeName && m.To == out.Node && out.Node == s.To {
+		return out
+	}
 	out.Node, out.Pod, out.Phase = nodeName, s.Pod, v1alpha1.PhaseBound
 	if out.LastMove = lastMove(f.Status.LastMove, nodeName); s.Move != nil {
 		out.LastMove = moveOf(*s.Move, nodeName)

@@ -184,3 +184,34 @@ func TestLastMove(t *testing.T) {
 		t.Errorf("the VM runs nowhere, the status tells of the move %+v", gone.LastMove)
 	}
 }
+
+// TestOldNodeYields: what the new node says of a guest that has come stays, although KubeVirt still has it on the old one. The
+// old one says how it is again when the migration was given up, or goes somewhere else.
+func TestOldNodeYields(t *testing.T) {
+	s := node.Status{Pod: "old", Here: true, To: "n2", NATReady: good, LegReady: good, Announced: good, GuestUp: good, ConflictFree: good}
+	came := v1alpha1.FloatingIPStatus{
+		Phase: v1alpha1.PhaseReady, Node: "n2", Pod: "new", LastMove: &v1alpha1.Move{From: "n1", To: "n2", Time: then},
+	}
+	for name, tt := range map[string]struct {
+		change func(*v1alpha1.FloatingIPStatus, *node.Status)
+		yields bool
+	}{
+		"the guest has come":              {func(*v1alpha1.FloatingIPStatus, *node.Status) {}, true},
+		"the migration was given up":      {func(_ *v1alpha1.FloatingIPStatus, s *node.Status) { s.To = "" }, false},
+		"it goes to a third node":         {func(_ *v1alpha1.FloatingIPStatus, s *node.Status) { s.To = "n3" }, false},
+		"the new node has it no more":     {func(f *v1alpha1.FloatingIPStatus, _ *node.Status) { f.Node, f.LastMove = "", nil }, false},
+		"the new node tells of no move":   {func(f *v1alpha1.FloatingIPStatus, _ *node.Status) { f.LastMove = nil }, false},
+		"it came there from a third node": {func(f *v1alpha1.FloatingIPStatus, _ *node.Status) { f.LastMove.From = "n3" }, false},
+		"that move was to a third node":   {func(f *v1alpha1.FloatingIPStatus, _ *node.Status) { f.LastMove.To = "n3" }, false},
+		"the object names the old node":   {func(f *v1alpha1.FloatingIPStatus, _ *node.Status) { f.Node = "n1" }, false},
+	} {
+		f, mine := floatingIP(nil), s
+		f.Status = *came.DeepCopy()
+		tt.change(&f.Status, &mine)
+		before := *f.Status.DeepCopy()
+		after := statusOf(f, "n1", mine, now)
+		if yields := sameStatus(before, after); yields != tt.yields || !yields && (after.Node != "n1" || after.Pod != "old") {
+			t.Errorf("%s: yields %t, want %t: %s", name, yields, tt.yields, cmp.Diff(before, after))
+		}
+	}
+}
