@@ -14,7 +14,6 @@ import (
 
 	kubevirtv1 "kubevirt.io/api/core/v1"
 
-	"floatip.io/floatip/ipam/v1alpha1"
 	"floatip.io/floatip/test/rig"
 	"floatip.io/floatip/test/rig/lan"
 	"floatip.io/floatip/test/rig/process"
@@ -195,7 +194,14 @@ func migrate(ctx context.Context, t *testing.T, s *story.Story, all traffic, w w
 	for _, one := range all.tracks {
 		silences += fmt.Sprintf("; %s %d ms", one.name, one.silence().Milliseconds())
 	}
-	move := lastMove(ctx, t, s, from.Status.NodeName)
+	fip, err := s.FloatingIP(ctx, story.Floating)
+	if err != nil {
+		t.Fatal(err)
+	}
+	move := fip.Status.LastMove
+	if move == nil || move.From != from.Status.NodeName || move.To != fip.Status.Node {
+		t.Fatalf("the FloatingIP tells of the move %+v, want one from %s to %s", move, from.Status.NodeName, fip.Status.Node)
+	}
 	stall := "unknown"
 	if move.StallMilliseconds != nil {
 		stall = fmt.Sprintf("%d ms", *move.StallMilliseconds)
@@ -209,29 +215,6 @@ func migrate(ctx context.Context, t *testing.T, s *story.Story, all traffic, w w
 	t.Logf("migration %s, %s to %s in %s: by qemu the guest stood still for %d ms, by floatip for %s (%s, %d connections); "+
 		"longest silences%s; UDP packets lost: %d", w.name, move.From, move.To, time.Since(begun).Round(time.Millisecond),
 		pause(ctx, t, s, from, move.To).Milliseconds(), stall, move.Trigger, move.Connections, silences, all.datagrams.lost()-lost)
-}
-
-// lastMove waits until the FloatingIP tells of the move from a node. The old node writes what it knew until it hears from
-// KubeVirt that the guest has left, also over what the new one has said, which says it again.
-func lastMove(ctx context.Context, t *testing.T, s *story.Story, from string) (move *v1alpha1.Move) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(ctx, within)
-	defer cancel()
-	err := process.Wait(ctx, nil, "the FloatingIP to tell of the move", func(ctx context.Context) error {
-		fip, err := s.FloatingIP(ctx, story.Floating)
-		if err != nil {
-			return err
-		}
-		move = fip.Status.LastMove
-		if move == nil || move.From != from || move.To == from || move.To != fip.Status.Node {
-			return fmt.Errorf("it tells of the move %+v, want one from %s to %s", move, from, fip.Status.Node)
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return move
 }
 
 // What the logs of the two machines say (test/kubevirt/virthandler/launcher, StillLine and RunsLine).
