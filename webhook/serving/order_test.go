@@ -11,11 +11,15 @@ import (
 	"time"
 )
 
-// The rules of turns, on a clock that moves only when everybody waits. A moment is a millisecond here, patience a second.
+// The rules of turns, on the clock of a bubble (testing/synctest), which moves only when everybody in it waits: no time goes by in
+// these tests. A moment is a millisecond of that clock, patience a second.
 const (
 	moment = time.Millisecond
 	half   = moment / 2
 )
+
+// pass lets so much time of the bubble's clock go by. Nobody sleeps: the clock is set forward when there is nothing else to do.
+func pass(d time.Duration) { time.Sleep(d) }
 
 // arrivals notes who is let in, in order, and when.
 type arrivals struct {
@@ -55,7 +59,7 @@ func (a *arrivals) expect(t *testing.T, names ...string) {
 
 // request answers one that takes so long.
 func (a *arrivals) request(takes time.Duration) {
-	hook := a.turns.answering(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { time.Sleep(takes) }))
+	hook := a.turns.answering(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { pass(takes) }))
 	hook.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodPost, "/hook", nil))
 }
 
@@ -67,51 +71,51 @@ func TestTurns(t *testing.T) {
 		},
 		"one a moment": func(t *testing.T, a *arrivals) {
 			a.come("a")
-			time.Sleep(half)
+			pass(half)
 			a.come("b")
 			a.expect(t, "a")
-			time.Sleep(moment)
+			pass(moment)
 			a.expect(t, "a", "b")
-			time.Sleep(half)
+			pass(half)
 			a.come("c") // half a moment after b
 			a.expect(t, "a", "b")
-			time.Sleep(moment)
+			pass(moment)
 			a.expect(t, "a", "b", "c")
 		},
 		"who comes later goes later": func(t *testing.T, a *arrivals) {
 			a.turns.note()
-			time.Sleep(moment - 1)
+			pass(moment - 1)
 			a.come("a") // a moment has to pass before it is looked at again
-			time.Sleep(half)
+			pass(half)
 			a.come("b") // nothing has happened for a moment
 			a.expect(t)
-			time.Sleep(moment)
+			pass(moment)
 			a.expect(t, "a")
-			time.Sleep(moment)
+			pass(moment)
 			a.expect(t, "a", "b")
 		},
 		"a request begins": func(t *testing.T, a *arrivals) {
 			go a.request(time.Hour)
 			synctest.Wait()
-			time.Sleep(half)
+			pass(half)
 			a.come("a")
 			a.expect(t)
-			time.Sleep(moment)
+			pass(moment)
 			a.expect(t, "a") // one that takes long holds up nobody
 		},
 		"a request ends": func(t *testing.T, a *arrivals) {
 			a.request(time.Hour)
-			time.Sleep(half)
+			pass(half)
 			a.come("a")
 			a.expect(t)
-			time.Sleep(moment)
+			pass(moment)
 			a.expect(t, "a")
 		},
 		"a burst of requests, with an end to patience": func(t *testing.T, a *arrivals) {
 			a.request(0)
 			a.come("a")
 			for range 2*time.Second/half - 2 {
-				time.Sleep(half)
+				pass(half)
 				a.request(0)
 			}
 			synctest.Wait()
@@ -126,7 +130,7 @@ func TestTurns(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				a := newArrivals()
 				rule(t, a)
-				time.Sleep(2 * time.Hour) // whatever still waits
+				pass(2 * time.Hour) // whatever still waits
 			})
 		})
 	}
