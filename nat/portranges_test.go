@@ -52,15 +52,7 @@ func TestPortRanges(t *testing.T) {
 	if n := calls(t, w); n < 16 || n > 26 {
 		t.Errorf("16 calls of unlisted ports made %d packets on the leg, want one or two for each", n)
 	}
-	counters, err := openKernel(t, vm.Pod).Counters()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, c := range counters {
-		if c.Refused.Packets < uint64(len(refused)) || c.In.Packets == 0 || c.Out.Packets == 0 || c.Guarded.Packets != 0 {
-			t.Errorf("counters of %s: want %d or more refused, traffic both ways and none guarded, have %+v", c.Floating, len(refused), c)
-		}
-	}
+	countedRefusals(t, vm, uint64(len(refused)))
 }
 
 // A range and the firewall must both admit a port.
