@@ -210,17 +210,19 @@ func migrate(ctx context.Context, t *testing.T, s *story.Story, all traffic, w w
 		}
 	}
 	if w.check != nil {
-		w.check(ctx, t, s)
+		w.check(ctx, t, s, from)
 	}
 	t.Logf("migration %s, %s to %s in %s: by qemu the guest stood still for %d ms, by floatip for %s (%s, %d connections); "+
 		"longest silences%s; UDP packets lost: %d", w.name, move.From, move.To, time.Since(begun).Round(time.Millisecond),
 		pause(ctx, t, s, from, move.To).Milliseconds(), stall, move.Trigger, move.Connections, silences, all.datagrams.lost()-lost)
 }
 
-// What the logs of the two machines say (test/kubevirt/virthandler/launcher, StillLine and RunsLine).
+// What the logs of the two machines say (test/kubevirt/virthandler/launcher, StillLine and those after it).
 var (
 	stillLine = regexp.MustCompile(`the guest stands still since (\S+)`)
 	runsLine  = regexp.MustCompile(`the guest runs since (\S+)`)
+	// postCopyLine comes on the old node, when what memory is still there follows the guest.
+	postCopyLine = regexp.MustCompile(`memory follows the guest since (\S+)`)
 )
 
 // pause returns how long the guest itself stood still: from qemu's STOP on its old node to RESUME on its new one.

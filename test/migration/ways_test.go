@@ -12,6 +12,7 @@ import (
 	kubevirtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"floatip.io/floatip/test/rig/process"
 	"floatip.io/floatip/test/story"
 )
 
@@ -20,7 +21,7 @@ type way struct {
 	name string
 	ask  func(context.Context, *testing.T, *story.Story, traffic, *kubevirtv1.VirtualMachineInstance)
 	// check looks at what is particular, when the guest has arrived. nil: nothing is.
-	check func(context.Context, *testing.T, *story.Story)
+	check func(context.Context, *testing.T, *story.Story, *kubevirtv1.VirtualMachineInstance)
 }
 
 // wayOf is that of the n-th of so many migrations.
@@ -56,7 +57,7 @@ func byEviction(name string) way {
 			evict(ctx, t, s, from)
 			evict(ctx, t, s, before)
 		},
-		check: func(ctx context.Context, t *testing.T, s *story.Story) {
+		check: func(ctx context.Context, t *testing.T, s *story.Story, _ *kubevirtv1.VirtualMachineInstance) {
 			t.Helper()
 			arrived(ctx, t, s, other, before, 1)
 		},
@@ -113,11 +114,22 @@ func askForPostCopy(ctx context.Context, t *testing.T, s *story.Story, all traff
 	ask(ctx, t, s, all, from)
 }
 
-// wasPostCopy wants KubeVirt to say that the guest went on before its memory had arrived; the next migrations are as usual.
-func wasPostCopy(ctx context.Context, t *testing.T, s *story.Story) {
+// wasPostCopy wants qemu on the old node to say that the guest went on before its memory had arrived; the next migrations are
+// as usual.
+func wasPostCopy(ctx context.Context, t *testing.T, s *story.Story, from *kubevirtv1.VirtualMachineInstance) {
 	t.Helper()
-	if state := testvm.instance(ctx, t, s).Status.MigrationState; state == nil || state.Mode != kubevirtv1.MigrationPostCopy {
-		t.Errorf("the state of the migration is %+v, want the mode %s", state, kubevirtv1.MigrationPostCopy)
+	left := s.Rig.EndedLog(from.Status.NodeName, from.Name, string(from.UID))
+	bounded, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	err := process.Wait(bounded, nil, "the old machine's end", func(context.Context) error {
+		_, err := told(left, stillLine)
+		return err
+	})
+	if err == nil {
+		_, err = told(left, postCopyLine)
+	}
+	if err != nil {
+		t.Errorf("the migration was not post-copy: %v; its state is %+v", err, testvm.instance(ctx, t, s).Status.MigrationState)
 	}
 	if out, err := s.Kubectl(ctx, "", "delete", "migrationpolicy", "post-copy"); err != nil {
 		t.Errorf("%v: %s", err, out)

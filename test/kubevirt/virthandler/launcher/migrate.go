@@ -125,20 +125,25 @@ func (s *server) quitWhenMigrated() {
 	}
 }
 
-// StillLine and RunsLine begin what the logs of the two machines say about a migration; the time follows, as time.RFC3339Nano.
-// What is between them is the guest's own pause.
+// StillLine, RunsLine and PostCopyLine begin what the logs of the two machines say about a migration; the time follows, as
+// time.RFC3339Nano. Between the first two is the guest's own pause. The third says that what memory is still on this side
+// follows the guest; it is qemu's word, which a status may be without: KubeVirt's handler on the source writes it once, and that
+// write is refused if the target's handler wrote just before.
 const (
-	StillLine = "the guest stands still since "
-	RunsLine  = "the guest runs since "
+	StillLine    = "the guest stands still since "
+	RunsLine     = "the guest runs since "
+	PostCopyLine = "memory follows the guest since "
 )
 
-// tellPause writes into the log when the guest stopped and ran again.
-func tellPause(e event) {
-	switch at := e.at().Format(time.RFC3339Nano); e.Name {
-	case "STOP":
+// tell writes into the log when the guest stopped and ran again, and when its memory began to follow it.
+func tell(e event) {
+	switch at := e.at().Format(time.RFC3339Nano); {
+	case e.Name == "STOP":
 		log.Print(StillLine, at)
-	case "RESUME":
+	case e.Name == "RESUME":
 		log.Print(RunsLine, at)
+	case e.Name == "MIGRATION" && e.Data.Status == "postcopy-active":
+		log.Print(PostCopyLine, at)
 	}
 }
 

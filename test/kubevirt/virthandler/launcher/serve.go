@@ -117,7 +117,7 @@ func (s *server) attach(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	machine, err := dialMonitor(ctx, s.dir.monitor(), func(e event) {
-		tellPause(e)
+		tell(e)
 		s.state.observe(e)
 	})
 	if err != nil {
