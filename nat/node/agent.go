@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -94,6 +95,7 @@ type Agent struct {
 	podlink    *podlink.Node
 	links      map[linkKey]string  // by which link a pod was reached last
 	sessions   map[string]*session // by pod UID
+	followers  sync.WaitGroup      // of moves; each ends with its session
 	responders *responders
 	solicitor  *solicitor
 	tests      tests
@@ -149,6 +151,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer lock.Close()
 	go a.serveStatus(lock)
 	defer a.kernel.Close()
+	defer a.followers.Wait()
 	defer a.stopSessions()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -333,14 +333,16 @@ func (a *Agent) expect(pp *podPlan, source floatip.NodeAgent) {
 	defer ns.Close()
 	if s.journey.claim() {
 		if own, err := duplicate(ns); err == nil {
-			go a.await(s, own, pp.grant)
+			grant := pp.grant
+			a.followers.Go(func() { a.await(s, own, grant) })
 		} else {
 			s.journey.unclaim()
 		}
 	}
 	if pp.plugged && s.journey.claimFlows(source) {
 		if own, err := duplicate(ns); err == nil {
-			go a.bring(s, own, pp.grant, pp.bindings())
+			grant, bindings := pp.grant, pp.bindings()
+			a.followers.Go(func() { a.bring(s, own, grant, bindings) })
 		}
 	}
 }

@@ -26,7 +26,8 @@ func (a *Agent) collect(pp *podPlan, source floatip.NodeAgent) {
 		ns.Close()
 		return
 	}
-	go a.bring(pp.session, ns, pp.grant, pp.bindings())
+	s, grant, bindings := pp.session, pp.grant, pp.bindings()
+	a.followers.Go(func() { a.bring(s, ns, grant, bindings) })
 }
 
 // bring takes the guest's connections over, and has them take the fast path when they have arrived.
