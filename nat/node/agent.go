@@ -250,6 +250,7 @@ func (a *Agent) round(ctx context.Context, v View) (report Report, err error) {
 	was := a.fast.off
 	config, err, podlinks := a.apply(&d, plan, holding)
 	errs = append(errs, err, podlinks)
+	plan.clear(err)
 	a.responders.set(ctx, plan.audible(), plan.leaving(v), plan.seen)
 	a.solicitor.set(ctx, bareNICs(d.Networks, plan.audible()))
 	errs = append(errs, a.speedUp(config, was))

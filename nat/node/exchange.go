@@ -231,7 +231,7 @@ func (a *Agent) departure(s *session, to, pod string) departure {
 	return departure{to: to, pod: pod, Departure: peer.Departure{
 		Flows:  func() ([]flows.Entry, error) { return s.flows(bindings) },
 		Heard:  func() (time.Time, bool) { return s.heard(g) },
-		Unread: s.unread,
+		Unread: s.unread, Cleared: s.journey.clearance(),
 		Arrived: func() {
 			s.journey.leave()
 			a.responders.yield(g.Addresses...)

@@ -34,6 +34,44 @@ func granted(mode Mode, change func(*Grant)) Grant {
 	return g
 }
 
+// TestJourneyCleared: a pod is clear when its guest has left and the kernel has taken that, and not again when it comes back.
+func TestJourneyCleared(t *testing.T) {
+	clear := func(j *journey) bool {
+		select {
+		case <-j.clearance():
+			return true
+		default:
+			return false
+		}
+	}
+	for _, tt := range []struct {
+		name    string
+		mode    Mode
+		refused error
+		want    bool
+	}{
+		{"it has left", Left, nil, true},
+		{"its way could not be taken away", Left, os.ErrPermission, false},
+		{"it is here", Active, nil, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := new(session)
+			before := s.journey.clearance()
+			for range 2 {
+				plan{pods: []*podPlan{{mode: tt.mode, session: s}}}.clear(tt.refused)
+			}
+			if clear(&s.journey) != tt.want || s.journey.clearance() != before {
+				t.Errorf("clear: %t, want %t, of the same channel", clear(&s.journey), tt.want)
+			}
+			s.journey.leave()
+			s.journey.mode(granted(Active, nil)) // the migration was given up
+			if clear(&s.journey) {
+				t.Error("clear although the guest came back")
+			}
+		})
+	}
+}
+
 // TestJourneyBegins: an agent that starts anew in the middle of a move goes by what the kernel holds, and looks there once:
 // what is missing later is repaired, and is no move.
 func TestJourneyBegins(t *testing.T) {

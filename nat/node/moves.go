@@ -48,6 +48,8 @@ type journey struct {
 	arrived time.Time  // when the guest came, as far as is known
 	yielded bool       // another node has announced the addresses
 	back    bool       // it has given them back
+	// cleared is closed when the guest has left and nothing is led to its pod here any more, nil before anybody asked for it.
+	cleared chan struct{}
 	ready   map[netip.Addr]string
 	move    *Move
 	counted bool // the move is in the figures
@@ -130,7 +132,7 @@ func (j *journey) mode(g Grant) Mode {
 		return Left
 	}
 	if j.yielded && g.To == "" {
-		j.yielded, j.back = false, true // the migration was given up, and the guest is still here
+		j.yielded, j.back, j.cleared = false, true, nil // the migration was given up, and the guest is still here
 	}
 	if j.from != "" && j.move == nil {
 		j.move = &Move{From: j.from, At: j.arrived, Trigger: FirstFrame, Stall: j.stall, Flows: j.flows}
@@ -191,6 +193,30 @@ func (j *journey) leave() {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.yielded = true
+}
+
+// clearance returns a channel that is closed by clear.
+func (j *journey) clearance() <-chan struct{} {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.cleared == nil {
+		j.cleared = make(chan struct{})
+	}
+	return j.cleared
+}
+
+// clear notes that nothing is led to the pod any more since its guest has left.
+func (j *journey) clear() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.cleared == nil {
+		j.cleared = make(chan struct{})
+	}
+	select {
+	case <-j.cleared:
+	default:
+		close(j.cleared)
+	}
 }
 
 // prepare says what shall be answered for as soon as the guest arrives, and on which NICs.

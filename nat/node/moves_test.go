@@ -293,16 +293,18 @@ func TestLatePackets(t *testing.T) {
 
 // stream is a TCP connection over which numbered messages go to and fro.
 type stream struct {
-	t    *testing.T
+	t    testing.TB
 	conn net.Conn
-	mu   sync.Mutex // guards err and back
-	back uint64     // the last number that came back
+	mu   sync.Mutex    // guards what follows, up to err
+	back uint64        // the last number that came back
+	at   time.Time     // when it did
+	long time.Duration // the longest time between two that came back, since silence was called
 	err  error
 	more chan struct{}
 }
 
 // startStream opens a connection from one namespace to a server in the other and keeps it busy.
-func startStream(t *testing.T, server, client *nodetest.Namespace, address string, port uint16) *stream {
+func startStream(t testing.TB, server, client *nodetest.Namespace, address string, port uint16) *stream {
 	t.Helper()
 	l := server.Listen(netip.AddrPortFrom(netip.IPv6Unspecified(), port).String()) // of both families
 	go func() {
@@ -342,7 +344,11 @@ func (s *stream) talk() {
 			return
 		}
 		s.mu.Lock()
-		s.back = n
+		now := time.Now()
+		if n > 1 {
+			s.long = max(s.long, now.Sub(s.at))
+		}
+		s.back, s.at = n, now
 		s.mu.Unlock()
 		select {
 		case s.more <- struct{}{}:
@@ -350,6 +356,15 @@ func (s *stream) talk() {
 		}
 		time.Sleep(time.Millisecond)
 	}
+}
+
+// silence returns the longest time in which nothing came back, since it was asked last.
+func (s *stream) silence() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	long := s.long
+	s.long = 0
+	return long
 }
 
 func (s *stream) fail(err error) {

@@ -201,6 +201,15 @@ func (p plan) config(d Decision, cluster []netip.Prefix) leg.Config {
 	return c
 }
 
+// clear tells those who wait for it that nothing is led to pods any more whose guests have left, unless the kernel refused that.
+func (p plan) clear(refused error) {
+	for _, pp := range p.pods {
+		if pp.mode == Left && refused == nil {
+			pp.session.journey.clear()
+		}
+	}
+}
+
 // hopList are the CNI's ways to the pod in use.
 func (pp *podPlan) hopList() (hops []leg.Hop) {
 	for _, a := range pp.grant.Addresses {

@@ -80,6 +80,9 @@ func desiredPod(p Pod) podState {
 //   - bridge-nf-call-*: with it, frames that the guest sends to itself through its floating address (hairpin) pass the
 //     IP hooks twice and are dropped; it also costs time on every packet.
 //   - tcp_loose: a connection that arrives by live migration is picked up in the middle. With 0 it breaks.
+//   - tcp_be_liberal: the first answers to a guest on its new node come here as long as the LAN has not heard of that, and
+//     acknowledge what this kernel has not seen. They would be invalid, and reach nobody (tcp_in_window in
+//     net/netfilter/nf_conntrack_proto_tcp.c). Both ends judge what is in their windows themselves.
 //   - rp_filter 0: packets arrive by the leg from addresses whose route is eth0. With accept_local the kernel does not
 //     look for a route to the source at all (fib_validate_source in net/ipv4/fib_frontend.c), which took two looks for
 //     each packet; who pretends to be the guest or its gateway is refused by the sidecar's rules with his first packet.
@@ -87,6 +90,7 @@ func desiredPod(p Pod) podState {
 //   - accept_ra, IPv6 addresses of its own: the leg has no router and no use for them.
 func (s *podState) addPodSysctls(v6, noLeg bool) {
 	s.sysctls["netfilter/nf_conntrack_tcp_loose"] = "1"
+	s.sysctls["netfilter/nf_conntrack_tcp_be_liberal"] = "1"
 	if v6 {
 		s.sysctls["bridge/bridge-nf-call-ip6tables"] = "0"
 	} else {

@@ -228,6 +228,56 @@ func testFollow(t *testing.T, takes bool) {
 	}
 }
 
+// TestLatePackets: what comes for the guest after it has arrived elsewhere is sent after it, until nothing is led to the old
+// pod any more; also what came last.
+func TestLatePackets(t *testing.T) {
+	own := identity(t)
+	n := newNode(t, own.Fingerprint())
+	cleared := make(chan struct{})
+	n.departure.Cleared = cleared
+	arrived, given, done := make(chan struct{}), make(chan []byte, 10), make(chan error, 1)
+	target := Target{
+		Identity: own, Address: n.address, Key: n.Identity.Fingerprint(), Machine: "m", Pod: "p", ArrivedAt: time.Now,
+		Apply: func(flows.Changes) {},
+		Give: func(frames [][]byte) {
+			for _, f := range frames {
+				given <- f
+			}
+		},
+	}
+	go func() {
+		_, err := target.Follow(t.Context(), arrived)
+		done <- err
+	}()
+	close(arrived)
+	for i := range byte(4) {
+		n.mu.Lock()
+		n.unread = [][]byte{{i}}
+		if i == 3 {
+			close(cleared)
+		}
+		n.mu.Unlock()
+		select {
+		case f := <-given:
+			if !slices.Equal(f, []byte{i}) {
+				t.Errorf("the guest was given the packet %v, want %d", f, i)
+			}
+		case err := <-done:
+			t.Fatalf("the exchange ended with %v before the guest had packet %d", err, i)
+		case <-time.After(patience):
+			t.Fatalf("the guest does not get packet %d", i)
+		}
+	}
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(patience):
+		t.Error("the exchange does not end when nothing is led to the old pod any more")
+	}
+}
+
 // TestRefused: each side speaks with whom it expects only.
 func TestRefused(t *testing.T) {
 	own := identity(t)

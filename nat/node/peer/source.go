@@ -28,7 +28,16 @@ type Departure struct {
 	Arrived func()
 	// Unread returns packets that the guest has not read, each once. nil: nobody knows.
 	Unread func() [][]byte
+	// Cleared is closed when packets for the guest are not led to it here any more. nil: nobody says.
+	Cleared <-chan struct{}
 }
+
+// Until the LAN and this node know of an arrival, packets for the guest still come to where it was. They are looked for so
+// often, and for so long at most; the node needs some milliseconds, and more where it has much to do.
+const (
+	lateEvery = time.Millisecond
+	lateMost  = time.Second
+)
 
 // Standing is what a source knows of a migration that it is asked about.
 type Standing int
@@ -192,9 +201,10 @@ func (s *Source) tell(l *line, d Departure, sent *flows.Ledger) error {
 	return l.sendUpdate(sent.Update(entries, time.Now()), update{})
 }
 
+// finish sends what the source knows last. Its connections are read beside: that takes ten milliseconds, in which the guest would
+// wait for its packets.
 func (s *Source) finish(l *line, d Departure, arrived time.Time, sent *flows.Ledger) error {
 	d.Arrived()
-	// The packets first: the guest waits for them, and looking at the connections takes a while.
 	if err := l.sendFrames(d.Unread()); err != nil {
 		return err
 	}
@@ -203,13 +213,46 @@ func (s *Source) finish(l *line, d Departure, arrived time.Time, sent *flows.Led
 		silence := max(0, arrived.Sub(heard))
 		last.Heard, last.Silence = heard, &silence
 	}
-	entries, err := d.Flows()
+	read := make(chan tracked, 1)
+	var reading sync.WaitGroup
+	reading.Go(func() {
+		entries, err := d.Flows()
+		read <- tracked{entries, err}
+	})
+	defer reading.Wait()
+	failed, err := s.sendLate(l, d, read, sent)
 	if err != nil {
-		return errors.Join(err, l.tell(last))
-	}
-	// Some were on their way here when the LAN heard of the new node.
-	if err := l.sendFrames(d.Unread()); err != nil {
 		return err
 	}
-	return l.sendUpdate(sent.Update(entries, time.Now()), last)
+	return errors.Join(failed, l.tell(last))
+}
+
+// tracked is what Departure.Flows returned.
+type tracked struct {
+	entries []flows.Entry
+	err     error
+}
+
+// sendLate sends the connections once they are read, and meanwhile, and until nothing does any more, what still comes for the
+// guest: a host that answers its first packet from there at once answers before it has heard of the new node. It returns why the
+// connections could not be read, and an error of the line.
+func (s *Source) sendLate(l *line, d Departure, read <-chan tracked, sent *flows.Ledger) (failed, err error) {
+	most := time.After(lateMost)
+	for cleared := d.Cleared == nil; err == nil && !(cleared && read == nil); {
+		select {
+		case t := <-read:
+			if read, failed = nil, t.err; failed == nil {
+				err = l.sendUpdate(sent.Update(t.entries, time.Now()), update{})
+			}
+		case <-d.Cleared:
+			d.Cleared, cleared = nil, true
+		case <-most:
+			d.Cleared, cleared = nil, true
+		case <-time.After(lateEvery):
+		}
+		if err == nil {
+			err = l.sendFrames(d.Unread()) // what came before it was clear, too
+		}
+	}
+	return failed, err
 }
