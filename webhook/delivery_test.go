@@ -146,6 +146,32 @@ func TestKubeOVNAllowList(t *testing.T) {
 	}
 }
 
+// A port list is no wish to floatip: KubeVirt keeps it in the pod, whoever translates to the pod's address. The VM is let
+// through without a warning, its instance carries the address, and no sidecar comes into its pod.
+func TestKubeOVNPortList(t *testing.T) {
+	w := newWorld(t, testPool(t, "192.168.100.50-192.168.100.59"))
+	w.deliveries["provider"] = floatip.DeliveryKubeOVN
+	listing := strings.Replace(masquerade, `"masquerade":{}`, `"masquerade":{},"ports":[{"port":22}],"portRanges":[{"protocol":"UDP","start":8,"end":9}]`, 1)
+	if listing == masquerade {
+		t.Fatalf("no interface to list ports on: %s", masquerade)
+	}
+	object := strings.Replace(vm("a", nil), `"spec":{`, `"spec":{"template":{"spec":`+listing+`},`, 1)
+	if response := w.post(PathVMCreate, review{kind: vmGVK, object: object}); !response.Allowed || len(response.Warnings) > 0 {
+		t.Errorf("allowed %t, warnings %v", response.Allowed, response.Warnings)
+	}
+	w = deliveryWorld(t, floatip.DeliveryKubeOVN)
+	w.addVMI(listing)
+	if response := w.post(PathVMICreate, review{kind: vmiGVK, object: vmi("null", listing)}); !response.Allowed ||
+		len(response.Warnings) > 0 || response.AuditAnnotations["action"] != string(Carried) {
+		t.Errorf("instance: allowed %t, warnings %v, %v", response.Allowed, response.Warnings, response.AuditAnnotations)
+	}
+	pod := launcher(`{}`, podSpec)
+	response := w.post(PathPodCreate, review{kind: podGVK, user: kubevirtController, object: pod})
+	if response.AuditAnnotations["action"] != string(Described) || strings.Contains(apply(t, pod, response), floatip.SidecarContainer) {
+		t.Errorf("pod: %v", response.AuditAnnotations)
+	}
+}
+
 // What KubeOVN needs is asked for, and what it cannot do is refused.
 func TestKubeOVNPool(t *testing.T) {
 	w := newWorld(t)

@@ -64,6 +64,43 @@ func TestPortRangesAreReached(t *testing.T) {
 	}
 }
 
+// Without floatip's rules, as with Kube-OVN, which translates a floating address to the pod's own, KubeVirt's table keeps the
+// VM's list: what is listed comes to the guest, and nothing else does.
+func TestListHoldsForThePodsOwnAddress(t *testing.T) {
+	t.Parallel()
+	for name, listed := range map[string]struct{ in, out []call }{
+		"ports-dual-stack": {
+			in:  []call{{protocol: "tcp", port: 22}, {protocol: "tcp", port: 80}, {protocol: "udp", port: 53}},
+			out: []call{{protocol: "tcp", port: 23}, {protocol: "tcp", port: 53}, {protocol: "udp", port: 80}},
+		},
+		"port-ranges-dual-stack": {
+			in:  []call{{protocol: "tcp", port: 8000}, {protocol: "tcp", port: 8999}, {protocol: "udp", port: 5010}},
+			out: []call{{protocol: "tcp", port: 7999}, {protocol: "tcp", port: 9000}, {protocol: "udp", port: 8000}},
+		},
+		"dual-stack": {in: []call{{protocol: "tcp", port: 9000}, {protocol: "udp", port: 53}}}, // no list
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			v := variants[name]
+			c := lab.NewCloud(t)
+			vm := c.AddVMOf(t, 2, v.pod())
+			vm.Guest.Serve(t, 22, 23, 53, 80, 5010, 7999, 8000, 8999, 9000)
+			if _, err := v.setup(vm.Pod, func(int) {}); err != nil {
+				t.Fatal(err)
+			}
+			for i, f := range append(listed.in, listed.out...) {
+				f.from, f.to = c.Peer, [2]string{vm.Pod4, vm.Pod6}
+				if i < len(listed.in) {
+					f.seenAs = [2]string{lab.Peer4, lab.Peer6}
+				}
+				for family := range 2 {
+					f.check(t, family, 41000+2*i+family)
+				}
+			}
+		})
+	}
+}
+
 // check calls from a port and wants to be seen with it.
 func (c call) check(t *testing.T, family, port int) {
 	t.Helper()
