@@ -4,12 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	kubevirtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"floatip.io/floatip"
@@ -68,6 +72,40 @@ func labelToggled(t *testing.T, w *world) {
 	n.remove(without)
 	again := n.create("without", nil)
 	n.bound(again)
+}
+
+// labelWhileRunning: a VM that runs carries its address on without the label, and is told for how long; what starts then
+// runs without it, and is told what brings it back. That migrations are told in the same way is shown in test/migration, that
+// a restart brings it back by other tests.
+func labelWhileRunning(t *testing.T, w *world) {
+	n := w.tenant(t, 10)
+	address := n.runs("vm", nil, func(*kubevirtv1.VirtualMachine) {})
+	n.injected("vm")
+	n.awaitCarried(address, v1alpha1.ReasonCarried, "")
+	until := func(want bool) {
+		t.Helper()
+		n.wait("the condition to tell the end", func(ctx context.Context) error {
+			fip := new(v1alpha1.FloatingIP)
+			if err := n.admin.Get(ctx, client.ObjectKey{Name: v1alpha1.Name(netip.MustParseAddr(address))}, fip); err != nil {
+				return err
+			}
+			c := meta.FindStatusCondition(fip.Status.Conditions, v1alpha1.ConditionCarried)
+			if c == nil || c.Reason != v1alpha1.ReasonCarried || strings.Contains(c.Message, "until it migrates or starts again") != want {
+				return fmt.Errorf("it is %+v", c)
+			}
+			return nil
+		})
+	}
+	until(false)
+	n.label(false)
+	until(true)
+	n.label(true)
+	until(false)
+	n.label(false)
+	n.restartWith("vm", func(*kubevirtv1.VirtualMachine) {})
+	n.awaitCarried(address, v1alpha1.ReasonNotOptedIn, "set it and restart the VM")
+	n.label(true)
+	n.awaitCarried(address, v1alpha1.ReasonStartedWithout, "restart the VM")
 }
 
 // crowd is how many VMs a namespace has that is deleted.

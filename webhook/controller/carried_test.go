@@ -96,7 +96,8 @@ func TestCarried(t *testing.T) {
 		{"of another VM", instance("uid-b", masquerade, floatip.AnnotationAddress, "192.168.100.50"), nil, "", "", nil},
 		{"carried", instance("uid-a", masquerade, floatip.AnnotationAddress, "192.168.100.50"), nil, v1alpha1.ReasonCarried, "carries the address", nil},
 		{"carried, and the label is gone", instance("uid-a", masquerade, floatip.AnnotationAddress, "192.168.100.50"),
-			map[string]string{floatip.LabelEnabled: "false"}, v1alpha1.ReasonCarried, "carries the address", nil},
+			map[string]string{floatip.LabelEnabled: "false"}, v1alpha1.ReasonCarried,
+			"carries the address until it migrates or starts again, since its namespace has no label floatip.io/enabled=true", nil},
 		{"other binding", instance("uid-a", kubevirt.VMISpec{}, "x", "y"), nil, v1alpha1.ReasonUnsupportedBinding, "no interface with masquerade binding", nil},
 		{"a port range that is none", instance("uid-a", withRange(kubevirt.PortRange{Protocol: "TCP", Start: 9, End: 8}), "x", "y"), nil,
 			v1alpha1.ReasonUnsupportedBinding, "interface default: portRanges[0].start: 9 is greater than end 8", nil},
@@ -104,13 +105,18 @@ func TestCarried(t *testing.T) {
 			v1alpha1.ReasonStartedWithout, "restart the VM", nil},
 		{"Pod Security", instance("uid-a", masquerade, "x", "y"),
 			map[string]string{"pod-security.kubernetes.io/enforce": "restricted"}, v1alpha1.ReasonForbiddenSidecar, "level restricted", nil},
+		{"other binding, and the label is gone", instance("uid-a", kubevirt.VMISpec{}, "x", "y"), optedOut,
+			v1alpha1.ReasonNotOptedIn, "no label floatip.io/enabled=true; and besides, no interface with masquerade binding", nil},
+		{"Pod Security, and the label is gone", instance("uid-a", masquerade, "x", "y"),
+			map[string]string{floatip.LabelEnabled: "false", "pod-security.kubernetes.io/enforce": "restricted"},
+			v1alpha1.ReasonNotOptedIn, "and besides, the namespace enforces the Pod Security level restricted", nil},
 		{"label gone", instance("uid-a", masquerade, "x", "y"), map[string]string{floatip.LabelEnabled: "false"}, v1alpha1.ReasonNotOptedIn, "set it and restart", nil},
 		{"template opted out", instance("uid-a", kubevirt.VMISpec{}, floatip.LabelEnabled, "false"), nil, v1alpha1.ReasonOptedOut, "spec.template.metadata", nil},
 		{"cause gone", instance("uid-a", masquerade, "x", "y"), nil, v1alpha1.ReasonStartedWithout, "restart the VM", nil},
 		{"migrated, and the label is gone", on("node-b", carrying()), optedOut, v1alpha1.ReasonNotOptedIn,
 			"set it and migrate or restart the VM", []*corev1.Pod{old, moved}},
 		{"migrating, and the label is gone", on("node-a", carrying()), optedOut, v1alpha1.ReasonCarried,
-			"carries the address", []*corev1.Pod{old, moved}},
+			"until it migrates or starts again", []*corev1.Pod{old, moved}},
 		{"migrated to and fro, and the label is back", on("node-a", carrying()), nil, v1alpha1.ReasonStartedWithout,
 			"migrate or restart the VM", []*corev1.Pod{old, podOf("returned", "node-a", 3, bare), podOf("between", "node-b", 2, translating)}},
 		{"not scheduled", on("", carrying()), optedOut, v1alpha1.ReasonNotOptedIn,
@@ -162,6 +168,8 @@ func TestCarried(t *testing.T) {
 				t.Errorf("%+v, want the reason %s", c, tc.reason)
 			case !strings.Contains(c.Message, tc.text):
 				t.Errorf("message %q does not say %q", c.Message, tc.text)
+			case tc.labels[floatip.LabelEnabled] == "" && strings.Contains(c.Message, "no label floatip.io/enabled"):
+				t.Errorf("message %q, and the namespace has the label", c.Message)
 			}
 		})
 	}
