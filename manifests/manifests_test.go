@@ -268,10 +268,10 @@ func TestExpressions(t *testing.T) {
 		"vm-create.floatip.io":               {floatip.LabelEnabled, floatip.AnnotationAddress, floatip.AnnotationClaim},
 		"vm-update.floatip.io":               {floatip.AnnotationAddress, floatip.AnnotationClaim, floatip.AnnotationRequest, floatip.AnnotationPool, floatip.AnnotationAllow, floatip.LabelEnabled, floatip.AnnotationRequire, floatip.AnnotationUserData, webhookUser, "deletionTimestamp"},
 		"vm-commit.floatip.io":               {floatip.AnnotationAddress, floatip.AnnotationClaim},
-		"vmi-create.floatip.io":              {floatip.LabelEnabled, floatip.AnnotationAddress, floatip.AnnotationClaim, floatip.AnnotationNAT, kubevirt.KindVM},
+		"vmi-create.floatip.io":              {floatip.LabelEnabled, floatip.AnnotationAddress, kubevirt.KindVM},
 		"pod-create.floatip.io":              {controller, floatip.AnnotationAddress, floatip.AnnotationNAT, kubevirt.AnnotationTemporary},
 		"virtualmachines.floatip.io":         append(kubevirt.Users(kubevirt.DefaultNamespace), webhookUser, floatip.AnnotationAddress, floatip.AnnotationClaim, floatip.LabelEnabled),
-		"virtualmachineinstances.floatip.io": append(kubevirt.Users(kubevirt.DefaultNamespace), webhookUser, floatip.AnnotationAddress, floatip.AnnotationNAT, floatip.LabelEnabled),
+		"virtualmachineinstances.floatip.io": append(kubevirt.Users(kubevirt.DefaultNamespace), floatip.AnnotationAddress, floatip.AnnotationNAT, floatip.LabelEnabled),
 		"pods-by-floatip.floatip.io":         {webhookUser, floatip.AnnotationNAT, kubevirt.LabelApp, kubevirt.AppLauncher},
 		"pods.floatip.io":                    {controller, webhookUser, floatip.AnnotationNAT},
 	} {

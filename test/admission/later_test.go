@@ -58,6 +58,20 @@ func reinvocation(t *testing.T, w *world) {
 	}
 }
 
+// forgedLater: where another webhook writes one of floatip's keys into a VM that floatip was not asked about, since it opted
+// out, floatip finds it when the VM is to be stored.
+func forgedLater(t *testing.T, w *world) {
+	n := w.tenant(t, 10)
+	keys := map[string]string{"address": n.address(9), "claim": strings.Repeat("0", 32)}
+	n.mutating(func(r *admissionv1.AdmissionRequest) *admissionv1.AdmissionResponse {
+		return patched(fmt.Sprintf(`[{"op":"add","path":"/metadata/annotations/floatip.io~1%s","value":%q}]`, r.Name, keys[r.Name]))
+	})
+	for key, other := range map[string]string{"address": "claim", "claim": "address"} {
+		err := n.admin.Create(n.ctx, n.newVM(key, map[string]string{floatip.LabelEnabled: "false"}))
+		wantRefusal(t, "a VM with "+key+" alone", err, `"vm-commit.floatip.io"`, "metadata.annotations[floatip.io/"+other+"]: Invalid value")
+	}
+}
+
 // What is refused after floatip has promised an address costs nobody the address: not whoever corrects the object and
 // tries again at once, and, once the promise is old, nobody.
 func rejectedLater(t *testing.T, w *world) {

@@ -111,6 +111,19 @@ func notAsked(t *testing.T, w *world) {
 	launcher := map[string]string{"kubevirt.io": "virt-launcher"}
 	target := map[string]string{"kubevirt.io": "virt-launcher", "kubevirt.io/migrationJobUID": "job"}
 	always := kubevirtv1.RunStrategyAlways
+	asked := []string{"vm-update"}
+	changes := func(annotation string) func() error {
+		return func() error { return n.patch("held", `{"metadata":{"annotations":{`+annotation+`}}}`) }
+	}
+	owned := func(kind string, controller bool) func() error {
+		return func() error {
+			o := n.bare("owned", nil)
+			o.OwnerReferences = []metav1.OwnerReference{{
+				APIVersion: "kubevirt.io/v1", Kind: kind, Name: "owned", UID: "of-nobody", Controller: &controller,
+			}}
+			return n.admin.Create(n.ctx, o, client.DryRunAll)
+		}
+	}
 	for _, tc := range []struct {
 		name string
 		do   func() error
@@ -124,7 +137,26 @@ func notAsked(t *testing.T, w *world) {
 			return n.admin.Status().Patch(n.ctx, n.newVM("held", nil), client.RawPatch("application/merge-patch+json", []byte(`{"status":{"created":false}}`)))
 		}, nil},
 		{"a finalizer", func() error { return n.patch("held", `{"metadata":{"finalizers":["example.com/one"]}}`) }, nil},
-		{"a wish that changes", func() error { return n.patch("held", `{"metadata":{"annotations":{"floatip.io/pool":"`+n.ns+`"}}}`) }, []string{"vm-update"}},
+		{"the pool", changes(`"floatip.io/pool":"` + n.ns + `"`), asked},
+		{"the request", changes(`"floatip.io/request":"` + n.address(1) + `"`), asked},
+		{"an allow list", changes(`"floatip.io/allow":"tcp/22"`), asked},
+		{"no allow list", changes(`"floatip.io/allow":null`), asked},
+		{"an empty allow list, which is another thing than none", func() error {
+			wantRefusal(t, "an empty allow list", changes(`"floatip.io/allow":""`)(), "floatip.io/allow is empty")
+			return nil
+		}, asked},
+		{"what opts in", changes(`"floatip.io/enabled":"true"`), asked},
+		{"that the address is needed", changes(`"floatip.io/require":"false"`), asked},
+		{"the guest's data", changes(`"floatip.io/user-data":"false"`), asked},
+		{"the address", changes(`"floatip.io/address":null`), asked},
+		{"the claim", changes(`"floatip.io/claim":null`), asked},
+		{"what the template opts in", func() error {
+			return n.patch("held", `{"spec":{"template":{"metadata":{"annotations":{"floatip.io/enabled":"true"}}}}}`)
+		}, asked},
+		{"floatip's own change", func() error {
+			return w.as(t, webhookUser).Patch(n.ctx, n.newVM("held", nil), client.RawPatch("application/merge-patch+json",
+				[]byte(`{"metadata":{"annotations":{"floatip.io/claim":null}}}`)), client.DryRunAll)
+		}, nil},
 		{"the deletion", func() error {
 			if err := n.admin.Delete(n.ctx, n.newVM("held", nil)); err != nil {
 				return err
@@ -162,6 +194,17 @@ func notAsked(t *testing.T, w *world) {
 				map[string]string{floatip.AnnotationAddress: n.address(1)}))
 		}, nil},
 		{"an instance that no VM made", func() error { return n.admin.Create(n.ctx, n.bare("bare", nil)) }, nil},
+		{"an instance that a VM made", owned("VirtualMachine", true), []string{"vmi-create"}},
+		{"an instance that a VM owns and did not make", owned("VirtualMachine", false), nil},
+		{"an instance that something else made", owned("VirtualMachineInstanceReplicaSet", true), nil},
+		{"an instance that opted out, with a forged key", func() error {
+			forged := n.bare("forged", map[string]string{floatip.LabelEnabled: "false", floatip.AnnotationAddress: n.address(1)})
+			err := n.admin.Create(n.ctx, forged, client.DryRunAll)
+			if err == nil && forged.Annotations[floatip.AnnotationAddress] != "" {
+				err = fmt.Errorf("the instance has %v", forged.Annotations)
+			}
+			return err
+		}, []string{"vmi-create"}},
 		{"the same with a forged key", func() error {
 			forged := n.bare("forged", map[string]string{floatip.AnnotationAddress: n.address(1)})
 			err := n.admin.Create(n.ctx, forged)
@@ -175,6 +218,14 @@ func notAsked(t *testing.T, w *world) {
 				floatip.AnnotationAddress: n.address(1), "kubevirt.io/ephemeral-provisioning": "true",
 			}))
 		}, nil},
+		{"a launcher with a description alone", func() error {
+			p := pod("described", launcher, map[string]string{floatip.AnnotationNAT: "{}"})
+			err := controller.Create(n.ctx, p, client.DryRunAll)
+			if err == nil && p.Annotations[floatip.AnnotationNAT] != "" {
+				err = fmt.Errorf("the pod has %v", p.Annotations)
+			}
+			return err
+		}, []string{"pod-create"}},
 		{"the target of a migration with an address", func() error {
 			return controller.Create(n.ctx, pod("carrying", target, map[string]string{floatip.AnnotationAddress: n.address(1)}))
 		}, []string{"pod-create"}},
@@ -192,6 +243,7 @@ func notAsked(t *testing.T, w *world) {
 	for _, system := range []string{"floatip-system", "kubevirt", "kube-system", "kube-public", "kube-node-lease"} {
 		n.mustKubectl("", "label", "namespace", system, floatip.LabelEnabled+"=true")
 		defer n.mustKubectl("", "label", "namespace", system, floatip.LabelEnabled+"-")
+		before := n.calls(system)
 		vm := n.newVM("system", map[string]string{floatip.AnnotationPool: n.ns})
 		vm.Namespace = system
 		if err := n.admin.Create(n.ctx, vm, client.DryRunAll); err != nil || vm.Annotations[floatip.AnnotationAddress] != "" {
@@ -200,7 +252,15 @@ func notAsked(t *testing.T, w *world) {
 		forged := n.newVM("forged", map[string]string{floatip.AnnotationAddress: n.address(1)})
 		forged.Namespace = system
 		wantRefusal(t, "a forged key in "+system, n.admin.Create(n.ctx, forged, client.DryRunAll), "is written by floatip only")
-		if calls := n.calls(system); len(calls) > 0 {
+		trusted := n.newVM("trusted", map[string]string{floatip.AnnotationAddress: n.address(1), floatip.AnnotationClaim: strings.Repeat("0", 32)})
+		trusted.Namespace = system
+		if err := another.Create(n.ctx, trusted, client.DryRunAll); err != nil {
+			t.Errorf("a VM with floatip's keys in %s, by KubeVirt: %v", system, err)
+		}
+		instance := n.bare("forged", map[string]string{floatip.AnnotationAddress: n.address(1)})
+		instance.Namespace = system
+		wantRefusal(t, "a forged key of an instance in "+system, n.admin.Create(n.ctx, instance, client.DryRunAll), "is written by floatip only")
+		if calls := n.calls(system)[len(before):]; len(calls) > 0 {
 			t.Errorf("%s: %q were called", system, calls)
 		}
 	}
@@ -219,6 +279,12 @@ func notAsked(t *testing.T, w *world) {
 		return err
 	})
 	if err := n.admin.Delete(n.ctx, running); err != nil {
+		t.Error(err)
+	}
+	// A launcher that carries an address, as the target of a migration after the namespace lost its label.
+	lost := pod("lost", target, map[string]string{floatip.AnnotationAddress: n.address(1)})
+	lost.Namespace = quiet
+	if err := controller.Create(n.ctx, lost, client.DryRunAll); err != nil {
 		t.Error(err)
 	}
 	if calls := n.calls(quiet); len(calls) > 0 {

@@ -7,12 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/rest"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"floatip.io/floatip"
 	"floatip.io/floatip/ipam/v1alpha1"
@@ -103,65 +98,4 @@ func foreignHost(t *testing.T, s *story.Story) {
 		t.Error(err)
 	}
 	address("del", first)
-}
-
-// agentMayOnly: the agents share a service account; a policy leaves each its own node.
-func agentMayOnly(t *testing.T, s *story.Story) {
-	ctx := bounded(t)
-	nodes := s.Rig.LAN.Nodes
-	if len(nodes) < 2 {
-		t.Fatal("this test needs two nodes")
-	}
-	fip, err := s.FloatingIP(ctx, story.Floating)
-	if err != nil {
-		t.Fatal(err)
-	}
-	self := fip.Status.Node
-	other := nodes[0].Name
-	if other == self {
-		other = nodes[1].Name
-	}
-	// kubectl reads what it patches, which an agent may not.
-	as := func(node string) client.Client {
-		config := rest.CopyConfig(s.Rig.Cluster.RESTConfig())
-		config.Impersonate = rest.ImpersonationConfig{
-			UserName: "system:serviceaccount:floatip-system:floatip-agent",
-			Extra:    map[string][]string{"authentication.kubernetes.io/node-name": {node}},
-		}
-		c, err := client.New(config, client.Options{Scheme: s.Client.Scheme()})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return c
-	}
-	status := func(node string) func(client.Client) error {
-		patch := fmt.Sprintf(`{"status":{"node":%q,"pod":%q}}`, node, fip.Status.Pod)
-		return func(c client.Client) error {
-			return c.Status().Patch(ctx, fip.DeepCopy(), client.RawPatch(types.MergePatchType, []byte(patch)))
-		}
-	}
-	annotation := func(node string) func(client.Client) error {
-		return func(c client.Client) error {
-			o := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node}}
-			patch := []byte(`{"metadata":{"annotations":{"floatip.io/test":null}}}`)
-			return c.Patch(ctx, o, client.RawPatch(types.MergePatchType, patch))
-		}
-	}
-	for _, tt := range []struct {
-		name  string
-		agent string
-		write func(client.Client) error
-		may   bool
-	}{
-		{"its own address", self, status(self), true},
-		{"another node's address, in that node's name", other, status(self), false},
-		{"another node's address away", other, status(""), false},
-		{"its own node", self, annotation(self), true},
-		{"another node", other, annotation(self), false},
-	} {
-		err := tt.write(as(tt.agent))
-		if refused := err != nil && strings.Contains(err.Error(), "agents.floatip.io"); refused == tt.may || tt.may && err != nil {
-			t.Errorf("an agent writes %s: %v; want it to be allowed: %t", tt.name, err, tt.may)
-		}
-	}
 }

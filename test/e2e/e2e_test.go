@@ -27,7 +27,6 @@ func TestFloatip(t *testing.T) {
 	}{
 		{"the story of the demo", tell},
 		{"a foreign host has an address: the next one, or wait", foreignHost},
-		{"an agent writes about its own node, and no other", agentMayOnly},
 		{"stop and start keep the address", stopAndStart},
 		{"NetworkPolicies hold on the floating address of a running VM", policiesOfARunningVM},
 		{"allow list and pool narrow it down", allowLists},
