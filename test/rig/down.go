@@ -14,6 +14,7 @@ import (
 	"floatip.io/floatip/test/rig/lan"
 	"floatip.io/floatip/test/rig/process"
 	"floatip.io/floatip/test/rig/realnode"
+	"floatip.io/floatip/test/rig/reaper"
 )
 
 // Rigs have their folders at dirPattern, with short names for the sake of unix sockets in them (unix(7): 107 bytes).
@@ -111,6 +112,25 @@ func sweep(ctx context.Context, parent string, progress process.Progress, wanted
 		errs = append(errs, remove(ctx, dir, progress), lock.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// crashed rigs are removed when their program ends; what that misses, the next program removes that starts a rig.
+var crashed = reaper.Register("rig", reap)
+
+// reap removes the rig in dir, whose program has ended, unless another one does that already.
+func reap(ctx context.Context, dir string) error {
+	var lock *os.File
+	err := process.Wait(ctx, nil, "the lock of "+dir, func(context.Context) (err error) {
+		lock, err = tryLock(dir, lockFile)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // and so is the rig
+		}
+		return err
+	})
+	if err != nil || lock == nil {
+		return err
+	}
+	return errors.Join(remove(ctx, dir, nil), lock.Close())
 }
 
 // remove ends and removes a rig by what its folder says. It may be repeated.

@@ -12,6 +12,7 @@ import (
 	"floatip.io/floatip/test/rig/guest"
 	"floatip.io/floatip/test/rig/lan"
 	"floatip.io/floatip/test/rig/process"
+	"floatip.io/floatip/test/rig/reaper"
 )
 
 // Options say how to start a rig. The zero value is fine.
@@ -43,6 +44,7 @@ type Rig struct {
 	guest    guest.Image
 	group    *process.Group
 	lock     *os.File // held as long as this program uses the rig
+	reaper   *reaper.Guard
 }
 
 // Start starts a rig and returns once every node is ready and KubeVirt serves. What crashed runs left is removed
@@ -66,7 +68,7 @@ func Start(ctx context.Context, opts Options) (_ *Rig, err error) {
 	if opts.RealNodes {
 		r.runtime = real{r, map[string]*process.Process{}}
 	}
-	if r.Dir, r.lock, err = newDir(dirParent, opts.Keep); err != nil {
+	if err := r.open(dirParent); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -75,6 +77,17 @@ func Start(ctx context.Context, opts Options) (_ *Rig, err error) {
 		}
 	}()
 	return r, r.start(ctx)
+}
+
+// open makes the rig's folder below parent, and has somebody remove the rig should this program be killed, unless it is kept.
+func (r *Rig) open(parent string) (err error) {
+	if r.Dir, r.lock, err = newDir(parent, r.opts.Keep); err != nil || r.opts.Keep {
+		return err
+	}
+	if r.reaper, err = crashed.Guard(r.Dir); err != nil {
+		return errors.Join(err, os.RemoveAll(r.Dir), r.lock.Close())
+	}
+	return nil
 }
 
 func (r *Rig) start(ctx context.Context) error {
@@ -107,7 +120,10 @@ func (r *Rig) Stop(ctx context.Context) error {
 			return fmt.Errorf("stop the rig: %w", err)
 		}
 	}
-	return errors.Join(remove(ctx, r.Dir, nil), r.lock.Close())
+	if err := errors.Join(remove(ctx, r.Dir, nil), r.lock.Close()); err != nil {
+		return err
+	}
+	return r.reaper.Dismiss()
 }
 
 func (r *Rig) buildGuest(ctx context.Context) (err error) {

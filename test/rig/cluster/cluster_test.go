@@ -119,6 +119,9 @@ func clusterOptions(t *testing.T) cluster.Options {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := errors.Join(group.AddDir(filepath.Dir(dir)), group.Guard()); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
 		if err := process.Down(context.Background(), group.StatePath(), logTo(t)); err != nil {
 			t.Error(err)

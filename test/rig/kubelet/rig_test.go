@@ -25,6 +25,7 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 
 	"floatip.io/floatip/test/rig/lan"
+	"floatip.io/floatip/test/rig/reaper"
 )
 
 const inspectImage = "test/inspect:dev"
@@ -62,6 +63,20 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
+// crashed removes what a test that was killed has in its folder: the node, and the network.
+var crashed = reaper.Register("kubelet test", func(ctx context.Context, dir string) error {
+	if err := Remove(ctx, filepath.Join(dir, "node-1")); err != nil {
+		return err
+	}
+	network, err := lan.Open(dir)
+	if err == nil {
+		err = network.Close()
+	} else if errors.Is(err, os.ErrNotExist) {
+		err = nil
+	}
+	return errors.Join(err, os.RemoveAll(dir))
+})
+
 func startNode(t *testing.T, objects ...runtime.Object) *node {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -78,7 +93,15 @@ func startNode(t *testing.T, objects ...runtime.Object) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	guard, err := crashed.Guard(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(os.RemoveAll(dir), guard.Dismiss()); err != nil {
+			t.Error(err)
+		}
+	})
 	network, err := lan.Start(dir, 1)
 	if err != nil {
 		t.Fatal(err)

@@ -1,6 +1,7 @@
 package lan
 
 import (
+	"context"
 	"errors"
 	"net"
 	"net/netip"
@@ -10,7 +11,20 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"floatip.io/floatip/test/rig/reaper"
 )
+
+// crashed removes the LAN of a test that was killed, with the folder that testing gave it.
+var crashed = reaper.Register("lan test", func(_ context.Context, dir string) error {
+	l, err := Open(dir)
+	if err == nil {
+		err = l.Close()
+	} else if errors.Is(err, os.ErrNotExist) {
+		err = nil
+	}
+	return errors.Join(err, os.RemoveAll(filepath.Dir(dir)))
+})
 
 // start returns a LAN that is removed when the test ends.
 func start(t *testing.T, nodes int) *LAN {
@@ -21,7 +35,17 @@ func start(t *testing.T, nodes int) *LAN {
 		}
 		t.Skip("not root: cannot make network namespaces")
 	}
-	l, err := Start(t.TempDir(), nodes)
+	dir := t.TempDir()
+	guard, err := crashed.Guard(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := guard.Dismiss(); err != nil {
+			t.Error(err)
+		}
+	})
+	l, err := Start(dir, nodes)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -37,6 +37,10 @@ func Down(ctx context.Context, path string, progress Progress) error {
 		}
 	}
 	for _, dir := range state.Dirs {
+		if !left.empty() {
+			left.Dirs = append(left.Dirs, dir) // the state file may be in it
+			continue
+		}
 		if err := os.RemoveAll(dir); err != nil {
 			left.Dirs = append(left.Dirs, dir)
 			errs = append(errs, err)

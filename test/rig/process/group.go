@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+
+	"floatip.io/floatip/test/rig/reaper"
 )
 
 // Group starts processes and notes everything that has to go away again in a state file. Its methods may be called
@@ -40,6 +42,15 @@ func NewGroup(path string, keep bool) (*Group, error) {
 	// What a dead rig left of namespaces and folders is still to be removed.
 	g := &Group{path: path, keep: keep, state: State{NetNS: old.NetNS, Dirs: old.Dirs}}
 	return g, g.state.write(path)
+}
+
+// killed stands for a state file whose program was killed.
+var killed = reaper.Register("processes", func(ctx context.Context, path string) error { return Down(ctx, path, nil) })
+
+// Guard has Down called when this program ends, however it ends. Without anything left by then, it does nothing.
+func (g *Group) Guard() error {
+	_, err := killed.Guard(g.path)
+	return err
 }
 
 // StatePath is the file that Down wants.
