@@ -31,7 +31,7 @@ rig_commands := kubelet-standin pause real-node virt-launcher-standin
 
 .PHONY: rig-binaries
 rig-binaries: $(kubernetes_stamp) $(kubevirt_stamp) $(rig_commands:%=$(RIG_BIN)/%)
-rig-binaries: $(RIG_BIN)/cert-manager
+rig-binaries: $(RIG_BIN)/cert-manager $(RIG_BIN)/kubevirt19-definitions.json
 rig-binaries: $(kubevirt_commands:%=$(RIG_BIN)/%) ## build the control plane that the rig runs; minutes at first, then kept
 
 # build_one DIRECTORY FLAGS NAME PACKAGE, as a shell command. CGO is off: no program depends on the C library. The new
@@ -77,3 +77,14 @@ $(RIG_BIN)/cert-manager: $(shell find test/certmanager -type f)
 	@$(call build_one,test/certmanager,-trimpath -buildvcs=false -ldflags '-s -w',cert-manager,./cmd/cert-manager)
 	@cd test/certmanager && cp -f $$(go list -m -f '{{.Dir}}' github.com/cert-manager/cert-manager)/deploy/crds/*.yaml $(RIG_BIN)/cert-manager-crds/
 	@chmod -R u+w $(RIG_BIN)/cert-manager-crds
+
+# KubeVirt v1.9's definitions, by a command that is built with the files of its package that make them.
+kubevirt19_command := test/kubevirt19/cmd/kubevirt-definitions/main.go
+kubevirt19_sources := pkg/virt-operator/resource/generate/components
+$(RIG_BIN)/kubevirt19-definitions.json: $(kubevirt19_command) test/kubevirt19/go.mod test/kubevirt19/go.sum
+	@echo "  making $(notdir $@)"
+	@rm -rf $@.src && mkdir -p $@.src && cp $(kubevirt19_command) $@.src
+	@cd test/kubevirt19 && for file in crds validations_generated; do sed 's/^package components$$/package main/' \
+		$$(go list -m -f '{{.Dir}}' kubevirt.io/kubevirt)/$(kubevirt19_sources)/$$file.go > $@.src/$$file.go || exit; done
+	@cd test/kubevirt19 && CGO_ENABLED=0 go run $@.src/main.go $@.src/crds.go $@.src/validations_generated.go > $@.new
+	@rm -rf $@.src && mv -f $@.new $@

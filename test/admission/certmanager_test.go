@@ -52,7 +52,7 @@ func certManager(t *testing.T, w *world) {
 	n.wait("both Certificates", func(ctx context.Context) error {
 		return errors.Join(w.certificateReady(ctx, "floatip-webhook-ca"), w.certificateReady(ctx, "floatip-webhook"))
 	})
-	mounted := &mountedSecret{dir: t.TempDir()}
+	mounted := &mountedSecret{dir: w.folder(t)}
 	served := n.mount(mounted)
 	n.awaitBundles()
 	if err := w.startWebhook(n.ctx, "--tls-dir="+mounted.dir); err != nil {
@@ -86,7 +86,7 @@ func certManager(t *testing.T, w *world) {
 // withComponent returns a copy of the manifests with a component of theirs.
 func (w *world) withComponent(t *testing.T, component string) string {
 	t.Helper()
-	dir := filepath.Join(t.TempDir(), "manifests")
+	dir := filepath.Join(w.folder(t), "manifests")
 	if err := os.CopyFS(dir, os.DirFS(filepath.Join(w.root, "manifests"))); err != nil {
 		t.Fatal(err)
 	}

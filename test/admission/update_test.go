@@ -20,7 +20,7 @@ import (
 // file writes a manifest where kubectl finds it.
 func (n *tenant) file(manifest string) string {
 	n.t.Helper()
-	path := filepath.Join(n.t.TempDir(), "vm.yaml")
+	path := filepath.Join(n.folder(n.t), "vm.yaml")
 	if err := os.WriteFile(path, []byte(manifest), 0o644); err != nil {
 		n.t.Fatal(err)
 	}
@@ -140,10 +140,8 @@ func edit(t *testing.T, w *world) {
 	vm := n.create("vm", map[string]string{"team": "blue"})
 	n.bound(vm)
 	before := vm.Annotations
-	scripts := 0
 	editor := func(sed string) string {
-		scripts++
-		path := filepath.Join(t.TempDir(), fmt.Sprintf("edit-%d", scripts))
+		path := filepath.Join(n.folder(n.t), "edit")
 		if err := os.WriteFile(path, []byte("#!/bin/sh\nsed -i -e '"+sed+"' \"$1\"\n"), 0o755); err != nil {
 			t.Fatal(err)
 		}

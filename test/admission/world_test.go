@@ -69,6 +69,12 @@ type world struct {
 // start starts a world that ends with the test.
 func start(t testing.TB) *world {
 	t.Helper()
+	return startWith(t, (*world).startCluster, (*world).installKubeVirt, (*world).install, (*world).startExtra)
+}
+
+// startWith starts a world of these parts.
+func startWith(t testing.TB, steps ...func(*world, context.Context) error) *world {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		const reason = "the control plane needs a network namespace of its own: run as root"
 		if os.Getenv("FLOATIP_TEST_ROOT") != "" {
@@ -93,10 +99,13 @@ func start(t testing.TB) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { w.end(t) })
+	if err := errors.Join(w.group.AddDir(filepath.Dir(w.dir)), w.group.Guard()); err != nil { // of t.TempDir
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), within)
 	defer cancel()
-	for _, step := range []func(context.Context) error{w.startCluster, w.configureKubeVirt, w.install, w.startExtra} {
-		if err := step(ctx); err != nil {
+	for _, step := range steps {
+		if err := step(w, ctx); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -138,15 +147,15 @@ func (w *world) startCluster(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if w.kubevirt, err = w.cluster.InstallKubeVirt(ctx); err != nil {
-		return err
-	}
 	w.admin, err = client.New(w.cluster.RESTConfig(), client.Options{Scheme: w.scheme})
 	return err
 }
 
-// configureKubeVirt allows snapshots, which clones and restores are made of, and passt.
-func (w *world) configureKubeVirt(ctx context.Context) error {
+// installKubeVirt allows snapshots, which clones and restores are made of, and passt.
+func (w *world) installKubeVirt(ctx context.Context) (err error) {
+	if w.kubevirt, err = w.cluster.InstallKubeVirt(ctx); err != nil {
+		return err
+	}
 	kv := &kubevirtv1.KubeVirt{ObjectMeta: metav1.ObjectMeta{Namespace: cluster.KubeVirtNamespace, Name: "kubevirt"}}
 	return w.admin.Patch(ctx, kv, client.RawPatch("application/merge-patch+json",
 		[]byte(`{"spec":{"configuration":{"developerConfiguration":{"featureGates":["Snapshot","PasstBinding"]}}}}`)))
@@ -187,6 +196,16 @@ func (w *world) install(ctx context.Context) error {
 }
 
 func (w *world) path(name string) string { return filepath.Join(w.dir, name) }
+
+// folder returns a new one that goes away with the world, even if the test is killed.
+func (w *world) folder(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp(w.dir, "of-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
 
 // webhookArgs are those of the Deployment, with what a process needs that is no pod.
 func (w *world) webhookArgs(ctx context.Context, more ...string) ([]string, error) {
