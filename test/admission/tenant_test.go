@@ -72,10 +72,13 @@ func (w *world) tenant(t testing.TB, size int, change ...func(*v1alpha1.Floating
 	ctx, cancel := context.WithTimeout(t.Context(), within)
 	t.Cleanup(cancel)
 	i := int(tenants.Add(1))
-	// 198.18.0.0/15 is for benchmarks of network devices (RFC 2544): of nobody else.
+	// 198.18.0.0/15 is for benchmarks of network devices (RFC 2544): of nobody else. It has room for 128 tenants.
+	if i >= 128 {
+		t.Fatal("no network is left for another tenant")
+	}
 	n := &tenant{
 		world: w, t: t, ctx: ctx, ns: fmt.Sprintf("tenant-%d", i),
-		net: netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 18, byte(4 * i), 0}), 22),
+		net: netip.PrefixFrom(netip.AddrFrom4([4]byte{198, byte(18 + i/64), byte(4 * i), 0}), 22),
 	}
 	n.addNamespace(n.ns, true)
 	pool := &v1alpha1.FloatingIPPool{
