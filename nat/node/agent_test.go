@@ -60,6 +60,8 @@ func (c *cluster) set(v View) {
 type bench struct {
 	t       testing.TB
 	name    string
+	number  string // the last byte of the node's addresses
+	nic     string // the one to the LAN
 	address string // for other agents
 	world   *nodetest.World
 	node    *nodetest.Node
@@ -85,7 +87,7 @@ func newBench(t testing.TB) *bench {
 func newBenchOn(t testing.TB, w *nodetest.World, number string) *bench {
 	t.Helper()
 	b := &bench{
-		t: t, name: "node" + number, address: "201.0.0." + number + ":9448", world: w, node: w.AddNode(number),
+		t: t, name: "node" + number, number: number, nic: "red0", address: "201.0.0." + number + ":9448", world: w, node: w.AddNode(number),
 		kubelet: t.TempDir(), cluster: &cluster{reports: make(chan Report, 1)}, timing: quick,
 		log: &testLog{t: t},
 	}

@@ -46,15 +46,21 @@ func newRoadWith(t *testing.T, rules floatip.PodNAT) *road {
 		has = append(has, b.Floating)
 	}
 	r := newRoadBy(t, "", has...)
-	r.rules = &rules
-	nodetest.Install(t, r.source.Pod, rules)
+	r.install(rules)
 	return r
 }
 
 func newRoadBy(t testing.TB, d floatip.Delivery, has ...netip.Addr) *road {
 	t.Helper()
+	return newRoadOn(t, func(...*bench) {}, d, has...)
+}
+
+// newRoadOn is newRoadBy with other NICs of the nodes, which lay makes.
+func newRoadOn(t testing.TB, lay func(nodes ...*bench), d floatip.Delivery, has ...netip.Addr) *road {
+	t.Helper()
 	w := nodetest.NewWorld(t)
 	r := &road{t: t, from: newBenchOn(t, w, "10"), to: newBenchOn(t, w, "11"), pods: 1, has: has}
+	lay(r.from, r.to)
 	var texts []string
 	for _, a := range has {
 		texts = append(texts, a.String())
@@ -78,10 +84,20 @@ func newRoadBy(t testing.TB, d floatip.Delivery, has ...netip.Addr) *road {
 	return r
 }
 
+// install gives other rules to the pods, to that where the guest is and to those to come.
+func (r *road) install(rules floatip.PodNAT) {
+	r.t.Helper()
+	r.rules = &rules
+	nodetest.Install(r.t, r.source.Pod, rules)
+}
+
+// mac is the Ethernet address of the NIC to the LAN.
+func (b *bench) mac() string { return b.node.Get(b.nic).Attrs().HardwareAddr.String() }
+
 // describe is what the bench's agent writes on its Node.
 func (b *bench) describe() floatip.NodeAgent {
 	return floatip.NodeAgent{
-		MACs:    []string{b.node.Get("red0").Attrs().HardwareAddr.String()},
+		MACs:    []string{b.mac()},
 		Address: b.address, Key: b.agent.exchange.identity.Fingerprint(),
 	}
 }
@@ -236,7 +252,7 @@ func testMove(t *testing.T, r *road) {
 		}
 		sent, lost := end()
 		for _, b := range []*bench{r.from, r.to} {
-			for _, f := range b.agent.responders.figures()["red0"] {
+			for _, f := range b.agent.responders.figures()[b.nic] {
 				if f.Claims > 0 || f.Defences > 0 {
 					t.Errorf("%s took the other node for a foreign host: %d claims, %d defences", b.name, f.Claims, f.Defences)
 				}
@@ -275,20 +291,36 @@ func TestGuestIsKnown(t *testing.T) {
 	}
 }
 
-// TestLatePackets: a host that does not hear of the move goes on sending to the old node, which sends it on.
+// missed has the LAN's host, which is the gateway too, send to the old node as if it had heard nothing of the move.
+func (r *road) missed(addresses ...netip.Addr) {
+	r.t.Helper()
+	for _, a := range addresses {
+		r.from.world.Host.Run("ip neigh replace " + a.String() + " lladdr " + r.from.mac() + " dev eth0 nud permanent")
+	}
+}
+
+// TestLatePackets: a host that does not hear of the move goes on sending to the old node, which sends it on: what comes from
+// the LAN, and, as long as the old pod is there, what comes by the gateway as well, although the nodes filter by reverse path.
 func TestLatePackets(t *testing.T) {
 	t.Parallel()
-	r := newRoad(t)
-	host := r.from.world.Host
-	host.Run("ip neigh replace " + fifty.String() + " lladdr " + r.from.node.Get("red0").Attrs().HardwareAddr.String() +
-		" dev eth0 nud permanent")
-	s := startStream(t, r.source.Guest, host, fifty.String(), 81)
-	r.begin()
-	r.cut()
-	r.arrived()
-	s.proceeds(10)
-	r.finish()
-	s.proceeds(10)
+	for _, d := range []floatip.Delivery{floatip.DeliveryLeg, floatip.DeliveryRouted} {
+		t.Run(string(d), func(t *testing.T) {
+			t.Parallel()
+			r := newRoadBy(t, d, fifty, fifty6)
+			host := r.from.world.Host
+			near := startStream(t, r.source.Guest, host, fifty.String(), 81)
+			all := []*stream{near, startStream(t, host, r.source.Guest, nodetest.Beyond, 82), startStream(t, host, r.source.Guest, nodetest.Beyond6, 83)}
+			r.begin()
+			r.cut()
+			r.arrived()
+			r.missed(r.has...)
+			for _, s := range all {
+				s.proceeds(10)
+			}
+			r.finish()
+			near.proceeds(10)
+		})
+	}
 }
 
 // stream is a TCP connection over which numbered messages go to and fro.

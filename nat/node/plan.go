@@ -181,6 +181,9 @@ func (a *Agent) plugPod(pp *podPlan, ns *os.File) error {
 func (p plan) config(d Decision, cluster []netip.Prefix) leg.Config {
 	c := leg.Config{Networks: d.Networks, ClusterNetworks: p.clusterNetworks(cluster)}
 	for _, pp := range p.pods {
+		if pp.mode == Left && !pp.onNode() {
+			c.Left = append(c.Left, pp.grant.Addresses...)
+		}
 		if pp.hops() {
 			c.Hops = append(c.Hops, pp.hopList()...)
 			continue

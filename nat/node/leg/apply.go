@@ -29,8 +29,8 @@ func (r *Report) changed(format string, args ...any) {
 // What is there already is not touched, so a second Apply changes nothing and an agent that starts anew interrupts
 // nothing. The order is that of a safe withdrawal, and of make before break:
 //
-//	stop answering → routes of addresses that left → all that is new → old rules and ways back → connection tracking →
-//	old neighbours → old legs
+//	stop answering → send on what comes late → routes of addresses that left → all that is new → old rules and
+//	ways back → connection tracking → old neighbours → old legs
 //
 // After an error the rest is still tried where it does not depend on what failed; the errors are joined.
 func (n *Node) Apply(c Config) (Report, error) {
@@ -50,7 +50,7 @@ func (n *Node) Apply(c Config) (Report, error) {
 		return r, fmt.Errorf("read settings: %w", err)
 	}
 	a := application{node: n, want: want, have: have, report: &r}
-	err = errors.Join(a.stopAnswering(), a.removeAddressRoutes(), a.add(), a.remove())
+	err = errors.Join(a.stopAnswering(), a.sendOn(), a.removeAddressRoutes(), a.add(), a.remove())
 	if v6 := n.checkForwarding6(want); v6 != nil {
 		err = errors.Join(err, v6)
 	}
@@ -105,6 +105,18 @@ func (a application) stopAnswering() error {
 	var errs []error
 	for _, p := range diff(a.want.proxies, a.have.proxies).Remove {
 		errs = append(errs, a.proxy(p, false))
+	}
+	return errors.Join(errs...)
+}
+
+// sendOn comes before the routes of addresses go, so that no packet for one finds neither.
+func (a application) sendOn() error {
+	var errs []error
+	for _, r := range diff(a.want.rules, a.have.rules).Put {
+		if r.Priority == ruleLate {
+			errs = append(errs, a.rule(r, true))
+			a.have.rules[r] = struct{}{}
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -51,6 +51,8 @@ type Config struct {
 	ClusterNetworks []netip.Prefix
 	Legs            []Leg
 	Hops            []Hop
+	// Left are addresses whose guests are on another node now. What still comes for them here is sent on there.
+	Left []netip.Addr
 }
 
 // Validate reports what Apply could not work with: an address without network, an address of two pods, two networks that
@@ -120,6 +122,7 @@ func (c Config) used() []Network {
 	for _, h := range c.Hops {
 		addresses = append(addresses, h.Address)
 	}
+	addresses = append(addresses, c.Left...)
 	used := map[netip.Prefix]Network{}
 	for _, a := range addresses {
 		if n, ok := c.NetworkOf(a); ok {

@@ -34,6 +34,9 @@ func desired(c Config, sur surroundings) (state, error) {
 		s.addNetwork(n, back[n.Prefix], c.ClusterNetworks, sur)
 		s.addAcross(rule{From: n.Prefix}, n, back)
 	}
+	for _, a := range c.Left {
+		s.addLate(a, c, back)
+	}
 	for _, h := range c.Hops {
 		n, _ := c.NetworkOf(h.Address)
 		s.addMark(n, back)
@@ -93,6 +96,17 @@ func (s *state) addStaged(n Network) {
 	s.rules[rule{
 		Priority: ruleStaged, V6: n.Prefix.Addr().Is6(), In: n.Interface, To: n.Prefix, Table: tableStaged,
 	}] = struct{}{}
+}
+
+// addLate lets packets pass that come for an address whose guest has left. They leave by the NIC that they came by, and a
+// strict rp_filter then looks for the way back to their sender as if the address had sent by that NIC
+// (__mkroute_input in net/ipv4/route.c), where ruleOthers leads everybody past the pool's gateway: senders beyond it would
+// be refused. IPv6 has no such filter.
+func (s *state) addLate(a netip.Addr, c Config, back map[netip.Prefix]int) {
+	if n, ok := c.NetworkOf(a); ok && a.Is4() {
+		from := netip.PrefixFrom(a, a.BitLen())
+		s.rules[rule{Priority: ruleLate, In: n.Interface, From: from, Table: back[n.Prefix]}] = struct{}{}
+	}
 }
 
 func anyAddress(v6 bool) netip.Addr {

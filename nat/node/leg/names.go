@@ -48,6 +48,7 @@ const (
 // by the first look. Who may only see the addresses in it looks with a shortest prefix length.
 const (
 	ruleStaged = 4990 // only while something is staged
+	ruleLate   = 4991 // only while somebody has left
 	ruleAcross = 5000 // from one provider network to addresses of another one
 	ruleMarked = 5001
 	ruleOthers = 5002
