@@ -17,109 +17,28 @@ import (
 	"floatip.io/floatip/nat/node/nodetest"
 )
 
-// trunk makes VLAN 100 of the bridge the LAN: tagged on the cables to the node, untagged to the host.
-func (s *suite) trunk(cables ...string) {
-	lan := s.world.LAN
-	lan.Run("ip link set dev br type bridge vlan_filtering 1", "bridge vlan del dev host vid 1",
-		"bridge vlan add dev host vid 100 pvid untagged")
-	for _, cable := range cables {
-		lan.Run("bridge vlan del dev "+cable+" vid 1", "bridge vlan add dev "+cable+" vid 100")
-	}
-}
-
-var nodeCIDRs = []string{nodetest.NodeAddress + "/24", "2001:db8:100::10/64"}
-
-// bare takes the node's addresses on the LAN from its NIC.
-func (s *suite) bare() {
-	for _, cidr := range nodeCIDRs {
-		s.node.Remove("red0", cidr)
-	}
-}
-
-// onto gives the node's addresses on the LAN to another link.
-func (s *suite) onto(link string) {
-	s.node.Run("ip link set " + link + " up")
-	s.node.Address(link, nodeCIDRs...)
-	s.node.Sysctl("ipv4/conf/"+link+"/rp_filter=1", "ipv4/neigh/"+link+"/mcast_solicit=60", "ipv6/neigh/"+link+"/mcast_solicit=60")
-}
-
-// bond puts red0 and a second cable to the LAN into a bond. Where its mode wants a partner, the LAN's ends are one too.
-func (s *suite) bond(mode string) {
-	lan, bond := s.world.LAN, " type bond miimon 10 mode "+mode
-	lan.Cable("n10b", s.node.Namespace, "red1")
-	if strings.HasPrefix(mode, "active-backup") {
-		lan.Enslave("br", "n10b")
-	} else {
-		lan.Release("n10")
-		lan.Run("ip link add lag"+bond, "ip link set n10 down", "ip link set n10 master lag", "ip link set n10b down",
-			"ip link set n10b master lag")
-		lan.Enslave("br", "lag")
-	}
-	s.node.Run("ip link add bond0"+bond, "ip link set red0 down", "ip link set red0 master bond0", "ip link set red1 down",
-		"ip link set red1 master bond0", "ip link set bond0 up")
-	if strings.HasPrefix(mode, "802.3ad") {
-		for port, at := range map[string]*nodetest.Namespace{"red0": s.node.Namespace, "red1": s.node.Namespace, "n10": lan, "n10b": lan} {
-			s.await(port+" to be in the aggregate", func() bool {
-				const both = 0x30 // collecting and distributing, IEEE 802.1AX section 6.4.2.3
-				slave, ok := at.Get(port).Attrs().Slave.(*netlink.BondSlave)
-				return ok && slave.AdActorOperPortState&both == both && slave.AdPartnerOperPortState&both == both
-			})
-		}
-	}
-}
-
 // TestOnDevices: on links of each kind that a provider NIC may be, as this kernel makes them, an address is tested, announced
 // and answered for, on the right VLAN alone, and the guest is reached and reaches others, by the ordinary way and the fast path.
 func TestOnDevices(t *testing.T) {
-	for _, tt := range []struct {
-		name, nic, tags string
-		lay             func(*suite)
-	}{
-		{"VLAN", "red0.100", "802.1Q 100", func(s *suite) {
-			s.trunk("n10")
-			s.node.Run("ip link add link red0 name red0.100 type vlan id 100")
-			s.onto("red0.100")
-		}},
-		{"QinQ", "red0.7.100", "802.1ad 7 802.1Q 100", func(s *suite) {
-			s.world.LAN.Run("ip link set dev br type bridge vlan_filtering 1 vlan_protocol 802.1ad", "bridge vlan del dev host vid 1",
-				"bridge vlan add dev host vid 7 pvid untagged", "bridge vlan del dev n10 vid 1", "bridge vlan add dev n10 vid 7")
-			s.hostBehind("type vlan id 100")
-			s.node.Run("ip link add link red0 name red0.7 type vlan proto 802.1ad id 7", "ip link set red0.7 up",
-				"ip link add link red0.7 name red0.7.100 type vlan id 100")
-			s.onto("red0.7.100")
-		}},
-		{"Bond8023ad", "bond0", "", func(s *suite) {
-			s.bond("802.3ad lacp_rate fast")
-			s.onto("bond0")
-		}},
-		{"BridgeOfVLANs", "br-ext.100", "802.1Q 100", func(s *suite) {
-			s.trunk("n10")
-			s.node.Bridge("br-ext")
-			s.node.Run("ip link set br-ext type bridge vlan_filtering 1", "ip link set red0 master br-ext",
-				"bridge vlan add dev red0 vid 100", "bridge vlan add dev br-ext vid 100 self",
-				"ip link add link br-ext name br-ext.100 type vlan id 100")
-			s.onto("br-ext.100")
-		}},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
+	for _, k := range []kind{vlan, vlanInVLAN, aggregate, bridgeOfVLANs} {
+		t.Run(k.name, func(t *testing.T) {
 			t.Parallel()
 			s := fastSuite(t)
-			s.bare()
-			tt.lay(s)
-			s.travels(t, tt.nic, tt.tags)
+			k.lay(s.bench)
+			s.travels(t, k.tags)
 		})
 	}
 }
 
 // travels starts the agent and looks at everything that the NIC is for. Tags are those that the LAN must see.
-func (s *suite) travels(t *testing.T, nic, tags string) {
+func (s *suite) travels(t *testing.T, tags string) {
 	t.Helper()
-	taps := []*tap{s.tap(s.world.LAN, "n10")}
-	if _, err := s.world.LAN.Link.LinkByName("n10b"); err == nil {
-		taps = append(taps, s.tap(s.world.LAN, "n10b"))
+	var taps []*tap
+	for _, cable := range s.cables() {
+		taps = append(taps, s.tap(s.world.LAN, cable))
 	}
 	s.run()
-	mac := s.node.Get(nic).Attrs().HardwareAddr.String()
+	nic, mac := s.nic, s.mac()
 	for _, line := range s.status().Addresses {
 		if line.Interface != nic {
 			t.Errorf("%s is on %q, want %s", line.Address, line.Interface, nic)
@@ -178,20 +97,6 @@ func (s *suite) passesFast(t *testing.T, from, to string) {
 	}
 }
 
-// hostBehind moves the addresses of the LAN's host to a link on its NIC.
-func (s *suite) hostBehind(kind string) {
-	cidrs := []string{nodetest.Gateway + "/24", nodetest.LANHost + "/24", nodetest.Gateway6 + "/64", nodetest.LANHost6 + "/64"}
-	s.world.Host.Run("ip address flush dev eth0", "ip link add link eth0 name inner "+kind, "ip link set inner up")
-	s.world.Host.Address("inner", cidrs...)
-}
-
-func (s *suite) hostNIC() string {
-	if _, err := s.world.Host.Link.LinkByName("inner"); err == nil {
-		return "inner"
-	}
-	return "eth0"
-}
-
 func (s *suite) status() NodeStatus {
 	s.t.Helper()
 	status, err := AskStatus(s.t.Context(), s.node.File)
@@ -213,7 +118,7 @@ func TestBondFailsOver(t *testing.T) {
 			s.bond("active-backup fail_over_mac " + tt.policy)
 			s.node.Run("ip link set bond0 type bond active_slave red0")
 			if tt.tags != "" {
-				s.trunk("n10", "n10b")
+				trunk(s.bench)
 				s.node.Run("ip link add link bond0 name bond0.100 type vlan id 100", "ip link set bond0.100 up")
 			}
 			pool := s.view.Pools["lan"]
@@ -258,10 +163,10 @@ func TestVRF(t *testing.T) {
 	s := newSuite(t, floatip.DeliveryLeg)
 	s.addDual(1, nil)
 	s.node.Run("ip link add blue type vrf table 10", "ip link set blue up", "ip link set red0 master blue")
-	s.node.Address("red0", nodeCIDRs[1]) // the kernel took it when the NIC changed its table
+	s.node.Address("red0", s.cidrs()[1]) // the kernel took it when the NIC changed its table
 	s.refused(t, "red0 is in the VRF blue", "take it out")
 	s.node.Run("ip link set red0 nomaster")
-	s.node.Address("red0", nodeCIDRs[1])
+	s.node.Address("red0", s.cidrs()[1])
 	s.allReady()
 	s.check(t, flow{"host", "vm1's", "tcp", 80, "host"}, flow{"vm1", "outside", "udp", 80, "vm1's"})
 }
@@ -308,7 +213,7 @@ func TestOpenVSwitch(t *testing.T) {
 	s.stop()
 	pool.Interface = ""
 	s.view.Pools["lan"] = pool
-	s.travels(t, "br-ex", "")
+	s.travels(t, "")
 }
 
 // TestOtherVLANs: on a trunk whose untagged network is the provider's, what other VLANs say of the same addresses is no

@@ -38,12 +38,13 @@ func TestHandOver(t *testing.T) {
 	for name, also := range map[string][]netip.Addr{"IPv4": nil, "both families": {fifty6}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			testHandOver(t, newRoadWith(t, closed(also...)))
+			testHandOver(t, newRoadWith(t, closed(also...)), 3, func([]*stream) {})
 		})
 	}
 }
 
-func testHandOver(t *testing.T, r *road) {
+// testHandOver moves the guest so many times to and fro, and calls arrived with its connections whenever it has.
+func testHandOver(t *testing.T, r *road, moves int, arrived func([]*stream)) {
 	host := r.from.world.Host
 	streams := []*stream{
 		startStream(t, r.source.Guest, host, fifty.String(), 81),
@@ -59,7 +60,7 @@ func testHandOver(t *testing.T, r *road) {
 			startPush(t, host, r.source.Guest, netip.MustParseAddrPort("["+nodetest.Beyond6+"]:84")),
 		)
 	}
-	for n := range 3 {
+	for n := range moves {
 		r.begin()
 		r.target.Sysctl("netfilter/nf_conntrack_tcp_loose=0")
 		r.to.await("the connections in the target's pod", func() bool {
@@ -71,6 +72,7 @@ func testHandOver(t *testing.T, r *road) {
 		for _, s := range streams {
 			s.proceeds(10)
 		}
+		arrived(streams)
 		report := r.to.awaitReport("the stall", func(report Report) bool {
 			m := report.Statuses[fifty].Move
 			return m != nil && m.Stall != nil

@@ -38,6 +38,12 @@ func (p *tap) saw(s sighting) bool {
 	return p.seen[s]
 }
 
+func (p *tap) sawAny() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.seen) > 0
+}
+
 // others returns what was seen with other tags.
 func (p *tap) others(tags string) (list []sighting) {
 	p.mu.Lock()
@@ -52,8 +58,8 @@ func (p *tap) others(tags string) (list []sighting) {
 
 // tap listens at a link until the test ends. The kernel puts the outer tag beside the frame (packet(7),
 // PACKET_AUXDATA).
-func (s *suite) tap(at *nodetest.Namespace, link string) *tap {
-	s.t.Helper()
+func (b *bench) tap(at *nodetest.Namespace, link string) *tap {
+	b.t.Helper()
 	p := &tap{seen: map[sighting]bool{}}
 	var file *os.File
 	at.Do(func() error {
@@ -70,10 +76,10 @@ func (s *suite) tap(at *nodetest.Namespace, link string) *tap {
 		}
 		return unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: everything, Ifindex: at.Get(link).Attrs().Index})
 	})
-	s.t.Cleanup(func() { file.Close() })
+	b.t.Cleanup(func() { file.Close() })
 	conn, err := file.SyscallConn()
 	if err != nil {
-		s.t.Fatal(err)
+		b.t.Fatal(err)
 	}
 	go func() {
 		frame, beside := make([]byte, 9000), make([]byte, 256)

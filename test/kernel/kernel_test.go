@@ -16,8 +16,9 @@ func onNode(run string) Tests { return Tests{Package: "nat/node", Run: run} }
 
 // TestDevices: the agent on links that this machine's kernel may not be able to make.
 func TestDevices(t *testing.T) {
+	t.Parallel()
 	const openVSwitch, common = packages + "openvswitch-switch/usr/", packages + "openvswitch-common/usr/"
-	tests := onNode("^(TestOnDevices|TestBondFailsOver|TestVRF|TestOpenVSwitch|TestOtherVLANs)$")
+	tests := onNode("^(TestOnDevices|TestBondFailsOver|TestVRF|TestOpenVSwitch|TestOtherVLANs|TestMoveOnDevices)$")
 	tests.Modules = []string{"br_netfilter"} // as on a node with kube-proxy
 	tests.Programs = []string{
 		openVSwitch + "lib/openvswitch-switch/ovs-vswitchd", openVSwitch + "bin/ovs-vsctl", common + "sbin/ovsdb-server",
@@ -30,6 +31,7 @@ func TestDevices(t *testing.T) {
 
 // TestLean: the agent on a kernel that has not everything, and has loaded nothing.
 func TestLean(t *testing.T) {
+	t.Parallel()
 	tests := onNode("^TestLeanKernel$")
 	tests.Without = []string{"nft_fwd_netdev", "br_netfilter"}
 	tests.On(t, root, cache)
@@ -37,6 +39,7 @@ func TestLean(t *testing.T) {
 
 // TestNoIPv6: the agent on a kernel that was told to do without IPv6.
 func TestNoIPv6(t *testing.T) {
+	t.Parallel()
 	tests := onNode("^TestKernelWithoutIPv6$")
 	tests.Options = "ipv6.disable=1"
 	tests.On(t, root, cache)
