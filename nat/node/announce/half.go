@@ -3,6 +3,7 @@ package announce
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"sync"
@@ -41,6 +42,8 @@ type half struct {
 	next    time.Time // when one of holds has something to do
 	wire    wire      // nil while there is none
 	nic     nic       // of wire
+	untold  news      // what hurry has done
+	failed  error     // and what it could not
 
 	answers, announced, reopened, probes, claims, defences atomic.Uint64
 }
@@ -66,7 +69,7 @@ func (h *half) set(wishes map[netip.Addr]bool) {
 	h.changed = h.changed || len(next) != len(h.holds)
 	h.holds, h.stale = next, true
 	h.look = true // a change of links is one of the reasons to be called
-	h.wake()
+	h.hurry()
 }
 
 func (h *half) standing(a netip.Addr) (Standing, bool) {
@@ -96,7 +99,7 @@ func (h *half) add(a netip.Addr) {
 	} else {
 		h.put(a, newHold(true, h.responder.Timing, now))
 	}
-	h.wake()
+	h.hurry()
 }
 
 func (h *half) drop(a netip.Addr) {
@@ -113,6 +116,15 @@ func (h *half) put(a netip.Addr, held *hold) {
 		h.holds = map[netip.Addr]*hold{}
 	}
 	h.holds[a], h.changed, h.stale = held, true, true
+}
+
+// hurry says what is due at once, and has the loop look at the rest, with h.mu held: the loop's goroutine may take a
+// millisecond to be woken, and a guest cannot be reached before its address was announced. What came of it the loop tells.
+func (h *half) hurry() {
+	if h.wire != nil && h.failed == nil {
+		h.failed = h.catchUp(h.wire, h.untold)
+	}
+	h.wake()
 }
 
 // wake has the loop look at the holds, with h.mu held. A socket that cannot be woken is broken, which its reader will
@@ -190,7 +202,7 @@ func (h *half) shallLook() bool {
 func (h *half) install(w wire, n nic) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.wire, h.nic, h.changed, h.stale = w, n, true, true
+	h.wire, h.nic, h.changed, h.stale, h.failed = w, n, true, true, nil
 	if w == nil {
 		return
 	}
@@ -219,6 +231,19 @@ func (h *half) act(w wire, latest time.Time) error {
 	defer h.tell(all)
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	maps.Copy(all, h.untold)
+	clear(h.untold)
+	if h.failed != nil {
+		return h.failed
+	}
+	if err := h.catchUp(w, all); err != nil {
+		return err
+	}
+	return w.setDeadline(earlier(h.next, latest))
+}
+
+// catchUp sends what is due, with h.mu held.
+func (h *half) catchUp(w wire, all news) error {
 	if h.changed {
 		addresses := make([]netip.Addr, 0, len(h.holds))
 		for a := range h.holds {
@@ -238,7 +263,7 @@ func (h *half) act(w wire, latest time.Time) error {
 			}
 		}
 	}
-	return w.setDeadline(earlier(h.next, latest))
+	return nil
 }
 
 // farAway is later than anything that a hold waits for.

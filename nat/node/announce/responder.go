@@ -41,8 +41,8 @@ func NewResponder(r Responder) *Responder {
 	if r.Timing == (Timing{}) {
 		r.Timing = DefaultTiming
 	}
-	r.four = &half{responder: &r, what: "ARP", open: openARP}
-	r.six = &half{responder: &r, what: "neighbour discovery", open: openNeighbour}
+	r.four = &half{responder: &r, what: "ARP", open: openARP, untold: news{}}
+	r.six = &half{responder: &r, what: "neighbour discovery", open: openNeighbour, untold: news{}}
 	return &r
 }
 
