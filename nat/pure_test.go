@@ -174,7 +174,7 @@ func FuzzParseRule(f *testing.F) {
 	}
 	f.Add([]byte{2, 0, 0, 0, 12, 0, 4, 0, 8, 0, 1, 0, 4, 0, 1, 0})
 	f.Fuzz(func(_ *testing.T, raw []byte) {
-		parseRule(raw)
+		parsedRule(raw)
 	})
 }
 
@@ -202,6 +202,14 @@ func message(t testing.TB, chain string, r Rule) []byte {
 	return append([]byte{unix.NFPROTO_IPV4, 0, 0, 0}, attributes...)
 }
 
+func parsedRule(message []byte) (chain, text string, err error) {
+	chain, raw, err := splitRule(message)
+	if err == nil {
+		text, err = Canonical(raw)
+	}
+	return chain, text, err
+}
+
 // No two rules of a plan look the same to a comparison, and a rule that is cut short is refused or another one.
 func TestRulesAreTold(t *testing.T) {
 	for name, p := range examples() {
@@ -210,7 +218,7 @@ func TestRulesAreTold(t *testing.T) {
 				seen := map[string]bool{}
 				for _, r := range c.Rules {
 					want := r.text(families[i])
-					chain, parsed, err := parseRule(message(t, c.Name, r))
+					chain, parsed, err := parsedRule(message(t, c.Name, r))
 					if err != nil || chain != c.Name || parsed != want {
 						t.Errorf("%s %s: have %q in %q, %v", name, r.Text, parsed, chain, err)
 					}

@@ -32,6 +32,17 @@ func (k *Kernel) rawRules(table *nftables.Table) (map[string][]Rule, error) {
 // RuleTexts returns the canonical texts of the rules of a table, by chain, in the kernel's order; none of a table that
 // does not exist. Two rules with one text do the same.
 func RuleTexts(conn *netlink.Conn, table *nftables.Table) (map[string][]string, error) {
+	return new(Texts).Read(conn, table)
+}
+
+// Texts reads the same rules again and again. To make sense of one takes longer than to read it, so what was there the last time
+// is remembered. The zero Texts remembers nothing. Not for concurrent use.
+type Texts struct {
+	known map[string]string // canonical texts, by the expressions as the kernel wrote them
+}
+
+// Read returns what RuleTexts does.
+func (t *Texts) Read(conn *netlink.Conn, table *nftables.Table) (map[string][]string, error) {
 	attrs, err := netlink.MarshalAttributes([]netlink.Attribute{
 		{Type: unix.NFTA_RULE_TABLE, Data: []byte(table.Name + "\x00")},
 	})
@@ -51,37 +62,41 @@ func RuleTexts(conn *netlink.Conn, table *nftables.Table) (map[string][]string, 
 	if err != nil {
 		return nil, err
 	}
-	texts := map[string][]string{}
+	texts, known := map[string][]string{}, make(map[string]string, len(t.known))
 	for _, m := range messages {
-		chain, text, err := parseRule(m.Data)
+		chain, raw, err := splitRule(m.Data)
+		text, again := t.known[string(raw)]
+		if err == nil && !again {
+			text, err = Canonical(raw)
+		}
 		if err != nil {
 			return nil, err
 		}
+		known[string(raw)] = text
 		texts[chain] = append(texts[chain], text)
 	}
+	t.known = known
 	return texts, nil
 }
 
-func parseRule(message []byte) (chain, text string, err error) {
+// splitRule returns the expressions of a rule in the kernel's form, and the chain that it stands in.
+func splitRule(message []byte) (chain string, raw []byte, err error) {
 	if len(message) < 4 {
-		return "", "", fmt.Errorf("a rule of %d bytes", len(message))
+		return "", nil, fmt.Errorf("a rule of %d bytes", len(message))
 	}
 	ad, err := netlink.NewAttributeDecoder(message[4:])
 	if err != nil {
-		return "", "", err
+		return "", nil, err
 	}
 	for ad.Next() {
 		switch ad.Type() {
 		case unix.NFTA_RULE_CHAIN:
 			chain = ad.String()
 		case unix.NFTA_RULE_EXPRESSIONS:
-			text, err = Canonical(ad.Bytes())
+			raw = ad.Bytes()
 		}
 	}
-	if err == nil {
-		err = ad.Err()
-	}
-	return chain, text, err
+	return chain, raw, ad.Err()
 }
 
 // RuleText returns the canonical text of expressions, the one that RuleTexts reads once the kernel has them. They come

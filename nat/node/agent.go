@@ -233,11 +233,11 @@ func (a *Agent) round(ctx context.Context, v View) (report Report, err error) {
 			s.setChecked("", time.Time{})
 		}
 	}
-	nics, err := a.kernel.NICs()
+	holding, err := a.kernel.Holding()
 	if err != nil {
 		return Report{}, err
 	}
-	holding, err := a.kernel.Holding()
+	nics, err := a.kernel.NICs(holding)
 	if err != nil {
 		return Report{}, err
 	}
@@ -246,14 +246,14 @@ func (a *Agent) round(ctx context.Context, v View) (report Report, err error) {
 	plan := a.plan(ctx, d, holding)
 	a.responders.peers.set(v.Peers)
 	a.responders.keep(plan.audible(), plan.seen)
-	errs := []error{a.plug(&plan, d.Networks)}
+	errs := []error{a.plug(&plan, &holding, d.Networks)}
 	was := a.fast.off
 	config, err, podlinks := a.apply(&d, plan, holding)
 	errs = append(errs, err, podlinks)
 	plan.clear(err)
 	a.responders.set(ctx, plan.audible(), plan.leaving(v), plan.seen)
 	a.solicitor.set(ctx, bareNICs(d.Networks, plan.audible()))
-	errs = append(errs, a.speedUp(config, was))
+	errs = append(errs, a.speedUp(config, holding, was))
 	errs = append(errs, a.follow(v, plan))
 	errs = append(errs, a.dismiss(d))
 	a.forgetLinks(d)
@@ -280,17 +280,17 @@ func (a *Agent) apply(d *Decision, p plan, holding leg.Holding) (config leg.Conf
 		}
 	}
 	config = p.config(*d, a.ClusterNetworks)
-	slower, withdrawn := a.fast.withdraw(config)
+	slower, withdrawn := a.fast.withdraw(config, holding)
 	a.logChanges("node", slower)
-	report, applied := a.kernel.Apply(config)
+	report, applied := a.kernel.ApplyTo(holding, config)
 	a.logChanges("node", report)
 	return config, errors.Join(withdrawn, applied), podlinks
 }
 
 // speedUp puts what goes by legs on the fast path, now that everything stands and is announced. was is why there was none in
 // the round before.
-func (a *Agent) speedUp(config leg.Config, was error) error {
-	report, err := a.fast.apply(config)
+func (a *Agent) speedUp(config leg.Config, holding leg.Holding, was error) error {
+	report, err := a.fast.apply(config, holding)
 	a.logChanges("node", report)
 	if off := a.fast.off; off != nil && (was == nil || was.Error() != off.Error()) {
 		a.Log.Info("no fast path: established connections take the node's ordinary way", "reason", off)

@@ -45,14 +45,14 @@ func (f *fast) wanted(c leg.Config) leg.Config {
 }
 
 // withdraw comes before the routes change, apply when the addresses are announced: nobody waits for it.
-func (f *fast) withdraw(c leg.Config) (leg.Report, error) {
+func (f *fast) withdraw(c leg.Config, h leg.Holding) (leg.Report, error) {
 	f.decide()
-	return f.node.Withdraw(f.wanted(c))
+	return f.node.Withdraw(f.wanted(c), h.Links)
 }
 
-func (f *fast) apply(c leg.Config) (leg.Report, error) {
+func (f *fast) apply(c leg.Config, h leg.Holding) (leg.Report, error) {
 	wanted := f.wanted(c)
-	report, err := f.node.Apply(wanted)
+	report, err := f.node.Apply(wanted, h.Links)
 	if err != nil {
 		wanted = leg.Config{}
 	}

@@ -108,10 +108,10 @@ func networkOf(networks []leg.Network, a netip.Addr) leg.Network {
 }
 
 // plug makes or finds the ways to the pods. The pods' halves are looked at in those whose namespaces are known.
-func (a *Agent) plug(p *plan, networks []leg.Network) error {
+func (a *Agent) plug(p *plan, holding *leg.Holding, networks []leg.Network) error {
 	var errs []error
 	for _, pp := range p.pods {
-		err := a.reach(pp, networks)
+		err := a.reach(pp, holding, networks)
 		switch {
 		case err == nil:
 			pp.plugged = true
@@ -154,14 +154,14 @@ func (pp *podPlan) fail(err error) {
 	}
 }
 
-func (a *Agent) plugPod(pp *podPlan, ns *os.File) error {
+func (a *Agent) plugPod(pp *podPlan, holding *leg.Holding, ns *os.File) error {
 	uid := pp.grant.Pod.UID
 	if pp.hops() {
 		report, err := leg.ApplyPod(ns, a.Sysctls, leg.Pod{UID: uid, Addresses: pp.grant.Addresses, NoLeg: true})
 		a.logChanges("pod "+pp.grant.Pod.Namespace+"/"+pp.grant.Pod.Name, report)
 		return err
 	}
-	made, err := a.kernel.Plug(uid, ns)
+	made, err := a.kernel.Plug(holding, uid, ns)
 	if err != nil {
 		return err
 	}

@@ -56,7 +56,7 @@ func held(g Grant, holding leg.Holding) bool {
 var errNoPodIP = errors.New("the pod has no address yet")
 
 // reach makes the way to the pod, or finds the one that the CNI made.
-func (a *Agent) reach(pp *podPlan, networks []leg.Network) error {
+func (a *Agent) reach(pp *podPlan, holding *leg.Holding, networks []leg.Network) error {
 	if pp.hops() && pp.mode != Left {
 		if err := a.findHops(pp, networks); err != nil {
 			return err
@@ -69,7 +69,7 @@ func (a *Agent) reach(pp *podPlan, networks []leg.Network) error {
 	if pp.plugged && pp.session.isChecked(wanted, now) {
 		return nil
 	}
-	err := pp.session.inNamespace(func(ns *os.File) error { return a.plugPod(pp, ns) })
+	err := pp.session.inNamespace(func(ns *os.File) error { return a.plugPod(pp, holding, ns) })
 	if err == nil {
 		pp.session.setChecked(wanted, now)
 	}

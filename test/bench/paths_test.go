@@ -82,10 +82,14 @@ func plug(b *testing.B, c *lab.Cloud, vms []*lab.VM, ordinary ...*lab.VM) {
 		b.Fatal(err)
 	}
 	defer kernel.Close()
+	holding, err := kernel.Holding()
+	if err != nil {
+		b.Fatal(err)
+	}
 	for _, vm := range slices.Concat(vms, ordinary) {
 		addresses, uid := []netip.Addr{netip.MustParseAddr(vm.Floating4), netip.MustParseAddr(vm.Floating6)}, vm.Pod4
 		pod := open(b, vm.Pod)
-		if _, err := kernel.Plug(uid, pod); err != nil {
+		if _, err := kernel.Plug(&holding, uid, pod); err != nil {
 			b.Fatal(err)
 		}
 		if _, err := leg.ApplyPod(pod, leg.DefaultSysctls, leg.Pod{UID: uid, Addresses: addresses, MTU: 1500}); err != nil {
@@ -93,11 +97,11 @@ func plug(b *testing.B, c *lab.Cloud, vms []*lab.VM, ordinary ...*lab.VM) {
 		}
 		config.Legs = append(config.Legs, leg.Leg{Pod: uid, Addresses: addresses})
 	}
-	if _, err := kernel.Apply(config); err != nil {
+	if _, err := kernel.ApplyTo(holding, config); err != nil {
 		b.Fatal(err)
 	}
 	config.Legs = config.Legs[:len(vms)]
-	if _, err := fastpath.Open(open(b, c.Node), leg.DefaultSysctls).Apply(config); err != nil {
+	if _, err := fastpath.Open(open(b, c.Node), leg.DefaultSysctls).Apply(config, holding.Links); err != nil {
 		b.Fatal(err)
 	}
 }

@@ -60,7 +60,7 @@ func TestDesired(t *testing.T) {
 	} {
 		c, l := config(), maps.Clone(links)
 		tc.change(&c, l)
-		p := desired(c, l)
+		p := new(blueprint).desired(c, l)
 		if diff := cmp.Diff(tc.want, p.legs, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}
@@ -74,7 +74,7 @@ func TestDesired(t *testing.T) {
 
 // TestClusterNetworks: before anything becomes a flow, answers to the cluster are sent the node's ordinary way.
 func TestClusterNetworks(t *testing.T) {
-	p := desired(config(), surroundings{"red0": 2, leg.PortName("one"): 7})
+	p := new(blueprint).desired(config(), surroundings{"red0": 2, leg.PortName("one"): 7})
 	for chain, network := range map[string]string{
 		"admit_tcp_192_168_100_0_24": "ip daddr 100.0.0.0/16 accept", "admit_udp_2001_db8_100___64": "ip6 daddr fd30::/64 accept",
 	} {
@@ -84,9 +84,32 @@ func TestClusterNetworks(t *testing.T) {
 	}
 }
 
+// links are the numbers of the links in the namespace of n.
+func links(t *testing.T, n *Node) map[string]int {
+	t.Helper()
+	k, err := leg.Open(n.ns, n.sysctls)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
+	h, err := k.Holding()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h.Links
+}
+
+func plug(t *testing.T, ns *nodetest.Namespace, name string) {
+	t.Helper()
+	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, TxQLen: -1}, PeerName: "x" + name[:4] + name[len(name)-2:]}
+	if err := ns.Link.LinkAdd(veth); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func apply(t *testing.T, n *Node, c leg.Config) []string {
 	t.Helper()
-	r, err := n.Apply(c)
+	r, err := n.Apply(c, links(t, n))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,10 +120,7 @@ func apply(t *testing.T, n *Node, c leg.Config) []string {
 func TestApply(t *testing.T) {
 	ns := nodetest.NewNamespace(t)
 	for _, name := range []string{"red0", leg.PortName("one"), leg.PortName("two")} {
-		veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, TxQLen: -1}, PeerName: "x" + name[:4] + name[len(name)-2:]}
-		if err := ns.Link.LinkAdd(veth); err != nil {
-			t.Fatal(err)
-		}
+		plug(t, ns, name)
 	}
 	empty := ns.Inventory()
 	n, c := Open(ns.File, leg.DefaultSysctls), config()
@@ -125,11 +145,11 @@ func TestApply(t *testing.T) {
 
 	fewer := c
 	fewer.Legs = c.Legs[1:]
-	report, err := n.Withdraw(fewer)
+	report, err := n.Withdraw(fewer, links(t, n))
 	if err != nil || len(report.Changes) != 2 {
 		t.Errorf("withdrawn: %v, %v; want the two addresses of a pod", report.Changes, err)
 	}
-	if again, err := n.Withdraw(fewer); err != nil || len(again.Changes) != 0 {
+	if again, err := n.Withdraw(fewer, links(t, n)); err != nil || len(again.Changes) != 0 {
 		t.Errorf("withdrawn again: %v, %v", again.Changes, err)
 	}
 	changes := strings.Join(apply(t, n, fewer), "\n")
@@ -149,7 +169,7 @@ func TestApply(t *testing.T) {
 		t.Errorf("repaired (-before +after):\n%s", diff)
 	}
 	ns.Run("nft delete element netdev " + Table + " here4 { " + fifty.String() + " }")
-	if _, err := n.Withdraw(c); err != nil {
+	if _, err := n.Withdraw(c, links(t, n)); err != nil {
 		t.Error(err)
 	}
 	apply(t, n, c)
@@ -171,6 +191,26 @@ func TestApply(t *testing.T) {
 	}
 }
 
+// TestLegMadeAnew: a leg that was made anew has another number. Nobody is sent to the one before, whatever the agent remembers.
+func TestLegMadeAnew(t *testing.T) {
+	ns := nodetest.NewNamespace(t)
+	for _, name := range []string{"red0", leg.PortName("one"), leg.PortName("two")} {
+		plug(t, ns, name)
+	}
+	n, c := Open(ns.File, leg.DefaultSysctls), config()
+	apply(t, n, c)
+	if report, err := n.Withdraw(c, links(t, n)); err != nil || len(report.Changes) != 0 {
+		t.Errorf("nothing has changed: withdrawn %v, %v", report.Changes, err)
+	}
+	if err := ns.Link.LinkDel(ns.Get(leg.PortName("two"))); err != nil {
+		t.Fatal(err)
+	}
+	plug(t, ns, leg.PortName("two"))
+	if report, err := n.Withdraw(c, links(t, n)); err != nil || len(report.Changes) != 2 {
+		t.Errorf("a leg was made anew: withdrawn %v, %v; want its two addresses", report.Changes, err)
+	}
+}
+
 // TestAllowed: without connection tracking in the middle of a connection there is no fast path.
 func TestAllowed(t *testing.T) {
 	ns := nodetest.NewNamespace(t)
@@ -184,5 +224,39 @@ func TestAllowed(t *testing.T) {
 	}
 	if err := Open(ns.File, t.TempDir()).Allowed(); err != nil {
 		t.Errorf("without connection tracking: %v", err)
+	}
+}
+
+// TestBlueprint: a plan is used again for as long as nothing that it was made from is another.
+func TestBlueprint(t *testing.T) {
+	links := surroundings{"red0": 2, "red1": 3, leg.PortName("one"): 7, leg.PortName("two"): 8}
+	kept := new(blueprint)
+	for _, change := range []struct {
+		what   string
+		change func(*leg.Config, surroundings)
+	}{
+		{"nothing", func(*leg.Config, surroundings) {}},
+		{"the number of the NIC", func(_ *leg.Config, l surroundings) { l["red0"] = 12 }},
+		{"the number of a leg", func(_ *leg.Config, l surroundings) { l[leg.PortName("two")] = 18 }},
+		{"the NIC", func(c *leg.Config, _ surroundings) { c.Networks[0].Interface = "red1" }},
+		{"the gateway", func(c *leg.Config, _ surroundings) { c.Networks[1].Gateway = fifty6 }},
+		{"no gateway", func(c *leg.Config, _ surroundings) { c.Networks[0].Gateway = netip.Addr{} }},
+		{"the cluster", func(c *leg.Config, _ surroundings) { c.ClusterNetworks[0] = netip.MustParsePrefix("100.1.0.0/16") }},
+		{"a cluster of one family", func(c *leg.Config, _ surroundings) { c.ClusterNetworks = c.ClusterNetworks[:1] }},
+		{"a hop", func(c *leg.Config, l surroundings) {
+			c.Hops, l["cali1"] = []leg.Hop{{Address: fifty.Prev(), Link: "cali1"}}, 9
+		}},
+		{"a pod less", func(c *leg.Config, _ surroundings) { c.Legs = c.Legs[1:] }},
+		{"no pod", func(c *leg.Config, _ surroundings) { c.Legs = nil }},
+		{"all as in the beginning", func(*leg.Config, surroundings) {}},
+	} {
+		for range 2 {
+			c, l := config(), maps.Clone(links)
+			change.change(&c, l)
+			want, got := new(blueprint).desired(c, l), kept.desired(c, l)
+			if !maps.Equal(want.chains, got.chains) || !maps.Equal(want.legs, got.legs) || !maps.Equal(want.at, got.at) {
+				t.Errorf("%s: have %v, want %v", change.what, got.state, want.state)
+			}
+		}
 	}
 }

@@ -26,10 +26,16 @@ import (
 // Table is the name of the table, of family netdev.
 const Table = "floatip_fast"
 
-// Node is the fast path of a node's kernel. It remembers nothing: each call reads what is there. Not for concurrent use.
+// Node is the fast path of a node's kernel. Each Apply reads what is there; what is remembered besides saves work alone. Not for
+// concurrent use, but for Adopt.
 type Node struct {
 	ns      *os.File
 	sysctls string
+
+	texts nat.Texts
+	last  blueprint
+	// stands are the addresses that are in the table since the last Apply, with their links; nil: not known.
+	stands map[netip.Addr]int
 }
 
 // Open returns the Node of the network namespace ns, or of the process where ns is nil. sysctls is where the namespace's
@@ -59,8 +65,13 @@ func table() *nftables.Table {
 }
 
 // Withdraw takes the addresses that have no leg in c, or another one than before, from the fast path, so that their packets
-// meet the node's routes. It is for the moment before these change.
-func (n *Node) Withdraw(c leg.Config) (report leg.Report, err error) {
+// meet the node's routes. It is for the moment before these change. links are the numbers of the node's links, by name.
+func (n *Node) Withdraw(c leg.Config, links map[string]int) (report leg.Report, err error) {
+	want := state{legs: ways(c, links).legs()}
+	if n.stands != nil && len(gone(want, state{legs: n.stands})) == 0 {
+		return report, nil // nobody else adds any
+	}
+	n.stands = nil
 	k, err := n.open()
 	if err != nil {
 		return report, err
@@ -76,11 +87,7 @@ func (n *Node) Withdraw(c leg.Config) (report leg.Report, err error) {
 	if len(have.legs) == 0 {
 		return report, nil
 	}
-	links, err := k.links()
-	if err != nil {
-		return report, err
-	}
-	left := gone(state{legs: ways(c, links).legs()}, have)
+	left := gone(want, have)
 	if len(left) == 0 {
 		return report, nil
 	}
@@ -88,36 +95,35 @@ func (n *Node) Withdraw(c leg.Config) (report leg.Report, err error) {
 }
 
 // Apply makes the kernel let packets of the addresses pass as c says, and nothing else. What is there already is not
-// touched. A kernel that cannot forward at the ingress makes it fail with ErrNotSupported, and holds nothing then.
-func (n *Node) Apply(c leg.Config) (report leg.Report, err error) {
+// touched. links as for Withdraw. A kernel that cannot forward at the ingress makes it fail with ErrNotSupported, and holds nothing then.
+func (n *Node) Apply(c leg.Config, links map[string]int) (report leg.Report, err error) {
 	k, err := n.open()
 	if err != nil {
 		return report, err
 	}
 	defer k.close()
-	have, err := k.read()
+	n.stands = nil
+	have, err := k.read(&n.texts)
 	if err != nil {
 		return report, err
 	}
-	links, err := k.links()
-	if err != nil {
-		return report, err
-	}
-	want := desired(c, links)
+	want := n.last.desired(c, links)
 	if have.damaged || len(want.legs) == 0 {
-		if err := k.removeTable(have, &report); err != nil || len(want.legs) == 0 {
+		if err := k.removeTable(have, &report); err != nil {
 			return report, err
 		}
 		have = state{}
 	}
 	todo := difference(want.state, have)
 	if todo.empty() {
+		n.stands = want.legs
 		return report, nil
 	}
 	if err := k.write(want, todo, &report); err != nil {
 		have.there = true
 		return report, errors.Join(err, k.removeTable(have, &report))
 	}
+	n.stands = want.legs
 	return report, nil
 }
 
@@ -178,7 +184,7 @@ func (k *kernel) close() {
 	}()
 }
 
-func (k *kernel) read() (state, error) {
+func (k *kernel) read(known *nat.Texts) (state, error) {
 	s := state{chains: map[string]string{}, legs: map[netip.Addr]int{}}
 	if _, err := k.nft.ListTableOfFamily(Table, nftables.TableFamilyNetdev); errors.Is(err, unix.ENOENT) {
 		return s, nil
@@ -190,7 +196,7 @@ func (k *kernel) read() (state, error) {
 	if err != nil {
 		return s, fmt.Errorf("list chains of table %s: %w", Table, err)
 	}
-	texts, err := nat.RuleTexts(k.raw, table())
+	texts, err := known.Read(k.raw, table())
 	if err != nil {
 		return s, fmt.Errorf("read rules of table %s: %w", Table, err)
 	}

@@ -37,6 +37,7 @@ type reached struct {
 	number  int
 	port    string // the leg's end on the node
 	network leg.Network
+	nic     int // the number of the network's link
 }
 
 type reachedList []reached
@@ -53,8 +54,8 @@ func ways(c leg.Config, links surroundings) (list reachedList) {
 		}
 		for _, a := range usable(c, l) {
 			n, _ := c.NetworkOf(a)
-			if _, present := links[n.Interface]; present {
-				list = append(list, reached{a, number, port, n})
+			if nic, present := links[n.Interface]; present {
+				list = append(list, reached{a, number, port, n, nic})
 				families[familyOf(a)] = true
 			}
 		}
@@ -75,12 +76,28 @@ func (l reachedList) legs() map[netip.Addr]int {
 	return legs
 }
 
-// desired says what the table shall hold for c. It decides everything and touches nothing.
-func desired(c leg.Config, links surroundings) plan {
+// blueprint is a plan and all that it was made from. A plan has the rules of each leg, and most of the time it is the one
+// before.
+type blueprint struct {
+	list    reachedList
+	cluster []netip.Prefix
+	plan    plan
+}
+
+// desired says what the table shall hold for c.
+func (b *blueprint) desired(c leg.Config, links surroundings) plan {
 	list := ways(c, links)
+	if b.plan.chains == nil || !slices.Equal(list, b.list) || !slices.Equal(c.ClusterNetworks, b.cluster) {
+		*b = blueprint{list, slices.Clone(c.ClusterNetworks), planned(list, c.ClusterNetworks)}
+	}
+	return b.plan
+}
+
+// planned says what the table shall hold for the ways of addresses. It decides everything and touches nothing.
+func planned(list reachedList, cluster []netip.Prefix) plan {
 	p := plan{state{chains: map[string]string{}, legs: list.legs()}, map[string][]nftrule.Rule{}, map[string]string{}}
 	nics, ports := map[string][]family{}, map[string][]nftrule.Rule{}
-	networks := map[netip.Prefix]way{}
+	networks, numbers := map[netip.Prefix]way{}, map[string]int{}
 	for _, r := range list {
 		if r.port == "" {
 			continue
@@ -88,7 +105,7 @@ func desired(c leg.Config, links surroundings) plan {
 		n, f := r.network, familyOf(r.address)
 		w, known := networks[n.Prefix]
 		if !known {
-			w = way{f, n.Prefix, n.Gateway, links[n.Interface], ofFamily(c.ClusterNetworks, r.address)}
+			w = way{f, n.Prefix, n.Gateway, r.nic, ofFamily(cluster, r.address)}
 			networks[n.Prefix] = w
 			p.add(w.chains())
 		}
@@ -96,14 +113,15 @@ func desired(c leg.Config, links surroundings) plan {
 			nics[n.Interface] = append(nics[n.Interface], f)
 			p.add(f.shared())
 		}
+		numbers[r.port], numbers[n.Interface] = r.number, r.nic
 		ports[r.port] = append(ports[r.port], onLeg(r.address, w))
 	}
 	for port, rules := range ports {
-		p.addAt(port, links[port], rules)
+		p.addAt(port, numbers[port], rules)
 	}
 	for nic, families := range nics {
 		slices.SortFunc(families, func(a, b family) int { return strings.Compare(a.name, b.name) })
-		p.addAt(nic, links[nic], onNIC(families))
+		p.addAt(nic, numbers[nic], onNIC(families))
 	}
 	return p
 }

@@ -23,25 +23,35 @@ func (r *Report) changed(format string, args ...any) {
 	r.Changes = append(r.Changes, fmt.Sprintf(format, args...))
 }
 
-// Apply makes the kernel of the node hold what c says, and nothing else of ours. Legs that are not plugged (see Plug)
+// Apply is ApplyTo a node of which nothing is known.
+func (n *Node) Apply(c Config) (Report, error) {
+	return n.ApplyTo(Holding{outdated: true}, c)
+}
+
+// ApplyTo makes the kernel of the node hold what c says, and nothing else of ours. Legs that are not plugged (see Plug)
 // are left out until they are. Connection tracking forgets addresses that are withdrawn.
 //
-// What is there already is not touched, so a second Apply changes nothing and an agent that starts anew interrupts
-// nothing. The order is that of a safe withdrawal, and of make before break:
+// h is what Holding has just returned; Plug alone may have changed the node since. To read all of it anew would take longer than
+// what is left to do for a new address.
+//
+// What is there already is not touched, so a second ApplyTo changes nothing and an agent that starts anew interrupts nothing. The order is that of a safe withdrawal, and of make before break:
 //
 //	stop answering → send on what comes late → routes of addresses that left → all that is new → old rules and
 //	ways back → connection tracking → old neighbours → old legs
 //
 // After an error the rest is still tried where it does not depend on what failed; the errors are joined.
-func (n *Node) Apply(c Config) (Report, error) {
+func (n *Node) ApplyTo(h Holding, c Config) (Report, error) {
 	var r Report
 	if err := c.Validate(); err != nil {
 		return r, err
 	}
-	have, err := n.read()
-	if err != nil {
-		return r, err
+	if h.outdated {
+		var err error
+		if h, err = n.Holding(); err != nil {
+			return r, err
+		}
 	}
+	have := h.state
 	want, err := desired(c, n.surroundings(have))
 	if err != nil {
 		return r, err
@@ -63,7 +73,7 @@ func (n *Node) surroundings(have state) surroundings {
 		present[name] = true
 	}
 	_, err := os.Stat(filepath.Join(n.sysctls.dir, "ipv6/conf/all/force_forwarding"))
-	return surroundings{backTables: have.backTables(), present: present, forceForwarding6: err == nil}
+	return surroundings{backTables: have.backTables(), present: present, guards: n.guards.again(), forceForwarding6: err == nil}
 }
 
 // checkForwarding6 does not switch forwarding on for all interfaces: that would make the node ignore the routers it has
@@ -94,7 +104,7 @@ func firstRule6(s state) rule {
 	return rule{}
 }
 
-// application is one Apply on its way.
+// application is one ApplyTo on its way.
 type application struct {
 	node       *Node
 	want, have state

@@ -14,6 +14,7 @@ type surroundings struct {
 	present map[string]bool
 	// forceForwarding6: the kernel can forward IPv6 per interface (net.ipv6.conf.*.force_forwarding, Linux 6.17).
 	forceForwarding6 bool
+	guards           *guardTexts
 }
 
 // desired says what the kernel shall hold for c. It decides everything and touches nothing.
@@ -176,5 +177,5 @@ func (s *state) addLeg(l Leg, c Config, back map[netip.Prefix]int, sur surroundi
 	}
 	s.ports[name] = plugged(mtu)
 	s.sources[name] = sources
-	s.guards[name] = ruleText(guardRules(sources))
+	s.guards[name] = sur.guards.of(sources)
 }

@@ -1,16 +1,19 @@
 package leg
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"floatip.io/floatip/nat"
+	"floatip.io/floatip/nat/node/nftrule"
 )
 
 // The guard is the node's own word on who may send what by a leg: a pod whose rules are gone, or whose sidecar is in
@@ -47,43 +50,56 @@ func guardChain(port string) *nftables.Chain {
 // guardRules lets these sources in and nothing else.
 func guardRules(sources []netip.Addr) (rules [][]expr.Any) {
 	for _, a := range sources {
-		etherType, offset := uint16(unix.ETH_P_IP), uint32(12)
-		if a.Is6() {
-			etherType, offset = unix.ETH_P_IPV6, 8
-		}
-		rules = append(rules, []expr.Any{
-			&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: 1},
-			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint16(etherType)},
-			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: uint32(len(a.AsSlice()))},
-			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: a.AsSlice()},
-			&expr.Verdict{Kind: expr.VerdictAccept},
-		})
+		rules = append(rules, letIn(a))
 	}
-	return append(rules, []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}})
+	return append(rules, nothingElse)
 }
 
-// ruleText makes rules comparable: kinds and fixed values, without handles.
-func ruleText(rules [][]expr.Any) string {
-	var b bytes.Buffer
-	for _, exprs := range rules {
-		for _, e := range exprs {
-			switch e := e.(type) {
-			case *expr.Meta:
-				fmt.Fprintf(&b, "meta %d;", e.Key)
-			case *expr.Cmp:
-				fmt.Fprintf(&b, "cmp %d %x;", e.Op, e.Data)
-			case *expr.Payload:
-				fmt.Fprintf(&b, "payload %d %d %d;", e.Base, e.Offset, e.Len)
-			case *expr.Verdict:
-				fmt.Fprintf(&b, "verdict %d;", e.Kind)
-			default:
-				fmt.Fprintf(&b, "%T;", e)
-			}
-		}
-		b.WriteString("\n")
+var nothingElse = []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}
+
+func letIn(a netip.Addr) []expr.Any {
+	etherType, offset := uint16(unix.ETH_P_IP), uint32(12)
+	if a.Is6() {
+		etherType, offset = unix.ETH_P_IPV6, 8
 	}
-	return b.String()
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint16(etherType)},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: uint32(len(a.AsSlice()))},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: a.AsSlice()},
+		&expr.Verdict{Kind: expr.VerdictAccept},
+	}
 }
+
+// guardTexts makes the texts that guards are compared by. It remembers those of the last time, since there is one for each leg.
+// The zero guardTexts remembers nothing.
+type guardTexts struct{ last, now map[netip.Addr]string }
+
+// again forgets what was not asked for since the call before.
+func (t *guardTexts) again() *guardTexts {
+	t.last, t.now = t.now, make(map[netip.Addr]string, len(t.now))
+	return t
+}
+
+func (t *guardTexts) of(sources []netip.Addr) string {
+	lines := make([]string, 0, 2)
+	for _, a := range sources {
+		text, known := t.last[a]
+		if !known {
+			text = nat.RuleText(nftables.TableFamilyNetdev, letIn(a))
+		}
+		if t.now != nil {
+			t.now[a] = text
+		}
+		lines = append(lines, text)
+	}
+	return guardText(append(lines, nothingElseText))
+}
+
+var nothingElseText = nat.RuleText(nftables.TableFamilyNetdev, nothingElse)
+
+// guardText is the text of a guard with these rules.
+func guardText(rules []string) string { return strings.Join(rules, "\n") }
 
 func (n *Node) nft() (*nftables.Conn, error) {
 	options := []nftables.ConnOption{nftables.AsLasting()}
@@ -119,19 +135,17 @@ func (n *Node) readGuards(guards map[string]string) error {
 	if err != nil {
 		return err
 	}
+	raw, err := nftrule.Dial(n.ns)
+	if err != nil {
+		return err
+	}
+	defer raw.Close()
+	texts, err := n.texts.Read(raw, newGuardTable())
+	if err != nil {
+		return fmt.Errorf("read rules of table %s: %w", guardTable, err)
+	}
 	for _, c := range chains {
-		rules, err := conn.GetRules(c.Table, c)
-		if errors.Is(err, unix.ENOENT) {
-			continue // went with its link meanwhile
-		}
-		if err != nil {
-			return fmt.Errorf("read chain %s of table %s: %w", c.Name, guardTable, err)
-		}
-		list := make([][]expr.Any, len(rules))
-		for i, r := range rules {
-			list[i] = r.Exprs
-		}
-		guards[c.Name] = ruleText(list)
+		guards[c.Name] = guardText(texts[c.Name])
 	}
 	return nil
 }

@@ -79,8 +79,9 @@ func (r *rig) apply() []string {
 	r.t.Helper()
 	var changes []string
 	var raised []*os.File
+	h := r.holding()
 	for _, l := range r.config.Legs {
-		made, err := r.kernel.Plug(l.Pod, r.pods[l.Pod].File)
+		made, err := r.kernel.Plug(&h, l.Pod, r.pods[l.Pod].File)
 		if err != nil {
 			r.t.Fatal(err)
 		}
@@ -99,11 +100,20 @@ func (r *rig) apply() []string {
 	if err := AwaitPods(raised); err != nil {
 		r.t.Fatal(err)
 	}
-	report, err := r.kernel.Apply(r.config)
+	report, err := r.kernel.ApplyTo(h, r.config)
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	return append(changes, report.Changes...)
+}
+
+func (r *rig) holding() Holding {
+	r.t.Helper()
+	h, err := r.kernel.Holding()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return h
 }
 
 // TestFlows shows who reaches whom through the leg, and as whom.

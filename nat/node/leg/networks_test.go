@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"floatip.io/floatip/nat"
 	"floatip.io/floatip/nat/node/nodetest"
 )
 
@@ -161,19 +162,57 @@ func TestOthersKeepTheirRoutes(t *testing.T) {
 	}
 }
 
+// TestPlugIsFollowed: who has plugged legs knows what the node holds without another look. Where a leg takes the place of
+// something that went, and with it what hung on it, the next Apply looks.
+func TestPlugIsFollowed(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	p := r.addPod("a", "100.0.0.5", floating)
+	h := r.holding()
+	plug := func() {
+		t.Helper()
+		if made, err := r.kernel.Plug(&h, "a", p.File); err != nil || !made {
+			t.Fatalf("plugged: %v, %v", made, err)
+		}
+	}
+	plug()
+	now := r.holding()
+	if diff := cmp.Diff(now.state, h.state, compareNet, cmp.AllowUnexported(state{})); diff != "" || h.outdated {
+		t.Errorf("the node (-it is +it is taken for); outdated: %v\n%s", h.outdated, diff)
+	}
+	if name := PortName("a"); h.Links[name] != now.Links[name] || !h.Ports[name] {
+		t.Errorf("link %s is taken for %d, %v; it is %d", name, h.Links[name], h.Ports[name], now.Links[name])
+	}
+	r.apply()
+	other := nodetest.NewNamespace(t)
+	if err := p.Link.LinkSetNsFd(p.Get(nat.LegInterface), int(other.File.Fd())); err != nil {
+		t.Fatal(err)
+	}
+	h = r.holding()
+	plug()
+	if _, err := r.kernel.ApplyTo(h, r.config); err != nil {
+		t.Fatal(err)
+	}
+	if now := r.holding(); now.Active[floating] != PortName("a") || len(now.state.neighbours) == 0 {
+		t.Errorf("with a leg in place of one that went, %s has the way %q and neighbours %v", floating, now.Active[floating],
+			now.state.neighbours)
+	}
+}
+
 // TestGuardComesFirst: a leg that is plugged, and of which nothing else is known yet, lets nothing in.
 func TestGuardComesFirst(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	p := r.addPod("a", "100.0.0.5", floating)
-	if _, err := r.kernel.Plug("a", p.File); err != nil {
+	h := r.holding()
+	if _, err := r.kernel.Plug(&h, "a", p.File); err != nil {
 		t.Fatal(err)
 	}
 	guards := map[string]string{}
 	if err := r.kernel.readGuards(guards); err != nil {
 		t.Fatal(err)
 	}
-	if have, want := guards[PortName("a")], ruleText(guardRules(nil)); have != want {
+	if have, want := guards[PortName("a")], new(guardTexts).of(nil); have != want {
 		t.Errorf("guard of a leg that was just plugged: %q, want %q", have, want)
 	}
 	r.apply()
@@ -181,7 +220,7 @@ func TestGuardComesFirst(t *testing.T) {
 	if err := r.kernel.readGuards(guards); err != nil {
 		t.Fatal(err)
 	}
-	if have, want := guards[PortName("a")], ruleText(guardRules([]netip.Addr{floating})); have != want {
+	if have, want := guards[PortName("a")], new(guardTexts).of([]netip.Addr{floating}); have != want {
 		t.Errorf("guard of a leg in use: %q, want %q", have, want)
 	}
 }
@@ -219,7 +258,7 @@ func TestManyGuards(t *testing.T) {
 	}
 	have := guards()
 	for _, name := range ports {
-		if want := ruleText(guardRules(a.want.sources[name])); have[name] != want {
+		if want := new(guardTexts).of(a.want.sources[name]); have[name] != want {
 			t.Fatalf("%s has the guard %q, want %q", name, have[name], want)
 		}
 	}

@@ -42,13 +42,9 @@ type Provider struct {
 	Interface string
 }
 
-// NICs lists the interfaces of the node, without loopback and without those of this package.
-func (n *Node) NICs() ([]NIC, error) {
-	links, err := again(n.netlink.LinkList)
-	if err != nil {
-		return nil, fmt.Errorf("list links: %w", err)
-	}
-	nics, kinds := nicsOf(links)
+// NICs lists the interfaces among the links of h, without loopback and without those of this package.
+func (n *Node) NICs(h Holding) ([]NIC, error) {
+	nics, kinds := nicsOf(h.links)
 	if err := errors.Join(n.addAddresses(nics), n.addOnLink(nics)); err != nil {
 		return nil, err
 	}

@@ -143,7 +143,7 @@ func TestNICs(t *testing.T) {
 	r := newRig(t)
 	r.addPod("a", "100.0.0.5", floating)
 	r.apply()
-	nics, err := r.kernel.NICs()
+	nics, err := r.kernel.NICs(r.holding())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -163,7 +163,7 @@ func TestNICs(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.node.Address("br-ext", "192.168.100.10/24")
-	if nics, err = r.kernel.NICs(); err != nil {
+	if nics, err = r.kernel.NICs(r.holding()); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"", "red0"} {
@@ -189,7 +189,7 @@ func TestOwnAddresses(t *testing.T) {
 	}
 	r.node.Address("pod0", "10.244.1.1/32", "fd24::1/128")
 	r.node.Address("uplink0", "172.30.0.10/24", "172.30.0.99/32") // the second as of keepalived
-	nics, err := r.kernel.NICs()
+	nics, err := r.kernel.NICs(r.holding())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,11 +15,15 @@ import (
 	"floatip.io/floatip/nat"
 )
 
-// Node is the kernel of the node. It remembers nothing: each call reads what is there. Not for concurrent use.
+// Node is the kernel of the node. What is there is read each time, or was a moment ago (Holding); what is remembered besides saves
+// work alone. Not for concurrent use.
 type Node struct {
 	ns      *os.File // nil: the process's own
 	sysctls sysctls
 	netlink *netlink.Handle
+
+	texts  nat.Texts
+	guards guardTexts
 }
 
 // Open returns the Node of the network namespace ns, or of the process where ns is nil. sysctlDir is DefaultSysctls or
@@ -43,8 +47,8 @@ func handleAt(ns *os.File) (*netlink.Handle, error) {
 }
 
 // Plug makes sure that the veth pair of the pod exists, with its other end in the pod's namespace. It reports whether
-// it had to make one. What an earlier pod or a crash left under the same name is replaced.
-func (n *Node) Plug(pod string, podNS *os.File) (bool, error) {
+// it had to make one. What an earlier pod or a crash left under the same name is replaced. h, which Holding has returned, follows.
+func (n *Node) Plug(h *Holding, pod string, podNS *os.File) (bool, error) {
 	inside, err := handleAt(podNS)
 	if err != nil {
 		return false, fmt.Errorf("netlink socket of pod %s: %w", pod, err)
@@ -62,6 +66,7 @@ func (n *Node) Plug(pod string, podNS *os.File) (bool, error) {
 		return false, nil
 	}
 	if outer != nil {
+		h.outdated = true // what hung on the link goes with it
 		if err := n.netlink.LinkDel(outer); err != nil {
 			return false, fmt.Errorf("remove stale link %s: %w", outer.Attrs().Name, err)
 		}
@@ -72,7 +77,7 @@ func (n *Node) Plug(pod string, podNS *os.File) (bool, error) {
 	if inner != nil {
 		return false, ErrForeignLink
 	}
-	return true, n.addPair(pod, podNS)
+	return true, n.addPair(h, pod, podNS)
 }
 
 // isPair reports whether the two links are the ends of one veth pair, by the index that each has of the other.
@@ -85,7 +90,7 @@ func isPair(outer, inner netlink.Link, ether mac) bool {
 }
 
 // addPair makes the pair. Nothing comes in by it until Apply says which sources may.
-func (n *Node) addPair(pod string, podNS *os.File) error {
+func (n *Node) addPair(h *Holding, pod string, podNS *os.File) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.HardwareAddr = PortName(pod), nodeMAC[:]
 	ether := podMAC(pod)
@@ -103,8 +108,10 @@ func (n *Node) addPair(pod string, podNS *os.File) error {
 		err = n.netlink.LinkSetUp(link) // the other end shall have a carrier as soon as it is up
 	}
 	if err != nil {
+		h.outdated = true
 		return fmt.Errorf("port %s of pod %s: %w", attrs.Name, pod, err)
 	}
+	h.plugged(link)
 	return nil
 }
 
@@ -165,50 +172,4 @@ func AwaitPods(pods []*os.File) error {
 		defer h.Close()
 		return isUsable(h, nat.LegInterface)
 	})
-}
-
-// Holding is what a node holds already when an agent starts.
-type Holding struct {
-	// Answered are the addresses for which the kernel answers without any agent, by NIC.
-	Answered map[string][]netip.Addr
-	// Ports are the names of the legs' ends on the node.
-	Ports map[string]bool
-	// Active and Staged are the addresses whose packets are led to a pod, with the way to it: PortName or HopName.
-	Active, Staged map[netip.Addr]string
-	// Networks are the provider networks that have rules. Their MTU is not known.
-	Networks []Network
-
-	answered map[netip.Addr]bool // all of Answered
-}
-
-// Answers reports whether the kernel answers for a.
-func (h Holding) Answers(a netip.Addr) bool { return h.answered[a] }
-
-// Holding reads what the node holds.
-func (n *Node) Holding() (Holding, error) {
-	have, err := n.read()
-	h := Holding{Answered: map[string][]netip.Addr{}, Ports: map[string]bool{}, answered: map[netip.Addr]bool{}}
-	h.Active, h.Staged = map[netip.Addr]string{}, map[netip.Addr]string{}
-	for p := range have.proxies {
-		h.Answered[p.Dev] = append(h.Answered[p.Dev], p.Address)
-		h.answered[p.Address] = true
-	}
-	for name := range have.ports {
-		h.Ports[name] = true
-	}
-	for k := range have.routes {
-		port := have.routes[k].Dev
-		if via := have.routes[k].Via; via.IsValid() {
-			port = HopName(via)
-		}
-		switch {
-		case !k.ofAddress(have.routes[k]):
-		case k.Table == tableStaged:
-			h.Staged[k.To.Addr()] = port
-		default:
-			h.Active[k.To.Addr()] = port
-		}
-	}
-	h.Networks = have.networks()
-	return h, err
 }

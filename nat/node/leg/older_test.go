@@ -137,7 +137,7 @@ func TestAcross(t *testing.T) {
 	s, err := desired(Config{
 		Networks: []Network{red, blue}, Hops: []Hop{hop},
 		Legs: []Leg{{Pod: "b", Addresses: []netip.Addr{netip.MustParseAddr("198.51.100.50")}}},
-	}, surroundings{})
+	}, surroundings{guards: new(guardTexts)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -35,15 +35,15 @@ func kernelFamilies() []int {
 	return []int{unix.AF_INET, unix.AF_INET6}
 }
 
-// read returns what is ours in the kernel of the node.
-func (n *Node) read() (state, error) {
+// read returns what is ours in the kernel of the node, and all links.
+func (n *Node) read() (state, []netlink.Link, error) {
 	s := state{
 		ports: map[string]port{}, guards: map[string]string{}, rules: map[rule]struct{}{}, routes: map[routeKey]route{},
 		neighbours: map[neighbour]mac{}, proxies: map[proxy]struct{}{}, sysctls: map[string]string{}, older: older{},
 	}
 	links, err := again(n.netlink.LinkList)
 	if err != nil {
-		return s, fmt.Errorf("list links: %w", err)
+		return s, nil, fmt.Errorf("list links: %w", err)
 	}
 	names := map[int]string{}
 	for _, l := range links {
@@ -60,10 +60,10 @@ func (n *Node) read() (state, error) {
 	}
 	for _, step := range steps {
 		if err := step(); err != nil {
-			return s, err
+			return s, links, err
 		}
 	}
-	return s, nil
+	return s, links, nil
 }
 
 func readPorts(s *state, links []netlink.Link) {

@@ -24,7 +24,7 @@ func TestEverySetting(t *testing.T) {
 	r.config.Networks[0].Bare, r.config.Networks[0].Mark = true, 0x1000
 	r.config.Hops = []Hop{{Address: floating2, Pod: netip.MustParseAddr(hop.IP), Link: "calib"}}
 	r.apply()
-	have, err := r.kernel.read()
+	have, _, err := r.kernel.read()
 	if err != nil {
 		t.Fatal(err)
 	}

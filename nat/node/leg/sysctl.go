@@ -64,18 +64,30 @@ func (s sysctls) read(paths []string) (map[string]string, error) {
 	values := map[string]string{}
 	err := netns.Do(s.ns, func() error {
 		for _, path := range paths {
-			raw, err := os.ReadFile(filepath.Join(s.dir, path))
+			value, err := readSetting(filepath.Join(s.dir, path))
 			if errors.Is(err, os.ErrNotExist) {
 				continue
 			}
 			if err != nil {
-				return err
+				return fmt.Errorf("read %s: %w", path, err)
 			}
-			values[path] = strings.TrimSpace(string(raw))
+			values[path] = value
 		}
 		return nil
 	})
 	return values, err
+}
+
+// readSetting takes three calls of the kernel. os.ReadFile takes twice as many, and there are some for each leg.
+func readSetting(path string) (string, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(fd)
+	var buf [64]byte // a number, or a few
+	n, err := unix.Read(fd, buf[:])
+	return strings.TrimSpace(string(buf[:max(n, 0)])), err
 }
 
 // rpFilterOfAll holds for each link whose own value is not larger (Documentation/networking/ip-sysctl.rst).
