@@ -192,11 +192,10 @@ func (a *Agent) loop(ctx context.Context) error {
 		a.health.turn(time.Now())
 		if view, complete := a.source.View(); complete {
 			report, err := a.round(ctx, view)
-			if err != nil {
-				a.complain(err)
-				next = retry
-			} else {
+			if next = a.pause(err); err == nil {
 				a.complaint = ""
+			} else {
+				a.complain(err)
 			}
 			a.sink.Report(report)
 		}
@@ -212,6 +211,17 @@ func (a *Agent) loop(ctx context.Context) error {
 		case <-time.After(next):
 		}
 	}
+}
+
+// pause is the longest time to the next round, after one that ended with err.
+func (a *Agent) pause(err error) time.Duration {
+	switch {
+	case err != nil:
+		return retry
+	case a.fast.waiting.Load():
+		return 0
+	}
+	return lookAgain
 }
 
 // complain says each error once, however often it is met in a row.
@@ -248,12 +258,14 @@ func (a *Agent) round(ctx context.Context, v View) (report Report, err error) {
 	a.responders.keep(plan.audible(), plan.seen)
 	errs := []error{a.plug(&plan, &holding, d.Networks)}
 	was := a.fast.off
-	config, err, podlinks := a.apply(&d, plan, holding)
+	config, changed, err, podlinks := a.apply(&d, plan, holding)
 	errs = append(errs, err, podlinks)
 	plan.clear(err)
 	a.responders.set(ctx, plan.audible(), plan.leaving(v), plan.seen)
 	a.solicitor.set(ctx, bareNICs(d.Networks, plan.audible()))
-	errs = append(errs, a.speedUp(config, holding, was))
+	if !changed || !a.fast.postpone(config) {
+		errs = append(errs, a.speedUp(config, holding, was))
+	}
 	errs = append(errs, a.follow(v, plan))
 	errs = append(errs, a.dismiss(d))
 	a.forgetLinks(d)
@@ -268,7 +280,8 @@ func (a *Agent) round(ctx context.Context, v View) (report Report, err error) {
 
 // apply makes the node's kernel what the plan says: who translates before who routes, so that no packet of a floating
 // address reaches a pod that does not know it. An error of the former concerns the pods that need it, and no leg.
-func (a *Agent) apply(d *Decision, p plan, holding leg.Holding) (config leg.Config, applied, podlinks error) {
+// changed says whether the latter had something to do.
+func (a *Agent) apply(d *Decision, p plan, holding leg.Holding) (config leg.Config, changed bool, applied, podlinks error) {
 	d.Networks = p.mark(d.Networks, holding.Networks)
 	translated, podlinks := a.podlink.Apply(p.podlink(d.Networks, a.ClusterNetworks))
 	a.logChanges("node", leg.Report{Changes: translated.Changes})
@@ -284,11 +297,11 @@ func (a *Agent) apply(d *Decision, p plan, holding leg.Holding) (config leg.Conf
 	a.logChanges("node", slower)
 	report, applied := a.kernel.ApplyTo(holding, config)
 	a.logChanges("node", report)
-	return config, errors.Join(withdrawn, applied), podlinks
+	return config, len(report.Changes) > 0, errors.Join(withdrawn, applied), podlinks
 }
 
-// speedUp puts what goes by legs on the fast path, now that everything stands and is announced. was is why there was none in
-// the round before.
+// speedUp puts what goes by legs on the fast path, when everything stands and is announced. was is why there was none in the
+// round before.
 func (a *Agent) speedUp(config leg.Config, holding leg.Holding, was error) error {
 	report, err := a.fast.apply(config, holding)
 	a.logChanges("node", report)

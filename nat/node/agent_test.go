@@ -293,10 +293,12 @@ func installed(addresses ...netip.Addr) handover.State {
 	return s
 }
 
-// awaitReport waits until the latest report fits.
+// awaitReport waits until the latest report fits, and for what the round after it does for the fast path.
 func (b *bench) awaitReport(what string, fits func(Report) bool) Report {
 	b.t.Helper()
-	return b.within(patience, what, fits)
+	r := b.within(patience, what, fits)
+	b.await("the fast path", func() bool { return !b.agent.fast.waiting.Load() })
+	return r
 }
 
 func (b *bench) within(wait time.Duration, what string, fits func(Report) bool) Report {

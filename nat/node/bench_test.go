@@ -59,6 +59,7 @@ func BenchmarkManyAtOnce(bb *testing.B) {
 // the leg, from the leg to the first announcement on the wire and to the guest's first answer on the LAN. Medians; the
 // aim is an answer within 10 ms of the leg.
 func BenchmarkFirstAnswer(bb *testing.B) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(max(Parallel, runtime.GOMAXPROCS(0))))
 	b := newBench(bb)
 	links := make(chan netlink.LinkUpdate, 1024)
 	w := newKernelWatch(b.node.File, nil, nil)
@@ -226,19 +227,27 @@ func (b *bench) wide() {
 func (b *bench) addStanding(count int) {
 	b.t.Helper()
 	behind := nodetest.NewNamespace(b.t)
-	a := netip.MustParseAddr("192.168.128.0")
 	for n := range count {
-		a = a.Next()
-		name := leg.PortName(b.addObjects(n, a))
-		err := b.node.Link.LinkAdd(&netlink.Veth{
-			LinkAttrs: netlink.LinkAttrs{Name: name, TxQLen: -1, Flags: net.FlagUp}, PeerName: fmt.Sprintf("x%d", n),
-			PeerNamespace: netlink.NsFd(int(behind.File.Fd())),
-		})
-		if err != nil {
-			b.t.Fatal(err)
-		}
-		behind.Up(fmt.Sprintf("x%d", n)) // or each leg would be waited for
+		b.addStandingLeg(n, behind)
 	}
+}
+
+// addStandingLeg adds the n-th of such pods.
+func (b *bench) addStandingLeg(n int, behind *nodetest.Namespace) {
+	b.t.Helper()
+	err := b.node.Link.LinkAdd(&netlink.Veth{
+		LinkAttrs: netlink.LinkAttrs{Name: leg.PortName(b.addObjects(n, standing(n))), TxQLen: -1, Flags: net.FlagUp},
+		PeerName:  fmt.Sprintf("x%d", n), PeerNamespace: netlink.NsFd(int(behind.File.Fd())),
+	})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	behind.Up(fmt.Sprintf("x%d", n)) // or each leg would be waited for
+}
+
+// standing is the address of the n-th of such pods.
+func standing(n int) netip.Addr {
+	return netip.AddrFrom4([4]byte{192, 168, byte(128 + (n+1)/256), byte(n + 1)})
 }
 
 // quiet is an agent whose loop does not run. It takes each pod for one that it has reached and found right.
@@ -255,13 +264,20 @@ func (b *bench) quiet() *Agent {
 		a.responders.stop()
 		a.kernel.Close()
 	})
+	b.reached(a)
+	return a
+}
+
+// reached has a quiet agent believe that it has reached all pods.
+func (b *bench) reached(a *Agent) {
 	for address, held := range b.view.Addresses {
 		uid := strings.TrimPrefix(held.Owner.UID, "vm-")
-		s := newSession(context.Background(), "", log, a.Wake)
-		s.state, s.err = installed(address), nil
-		a.sessions[uid] = s
+		if a.sessions[uid] == nil {
+			s := newSession(context.Background(), "", a.Log, a.Wake)
+			s.state, s.err = installed(address), nil
+			a.sessions[uid] = s
+		}
 	}
-	return a
 }
 
 // addBare adds pods that have a sidecar and no guest.

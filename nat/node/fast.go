@@ -15,8 +15,10 @@ type fast struct {
 	never error
 	// off is why there is none in this round.
 	off error
-	// applied is the Config that stands, nil or an empty one for none. Unlike the others it is for every goroutine.
+	// applied is the Config that stands, nil or an empty one for none. Unlike those before it is for every goroutine.
 	applied atomic.Pointer[leg.Config]
+	// waiting: a round has left what new addresses need to the next one.
+	waiting atomic.Bool
 }
 
 var errFastPathOff = errors.New("switched off by --fast-path=false")
@@ -44,10 +46,21 @@ func (f *fast) wanted(c leg.Config) leg.Config {
 	return c
 }
 
-// withdraw comes before the routes change, apply when the addresses are announced: nobody waits for it.
+// withdraw comes before the routes change, apply when the addresses are announced.
 func (f *fast) withdraw(c leg.Config, h leg.Holding) (leg.Report, error) {
 	f.decide()
 	return f.node.Withdraw(f.wanted(c), h.Links)
+}
+
+// postpone reports whether apply is left to the next round, after one that has changed the node: guests of new addresses are
+// about to answer for the first time, and apply keeps the kernel busy for longer than that takes. It is if c only adds to what
+// stands; what is to leave the fast path does not wait. No two rounds in a row leave it, or a node where something changes all
+// the time would never have one.
+func (f *fast) postpone(c leg.Config) bool {
+	applied := f.applied.Load() // nil: nobody knows what stands
+	later := !f.waiting.Load() && applied != nil && fastpath.Extends(f.wanted(c), *applied)
+	f.waiting.Store(later)
+	return later
 }
 
 func (f *fast) apply(c leg.Config, h leg.Holding) (leg.Report, error) {
@@ -57,6 +70,7 @@ func (f *fast) apply(c leg.Config, h leg.Holding) (leg.Report, error) {
 		wanted = leg.Config{}
 	}
 	f.applied.Store(&wanted)
+	f.waiting.Store(false)
 	if errors.Is(err, fastpath.ErrNotSupported) {
 		f.never, f.off, err = err, err, nil
 	}

@@ -84,6 +84,48 @@ func TestClusterNetworks(t *testing.T) {
 	}
 }
 
+// TestExtends: who adds addresses has time, and whoever takes one away or leads it elsewhere has none.
+func TestExtends(t *testing.T) {
+	for name, tc := range map[string]struct {
+		change func(*leg.Config)
+		want   bool
+	}{
+		"the same": {func(*leg.Config) {}, true},
+		"silent":   {func(c *leg.Config) { c.Legs[0].Silent = c.Legs[0].Addresses }, true},
+		"another pod": {func(c *leg.Config) {
+			c.Legs = append(c.Legs, leg.Leg{Pod: "three", Addresses: []netip.Addr{fifty.Prev()}})
+		}, true},
+		"another order":   {func(c *leg.Config) { slices.Reverse(c.Legs) }, true},
+		"a pod less":      {func(c *leg.Config) { c.Legs = c.Legs[1:] }, false},
+		"an address less": {func(c *leg.Config) { c.Legs[0].Addresses = c.Legs[0].Addresses[:1] }, false},
+		"taken":           {func(c *leg.Config) { c.Legs[0].Idle = []netip.Addr{fifty} }, false},
+		"left":            {func(c *leg.Config) { c.Legs[1].Left = true }, false},
+		"staged":          {func(c *leg.Config) { c.Legs[1].Staged = true }, false},
+		"a new pod":       {func(c *leg.Config) { c.Legs[1].Pod = "three" }, false},
+		"another NIC":     {func(c *leg.Config) { c.Networks[0].Interface = "red1" }, false},
+		"another router":  {func(c *leg.Config) { c.Networks[1].Gateway = fifty6 }, false},
+		"no MTU":          {func(c *leg.Config) { c.Networks[0].MTU = 0 }, false},
+		"cluster":         {func(c *leg.Config) { c.ClusterNetworks = c.ClusterNetworks[1:] }, false},
+		"nothing":         {func(c *leg.Config) { *c = leg.Config{} }, false},
+	} {
+		c := config()
+		tc.change(&c)
+		if got := Extends(c, config()); got != tc.want {
+			t.Errorf("%s: %v, want %v", name, got, tc.want)
+		}
+	}
+	staged := config()
+	for i := range staged.Legs {
+		staged.Legs[i].Staged = true
+	}
+	for name, old := range map[string]leg.Config{"nothing": {}, "no guest": staged} {
+		old.ClusterNetworks = nil
+		if !Extends(config(), old) {
+			t.Errorf("after %s: want that it can wait", name)
+		}
+	}
+}
+
 // links are the numbers of the links in the namespace of n.
 func links(t *testing.T, n *Node) map[string]int {
 	t.Helper()

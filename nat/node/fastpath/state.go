@@ -76,6 +76,31 @@ func (l reachedList) legs() map[netip.Addr]int {
 	return legs
 }
 
+// Extends reports whether everything that the fast path of old lets pass passes that of c too, and by the same way.
+func Extends(c, old leg.Config) bool {
+	type passage struct {
+		pod     string
+		network leg.Network
+	}
+	passages := func(c leg.Config) map[netip.Addr]passage {
+		all := map[netip.Addr]passage{}
+		for _, l := range c.Legs {
+			for _, a := range usable(c, l) {
+				n, _ := c.NetworkOf(a)
+				all[a] = passage{l.Pod, n}
+			}
+		}
+		return all
+	}
+	now, before := passages(c), passages(old)
+	for a, p := range before {
+		if now[a] != p {
+			return false
+		}
+	}
+	return len(before) == 0 || slices.Equal(c.ClusterNetworks, old.ClusterNetworks)
+}
+
 // blueprint is a plan and all that it was made from. A plan has the rules of each leg, and most of the time it is the one
 // before.
 type blueprint struct {
