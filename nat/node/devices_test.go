@@ -108,10 +108,21 @@ func (s *suite) status() NodeStatus {
 
 // TestBondFailsOver: the active port of a bond loses its link while connections run, whether the bond keeps its Ethernet address
 // or takes that of the other port (fail_over_mac). They go on by the other port, and the LAN hears there who has the floating
-// addresses: neither the bond nor the VLAN device on it has an address of its own for which the kernel would say so.
+// addresses: neither the bond nor what stands on it has an address of its own for which the kernel would say so.
 func TestBondFailsOver(t *testing.T) {
-	for _, tt := range []struct{ policy, nic, tags string }{{"none", "bond0.100", "802.1Q 100"}, {"active", "bond0", ""}} {
-		t.Run(tt.policy, func(t *testing.T) {
+	for name, tt := range map[string]struct {
+		policy, nic, tags string
+		lay               []string
+	}{
+		"none":   {"none", "bond0.100", "802.1Q 100", []string{"ip link add link bond0 name bond0.100 type vlan id 100", "ip link set bond0.100 up"}},
+		"active": {"active", "bond0", "", nil},
+		"bridge": {"none", "br-ext", "", []string{
+			"ip link add br-ext type bridge", "ip link set bond0 master br-ext", "ip link set br-ext up"}},
+		"VLAN in a bridge": {"none", "br-ext", "802.1Q 100", []string{
+			"ip link add link bond0 name bond0.100 type vlan id 100", "ip link set bond0.100 up",
+			"ip link add br-ext type bridge", "ip link set bond0.100 master br-ext", "ip link set br-ext up"}},
+	} {
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := fastSuite(t)
 			s.bare()
@@ -119,8 +130,8 @@ func TestBondFailsOver(t *testing.T) {
 			s.node.Run("ip link set bond0 type bond active_slave red0")
 			if tt.tags != "" {
 				trunk(s.bench)
-				s.node.Run("ip link add link bond0 name bond0.100 type vlan id 100", "ip link set bond0.100 up")
 			}
+			s.node.Run(tt.lay...)
 			pool := s.view.Pools["lan"]
 			pool.Interface = tt.nic
 			s.view.Pools["lan"] = pool

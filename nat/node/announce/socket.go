@@ -12,6 +12,7 @@ import (
 	"github.com/mdlayher/arp"
 	"github.com/mdlayher/packet"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	vishnetns "github.com/vishvananda/netns"
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
@@ -24,22 +25,25 @@ type nic struct {
 	index   int
 	mac     string
 	running bool // up and with a carrier
-	// active is the port by which a bond sends, 0 where no bond is below or it sends by all. When it is another one, the switch
-	// behind that has not heard of us: the kernel speaks up for its own addresses alone (num_grat_arp in
+	// active are the numbers of the ports by which the bonds below send, without those that send by all. When it is another
+	// one, the switch behind that has not heard of us: the kernel speaks up for its own addresses alone (num_grat_arp in
 	// Documentation/networking/bonding.rst).
-	active int
+	active string
 }
 
 // finder looks NICs up in one namespace.
-type finder struct{ handle *netlink.Handle }
+type finder struct {
+	ns     *os.File
+	handle *netlink.Handle
+}
 
 func newFinder(ns *os.File) (finder, error) {
 	if ns == nil {
 		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-		return finder{h}, err
+		return finder{ns, h}, err
 	}
 	h, err := netlink.NewHandleAt(vishnetns.NsHandle(int(ns.Fd())), unix.NETLINK_ROUTE)
-	return finder{h}, err
+	return finder{ns, h}, err
 }
 
 func (f finder) find(name string) (nic, error) {
@@ -52,27 +56,62 @@ func (f finder) find(name string) (nic, error) {
 		return nic{}, fmt.Errorf("%s has no Ethernet address", name)
 	}
 	return nic{
-		index: a.Index, mac: string(a.HardwareAddr), running: a.RawFlags&unix.IFF_RUNNING != 0, active: f.active(l),
+		index: a.Index, mac: string(a.HardwareAddr), running: a.RawFlags&unix.IFF_RUNNING != 0, active: f.active(l, deepest),
 	}, nil
 }
 
-// active looks for a bond from a link down, by what VLAN devices and their like stand on.
-func (f finder) active(l netlink.Link) (port int) {
-	const deepest = 8 // MAX_NEST_DEV of include/linux/netdevice.h
-	for range deepest {
-		if bond, ok := l.(*netlink.Bond); ok {
-			return max(bond.ActiveSlave, 0)
-		}
-		below := l.Attrs().ParentIndex
-		if below == 0 || l.Type() == "veth" || l.Attrs().NetNsID >= 0 { // the other end, or a link elsewhere
-			return 0
-		}
-		var err error
-		if l, err = f.handle.LinkByIndex(below); err != nil {
-			return 0
-		}
+// deepest is how many links may stand on each other (MAX_NEST_DEV of include/linux/netdevice.h).
+const deepest = 8
+
+// active looks for bonds from a link down, by what VLAN devices and their like stand on, and by the ports of bridges.
+func (f finder) active(l netlink.Link, deep int) (ports string) {
+	if deep == 0 {
+		return ""
 	}
-	return 0
+	switch l := l.(type) {
+	case *netlink.Bond:
+		if l.ActiveSlave > 0 {
+			return fmt.Sprint(l.ActiveSlave, " ")
+		}
+		return ""
+	case *netlink.Bridge:
+		for _, kind := range []string{"bond", "vlan"} {
+			for _, port := range f.ports(l.Index, kind) {
+				ports += f.active(port, deep-1)
+			}
+		}
+		return ports
+	}
+	below := l.Attrs().ParentIndex
+	if below == 0 || l.Type() == "veth" || l.Attrs().NetNsID >= 0 { // the other end, or a link elsewhere
+		return ""
+	}
+	lower, err := f.handle.LinkByIndex(below)
+	if err != nil {
+		return ""
+	}
+	return f.active(lower, deep-1)
+}
+
+// ports are those of a bridge that are of a kind (IFLA_INFO_KIND). The kernel leaves the others out, which may be hundreds.
+func (f finder) ports(bridge int, kind string) (list []netlink.Link) {
+	_ = netns.Do(f.ns, func() error {
+		req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP)
+		req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+		req.AddData(nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(bridge))))
+		info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+		info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated(kind))
+		req.AddData(info)
+		messages, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+		for _, m := range messages {
+			if l, err := netlink.LinkDeserialize(nil, m); err == nil && l.Type() == kind && l.Attrs().MasterIndex == bridge {
+				list = append(list, l)
+			}
+		}
+		return err
+	})
+	slices.SortFunc(list, func(a, b netlink.Link) int { return a.Attrs().Index - b.Attrs().Index })
+	return list
 }
 
 // frames sends and receives packets of one protocol on one NIC. The Ethernet header is the kernel's business: it puts
