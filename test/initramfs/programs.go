@@ -22,6 +22,20 @@ func (t Tree) Copy(name, path string, mode fs.FileMode) error {
 	return nil
 }
 
+// CopyAll adds the files of a folder of this machine and of those below it, with the folder's name there. There need not be one.
+func (t Tree) CopyAll(name, folder string) error {
+	err := filepath.WalkDir(folder, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		return t.Copy(name+strings.TrimPrefix(path, folder), path, 0o644)
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
 // Busybox adds the static busybox under each of its names.
 func (t Tree) Busybox(ctx context.Context) error {
 	busybox, err := Program("busybox", "busybox-static")

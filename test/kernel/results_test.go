@@ -46,8 +46,18 @@ func TestResults(t *testing.T) {
 	if output := results.children[0].output.String(); !strings.Contains(output, "all is well") {
 		t.Errorf("the log of TestGood is %q", output)
 	}
+	if results.find([]string{"TestBad", "other"}) == nil || results.find([]string{"TestBad", "none"}) != nil {
+		t.Error("a subtest that ran is not found, or one that did not")
+	}
 	nothing, err := read(t.Context(), []byte("testing: warning: no tests to run\nPASS\n"))
 	if err != nil || nothing.fault() != "no test ran" {
 		t.Errorf("without a test: %q, %v", nothing.fault(), err)
+	}
+}
+
+// TestPattern: of other names none is matched.
+func TestPattern(t *testing.T) {
+	if have, want := pattern([]string{"TestA", "TestB/v1.8"}), `^TestA$|^TestB$/^v1\.8$`; have != want {
+		t.Errorf("the pattern is %q, want %q", have, want)
 	}
 }

@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -17,8 +19,8 @@ import (
 type Tests struct {
 	// Package is the folder of the package, below the module's.
 	Package string
-	// Run is the pattern of the tests, as of go test.
-	Run string
+	// Names are the tests, or subtests, as go test prints them. Each must be there.
+	Names []string
 	// Without are modules that the kernel shall not have.
 	Without []string
 	// Options are added to the kernel's command line.
@@ -33,6 +35,9 @@ type Tests struct {
 
 // Tag is the build tag of tests that run nowhere else.
 const Tag = "secondkernel"
+
+// A test finds the files of its package, and of those above it, where go test has them.
+const module, testdata = "module", "testdata"
 
 // patience bounds a machine's life.
 const patience = 10 * time.Minute
@@ -61,6 +66,11 @@ func (s Tests) On(t *testing.T, root, cacheDir string) {
 		t.Error(err)
 	}
 	results.tell(t)
+	for _, name := range s.Names {
+		if results.find(strings.Split(name, "/")) == nil {
+			t.Errorf("%s did not run", name)
+		}
+	}
 	if o.err != nil {
 		t.Error(o.err)
 	} else if o.status != 0 && !t.Failed() {
@@ -76,8 +86,16 @@ func (s Tests) equip(ctx context.Context, m machine, root, folder string) error 
 	if said, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w\n%s", build, err, said)
 	}
-	if err := m.tree.Copy("test/program", program, 0o755); err != nil {
+	if err := m.tree.Copy(filepath.Join(module, s.Package, "program"), program, 0o755); err != nil {
 		return err
+	}
+	if err := m.tree.Copy("etc/protocols", "/etc/protocols", 0o644); err != nil { // for nft
+		return err
+	}
+	for folder := s.Package; folder != "."; folder = filepath.Dir(folder) {
+		if err := m.tree.CopyAll(filepath.Join(module, folder, testdata), filepath.Join(root, folder, testdata)); err != nil {
+			return err
+		}
 	}
 	for name, debianPackage := range programs {
 		if err := m.tree.Program(name, debianPackage); err != nil {
@@ -103,8 +121,18 @@ func (s Tests) command() string {
 	for _, module := range s.Modules {
 		fmt.Fprintf(&lines, "modprobe %s || exit 1\n", module)
 	}
-	fmt.Fprintf(&lines, "export FLOATIP_TEST_ROOT=1\nexec ./program -test.v=test2json -test.run '%s' -test.timeout %s\n", s.Run, patience)
+	fmt.Fprintf(&lines, "export FLOATIP_TEST_ROOT=1\ncd /%s\nexec ./program -test.v=test2json -test.run '%s' -test.timeout %s\n",
+		filepath.Join(module, s.Package), pattern(s.Names), patience)
 	return lines.String()
+}
+
+// pattern matches the names and no others, as go test -run has it.
+func pattern(names []string) string {
+	var whole []string
+	for _, name := range names {
+		whole = append(whole, "^"+strings.ReplaceAll(regexp.QuoteMeta(name), "/", "$/^")+"$")
+	}
+	return strings.Join(whole, "|")
 }
 
 // result is a test with its subtests, in the order of their beginnings. The root has the output that belongs to no test.
@@ -148,6 +176,18 @@ func read(ctx context.Context, output []byte) (*result, error) {
 		}
 	}
 	return root, nil
+}
+
+// find returns the test below r with this path of names, nil if there is none.
+func (r *result) find(path []string) *result {
+	for _, name := range path {
+		i := slices.IndexFunc(r.children, func(child *result) bool { return child.name == name })
+		if i < 0 {
+			return nil
+		}
+		r = r.children[i]
+	}
+	return r
 }
 
 // fault says what is wrong with a test, or with the root, "" for nothing.
