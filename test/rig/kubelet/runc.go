@@ -129,9 +129,18 @@ func (r runc) signal(ctx context.Context, id string, signal syscall.Signal) erro
 	return err
 }
 
+// removals is how often a container is killed and waited for: runc itself gives it ten seconds to end (delete.go, killContainer),
+// which an emulator on a busy machine has exceeded.
+const removals = 6
+
 // remove forgets the container, after it has killed it if it still runs. It is fine if there is none.
-func (r runc) remove(ctx context.Context, id string) error {
-	return r.do(ctx, "delete", "--force", id)
+func (r runc) remove(ctx context.Context, id string) (err error) {
+	for range removals {
+		if err = r.do(ctx, "delete", "--force", id); err == nil || !strings.Contains(err.Error(), "container init still running") {
+			return err
+		}
+	}
+	return err
 }
 
 // exec runs a command in the container, with the container's own environment.
