@@ -21,6 +21,16 @@ func optOutPolicy(t *testing.T, w *world) {
 	before := n.create("before", out)
 	held := n.create("held", nil)
 	address := n.bound(held)
+	dying := n.create("dying", out)
+	if n.settledVM("dying"); templateOut(n.get("dying")) { // with KubeVirt's finalizer
+		t.Fatal("the template has the mark before there is a policy, so this shows nothing")
+	}
+	if err := n.patch("dying", `{"metadata":{"finalizers":["example.com/one"]}}`); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.admin.Delete(n.ctx, dying); err != nil {
+		t.Fatal(err)
+	}
 	dir := filepath.Join(w.root, "manifests", "opt-out")
 	if _, err := w.cluster.Kubectl(n.ctx, nil, "apply", "-k", dir); err != nil {
 		t.Fatal(err)
@@ -53,6 +63,14 @@ func optOutPolicy(t *testing.T, w *world) {
 			}
 		}
 	}
+	labelled := n.newVM("labelled", out)
+	labelled.Spec.Template.ObjectMeta.Labels = map[string]string{"x": "y"}
+	if err := n.admin.Create(n.ctx, labelled); err != nil {
+		t.Fatal(err)
+	}
+	if got := labelled.Spec.Template.ObjectMeta; !templateOut(labelled) || got.Labels["x"] != "y" {
+		t.Errorf("a template with labels alone has %v and %v", got.Labels, got.Annotations)
+	}
 	if vm := n.create("in", nil); templateOut(vm) || n.bound(vm) == "" {
 		t.Errorf("a VM that did not opt out: %v", vm.Spec.Template.ObjectMeta.Annotations)
 	}
@@ -61,6 +79,16 @@ func optOutPolicy(t *testing.T, w *world) {
 	}
 	if vm := n.get("held"); templateOut(vm) || n.bound(vm) != address {
 		t.Errorf("a VM that holds an address: %v, template %v", vm.Annotations, vm.Spec.Template.ObjectMeta.Annotations)
+	}
+	n.awaitCachedDeletion("dying")
+	if err := n.patch("dying", `{"metadata":{"labels":{"a":"b"}}}`); err != nil {
+		t.Error(err)
+	}
+	if vm := n.get("dying"); templateOut(vm) {
+		t.Errorf("a VM that is being deleted: template %v", vm.Spec.Template.ObjectMeta.Annotations)
+	}
+	if err := n.patch("dying", `{"metadata":{"finalizers":null}}`); err != nil {
+		t.Error(err)
 	}
 	for name, flags := range map[string][]string{"client-side": nil, "server-side": {"--server-side", "--field-manager=argocd-controller"}} {
 		n.appliesAgain(name, n.manifest(name, out), flags)

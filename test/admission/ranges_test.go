@@ -119,4 +119,23 @@ func TestPortRanges(t *testing.T) {
 	if len(nat.Bindings) != 1 || nat.Bindings[0].Floating.String() != address || !slices.Equal(nat.Bindings[0].Ports, want) {
 		t.Errorf("the description binds %+v, want %s with ports %+v", nat.Bindings, address, want)
 	}
+	t.Run("OptOutOfABareTemplate", func(t *testing.T) { optOutOfABareTemplate(t, n) })
+}
+
+// optOutOfABareTemplate: manifests/opt-out marks a template that has no metadata at all. KubeVirt's webhook would give it
+// some, so this is shown without KubeVirt's programs.
+func optOutOfABareTemplate(t *testing.T, n *tenant) {
+	if _, err := n.cluster.Kubectl(n.ctx, nil, "apply", "-k", filepath.Join(n.root, "manifests", "opt-out")); err != nil {
+		t.Fatal(err)
+	}
+	n.wait("the policy to mark the template", func(ctx context.Context) error {
+		raw, err := n.rawREST("somebody").Post().AbsPath("/apis/kubevirt.io/v1/namespaces", n.ns, "virtualmachines").
+			Param("dryRun", "All").SetHeader("Content-Type", "application/json").Body([]byte(`{"apiVersion":"kubevirt.io/v1",
+			"kind":"VirtualMachine","metadata":{"name":"bare","annotations":{"floatip.io/enabled":"false"}},
+			"spec":{"runStrategy":"Halted","template":{"spec":{"domain":{"devices":{}}}}}}`)).DoRaw(ctx)
+		if err == nil && !strings.Contains(string(raw), `"template":{"metadata":{"annotations":{"floatip.io/enabled":"false"}}`) {
+			err = fmt.Errorf("it is %s", raw)
+		}
+		return err
+	})
 }
