@@ -78,7 +78,8 @@ func (m machine) run(ctx context.Context, folder, command string) outcome {
 	if err := os.WriteFile(at("initrd"), m.tree.Bytes(), 0o600); err != nil {
 		return outcome{err: err}
 	}
-	qemu := exec.CommandContext(ctx, "qemu-system-x86_64", "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2",
+	// One processor: with two, the emulated kernel stood still now and then (docs/decisions/second-kernel.md).
+	qemu := exec.CommandContext(ctx, "qemu-system-x86_64", "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1",
 		"-m", strconv.Itoa(m.memory), "-nographic", "-nodefaults", "-no-user-config", "-no-reboot", "-kernel", m.kernel.Image,
 		"-initrd", at("initrd"), "-append", "console=ttyS0 quiet panic=-1 "+m.options, "-serial", "file:"+at("console"),
 		"-device", "virtio-serial-pci",
