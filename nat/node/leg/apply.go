@@ -34,7 +34,8 @@ func (n *Node) Apply(c Config) (Report, error) {
 // h is what Holding has just returned; Plug alone may have changed the node since. To read all of it anew would take longer than
 // what is left to do for a new address.
 //
-// What is there already is not touched, so a second ApplyTo changes nothing and an agent that starts anew interrupts nothing. The order is that of a safe withdrawal, and of make before break:
+// What is there already is not touched, so a second ApplyTo changes nothing and an agent that starts anew interrupts
+// nothing. The order is that of a safe withdrawal, and of make before break:
 //
 //	stop answering → send on what comes late → routes of addresses that left → all that is new → old rules and
 //	ways back → connection tracking → old neighbours → old legs
