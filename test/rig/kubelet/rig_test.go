@@ -68,13 +68,7 @@ var crashed = reaper.Register("kubelet test", func(ctx context.Context, dir stri
 	if err := Remove(ctx, filepath.Join(dir, "node-1")); err != nil {
 		return err
 	}
-	network, err := lan.Open(dir)
-	if err == nil {
-		err = network.Close()
-	} else if errors.Is(err, os.ErrNotExist) {
-		err = nil
-	}
-	return errors.Join(err, os.RemoveAll(dir))
+	return errors.Join(lan.Remove(dir), os.RemoveAll(dir))
 })
 
 func startNode(t *testing.T, objects ...runtime.Object) *node {

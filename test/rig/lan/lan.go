@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -55,6 +56,18 @@ func Start(dir string, nodes int) (_ *LAN, err error) {
 		}
 	}()
 	return l, l.build()
+}
+
+// Remove removes the LAN that Start made with this dir, in this process or another. It is fine if there is none.
+func Remove(dir string) error {
+	l, err := Open(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return l.Close()
 }
 
 // Open returns the LAN that Start made with this dir, in this process or another. The error is fs.ErrNotExist if there

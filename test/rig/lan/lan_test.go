@@ -17,13 +17,7 @@ import (
 
 // crashed removes the LAN of a test that was killed, with the folder that testing gave it.
 var crashed = reaper.Register("lan test", func(_ context.Context, dir string) error {
-	l, err := Open(dir)
-	if err == nil {
-		err = l.Close()
-	} else if errors.Is(err, os.ErrNotExist) {
-		err = nil
-	}
-	return errors.Join(err, os.RemoveAll(filepath.Dir(dir)))
+	return errors.Join(Remove(dir), os.RemoveAll(filepath.Dir(dir)))
 })
 
 // start returns a LAN that is removed when the test ends.
