@@ -95,7 +95,8 @@ func (n *Node) Withdraw(c leg.Config, links map[string]int) (report leg.Report, 
 }
 
 // Apply makes the kernel let packets of the addresses pass as c says, and nothing else. What is there already is not
-// touched. links as for Withdraw. A kernel that cannot forward at the ingress makes it fail with ErrNotSupported, and holds nothing then.
+// touched. links as for Withdraw. A kernel that cannot forward at the ingress makes it fail with ErrNotSupported, and holds
+// nothing then.
 func (n *Node) Apply(c leg.Config, links map[string]int) (report leg.Report, err error) {
 	k, err := n.open()
 	if err != nil {
