@@ -11,6 +11,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"floatip.io/floatip/test/rig/cgroup"
 )
 
 // containerID names a container for runc.
@@ -61,7 +63,7 @@ func (w *worker) launch(
 	bundle := w.k.paths.bundle(pod.UID, c.Name)
 	spec, err := ociSpec(containerInput{
 		pod: pod, container: c, image: image, env: env, volumes: w.volumes, sandbox: *w.sandbox, bundle: bundle,
-		cgroup: "/" + w.k.lan.Prefix + "-" + containerID(pod, c.Name),
+		cgroup: filepath.Join(cgroup.Of(w.k.paths.dir), containerID(pod, c.Name)),
 	})
 	if err != nil {
 		return reasonConfig, nil, err

@@ -21,6 +21,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
+	"floatip.io/floatip/test/rig/cgroup"
 	"floatip.io/floatip/test/rig/lan"
 )
 
@@ -95,6 +96,9 @@ func (k *Kubelet) Run(ctx context.Context) error {
 	if err := removeContainers(ctx, k.runc); err != nil {
 		return fmt.Errorf("remove containers of an earlier run: %w", err)
 	}
+	if err := cgroup.Make(cgroup.Of(k.paths.dir)); err != nil {
+		return fmt.Errorf("control group of the node: %w", err)
+	}
 	// Workers still report while they end.
 	broadcaster := record.NewBroadcaster(record.WithContext(context.WithoutCancel(ctx)))
 	defer broadcaster.Shutdown()
@@ -167,7 +171,7 @@ func (k *Kubelet) observe(ctx context.Context, pod *corev1.Pod, gone bool) {
 // removes the folder. The stand-in itself must have ended. It is fine if there is nothing.
 func Remove(ctx context.Context, dir string) error {
 	p := paths{dir}
-	errs := []error{removeContainers(ctx, runc{p.runc()})}
+	errs := []error{removeContainers(ctx, runc{p.runc()}), cgroup.Remove(cgroup.Of(dir))}
 	mounts, err := mountsBelow(dir)
 	errs = append(errs, err)
 	for _, path := range mounts {

@@ -10,6 +10,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"floatip.io/floatip/test/rig/cgroup"
 )
 
 // sidecar is a native sidecar with what the webhook gives to floatip's.
@@ -107,13 +109,13 @@ func TestSidecarRunsAsThePodSays(t *testing.T) {
 	})
 }
 
-// readCgroup returns the memory limit of a container, by cgroup v1 or v2.
+// readCgroup returns the memory limit of a container, by cgroup v1 or v2. The container's group is one of the node's.
 func readCgroup(t *testing.T, n *node, pod *corev1.Pod, container string) string {
 	t.Helper()
-	name := n.lan.Prefix + "-" + containerID(pod, container)
+	name := filepath.Join(cgroup.Of(n.dir), containerID(pod, container))
 	for _, path := range []string{
-		"/sys/fs/cgroup/memory/" + name + "/memory.limit_in_bytes",
-		"/sys/fs/cgroup/" + name + "/memory.max",
+		"/sys/fs/cgroup/memory" + name + "/memory.limit_in_bytes",
+		"/sys/fs/cgroup" + name + "/memory.max",
 	} {
 		if raw, err := os.ReadFile(path); err == nil {
 			return strings.TrimSpace(string(raw))

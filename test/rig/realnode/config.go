@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+
+	"floatip.io/floatip/test/rig/cgroup"
 )
 
 // Config says what a node is and with what it runs. Every field is required.
@@ -142,7 +144,7 @@ func (c Config) kubeletConfiguration() any {
 		},
 		"authorization":               map[string]any{"mode": "Webhook"},
 		"cgroupDriver":                "cgroupfs",
-		"cgroupRoot":                  c.cgroup(),
+		"cgroupRoot":                  cgroup.Of(c.Dir),
 		"failCgroupV1":                false, // kubelet 1.35 and later refuse cgroup v1 otherwise
 		"enforceNodeAllocatable":      []string{},
 		"makeIPTablesUtilChains":      false,

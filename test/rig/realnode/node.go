@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"floatip.io/floatip/test/rig/cgroup"
 )
 
 // programs are those of the machine that a node runs, beside the ones of Config.
@@ -44,7 +46,7 @@ func Prepare(c Config, images map[string]Image, realNode string) (path string, a
 	if err := WriteImages(c.Dir, images); err != nil {
 		return "", nil, err
 	}
-	if err := makeCgroup(c.cgroup()); err != nil {
+	if err := cgroup.Make(cgroup.Of(c.Dir)); err != nil {
 		return "", nil, fmt.Errorf("control group of %s: %w", c.Name, err)
 	}
 	return "unshare", []string{
@@ -53,7 +55,7 @@ func Prepare(c Config, images map[string]Image, realNode string) (path string, a
 }
 
 // Remove removes what a node leaves outside of its folder. Its processes must have ended. It is fine if there was none.
-func Remove(dir string) error { return removeCgroup(cgroupOf(dir)) }
+func Remove(dir string) error { return cgroup.Remove(cgroup.Of(dir)) }
 
 // Path returns where this machine has a path below /var/lib of the node whose folder is dir.
 func Path(dir, path string) string {

@@ -142,37 +142,3 @@ func entries(t *testing.T, layer []byte) (all []string) {
 		all = append(all, fmt.Sprintf("%s %o %s", header.Name, header.Mode, content))
 	}
 }
-
-// The node's control groups go with all below them, and their removal may be repeated.
-func TestCgroups(t *testing.T) {
-	if os.Geteuid() != 0 {
-		if os.Getenv("FLOATIP_TEST_ROOT") == "1" {
-			t.Fatal("this test makes control groups: run it as root")
-		}
-		t.Skip("not root: cannot make control groups")
-	}
-	name := cgroupOf(filepath.Join(t.TempDir(), "node-1"))
-	t.Cleanup(func() { removeCgroup(name) })
-	all, err := hierarchies()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := makeCgroup(name); err != nil {
-		t.Fatal(err)
-	}
-	for _, hierarchy := range all {
-		if err := os.MkdirAll(filepath.Join(hierarchy, name, "kubepods", "burstable"), 0o755); err != nil {
-			t.Error(err)
-		}
-	}
-	for range 2 {
-		if err := removeCgroup(name); err != nil {
-			t.Error(err)
-		}
-	}
-	for _, hierarchy := range all {
-		if _, err := os.Stat(filepath.Join(hierarchy, name)); !os.IsNotExist(err) {
-			t.Errorf("%s is left in %s (%v)", name, hierarchy, err)
-		}
-	}
-}

@@ -1,0 +1,41 @@
+package cgroup
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// The node's control groups go with all below them, and their removal may be repeated.
+func TestRemove(t *testing.T) {
+	if os.Geteuid() != 0 {
+		if os.Getenv("FLOATIP_TEST_ROOT") == "1" {
+			t.Fatal("this test makes control groups: run it as root")
+		}
+		t.Skip("not root: cannot make control groups")
+	}
+	name := Of(filepath.Join(t.TempDir(), "node-1"))
+	t.Cleanup(func() { Remove(name) })
+	all, err := Hierarchies()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Make(name); err != nil {
+		t.Fatal(err)
+	}
+	for _, hierarchy := range all {
+		if err := os.MkdirAll(filepath.Join(hierarchy, name, "kubepods", "burstable"), 0o755); err != nil {
+			t.Error(err)
+		}
+	}
+	for range 2 {
+		if err := Remove(name); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, hierarchy := range all {
+		if _, err := os.Stat(filepath.Join(hierarchy, name)); !os.IsNotExist(err) {
+			t.Errorf("%s is left in %s (%v)", name, hierarchy, err)
+		}
+	}
+}
