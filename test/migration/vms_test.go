@@ -94,7 +94,8 @@ func arrived(ctx context.Context, t *testing.T, s *story.Story, v vm, from *kube
 				return err
 			}
 			if fip.Status.Node != vmi.Status.NodeName || fip.Status.Phase != v1alpha1.PhaseReady || fip.Status.Pod != state.TargetPod {
-				return fmt.Errorf("%s is %s on %s, pod %s", a, fip.Status.Phase, fip.Status.Node, fip.Status.Pod)
+				return fmt.Errorf("%s is %s on %s, pod %s: %s", a, fip.Status.Phase, fip.Status.Node, fip.Status.Pod,
+					story.Unmet(fip.Status.Conditions))
 			}
 			// The old node's word comes a moment after the rest.
 			if m := fip.Status.LastMove; m == nil || m.To != vmi.Status.NodeName || int(m.Connections) < connections {

@@ -214,15 +214,15 @@ func (s *Story) WaitReady(ctx context.Context, address netip.Addr) (fip *v1alpha
 			return err
 		}
 		if fip.Status.Phase != v1alpha1.PhaseReady {
-			return fmt.Errorf("phase %s: %s", fip.Status.Phase, unmet(fip.Status.Conditions))
+			return fmt.Errorf("phase %s: %s", fip.Status.Phase, Unmet(fip.Status.Conditions))
 		}
 		return nil
 	})
 	return fip, err
 }
 
-// unmet lists the conditions that are not true.
-func unmet(conditions []metav1.Condition) string {
+// Unmet lists the conditions that are not true, with what they say.
+func Unmet(conditions []metav1.Condition) string {
 	var list []string
 	for _, c := range conditions {
 		if c.Status != metav1.ConditionTrue {
