@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 
 	"floatip.io/floatip"
@@ -27,6 +28,7 @@ const (
 	plainRouting = "plain routing"
 	masquerade   = "masquerade"        // on a node without floatip
 	withoutBrNF  = "without bridge-nf" // the same, and br_netfilter does not work in the pod
+	bridged      = "CNI bridge"        // masquerade, the pod behind a bridge of the node, where br_netfilter works too
 	beside       = "beside"            // masquerade on a node with floating addresses: what floatip costs the others
 	floatingIP   = "floating IP"
 	walled       = "1000 entries" // a floating address behind a firewall of that many
@@ -42,16 +44,14 @@ func newPaths(b *testing.B) []path {
 	for n, p := range []struct {
 		name  string
 		cloud *lab.Cloud
-	}{{masquerade, bare}, {withoutBrNF, bare}, {beside, c}} {
-		vm := p.cloud.AddVM(b, n+2)
-		vm.KubeVirt(b)
-		p.cloud.Host.IP(b, "route add "+vm.Pod4+" via "+lab.Node4, "-6 route add "+vm.Pod6+" via "+lab.Node6)
-		paths = append(paths, path{p.name, p.cloud.Host, vm, [2]string{vm.Pod4, vm.Pod6}})
+	}{{masquerade, bare}, {withoutBrNF, bare}, {beside, c}, {bridged, bare}} {
+		paths = append(paths, masqueraded(b, p.cloud, p.name, p.cloud.AddVM(b, n+2)))
 	}
+	bare.BridgePod(b, paths[4].vm)
 	if bridgeNetfilter(paths[2]) != "absent" {
 		paths[2].vm.Pod.Sysctl(b, "net.bridge.bridge-nf-call-iptables=0", "net.bridge.bridge-nf-call-ip6tables=0")
 	}
-	floating, closed, ordinary := c.AddVM(b, 5), c.AddVM(b, 6), c.AddVM(b, 7)
+	floating, closed, ordinary := c.AddVM(b, 6), c.AddVM(b, 7), c.AddVM(b, 8)
 	plug(b, c, []*lab.VM{floating, closed}, ordinary)
 	for vm, firewall := range map[*lab.VM]*floatip.Firewall{floating: nil, closed: manyEntries(), ordinary: nil} {
 		vm.KubeVirt(b)
@@ -61,6 +61,14 @@ func newPaths(b *testing.B) []path {
 		path{floatingIP, c.Host, floating, [2]string{floating.Floating4, floating.Floating6}},
 		path{walled, c.Host, closed, [2]string{closed.Floating4, closed.Floating6}},
 		path{slow, c.Host, ordinary, [2]string{ordinary.Floating4, ordinary.Floating6}})
+}
+
+// masqueraded is the path to vm by its pod's address, through KubeVirt's own table.
+func masqueraded(b *testing.B, c *lab.Cloud, name string, vm *lab.VM) path {
+	b.Helper()
+	vm.KubeVirt(b)
+	c.Host.IP(b, "route add "+vm.Pod4+" via "+lab.Node4, "-6 route add "+vm.Pod6+" via "+lab.Node6)
+	return path{name, c.Host, vm, [2]string{vm.Pod4, vm.Pod6}}
 }
 
 // plug makes the legs of the VMs as the node agent does, by its own code. Those of ordinary are not on the fast path.
@@ -152,13 +160,19 @@ func manyEntries() *floatip.Firewall {
 	return f
 }
 
-// install writes floatip's rules into the pod of vm, both families.
+// install writes floatip's rules into the pod of vm, both families, with its port list.
 func install(b *testing.B, vm *lab.VM, firewall *floatip.Firewall) {
 	b.Helper()
+	var ports []floatip.Port
+	for _, l := range vm.Ports {
+		ports = append(ports, floatip.Port{
+			Protocol: strings.ToUpper(l.Protocol), Number: uint16(l.Number), Last: uint16(l.Last),
+		})
+	}
 	binding := func(floating, fixed, gateway, network string) floatip.Binding {
 		return floatip.Binding{
 			Floating: netip.MustParseAddr(floating), Fixed: netip.MustParseAddr(fixed),
-			Gateway: netip.MustParseAddr(gateway), GuestNetwork: netip.MustParsePrefix(network),
+			Gateway: netip.MustParseAddr(gateway), GuestNetwork: netip.MustParsePrefix(network), Ports: ports,
 		}
 	}
 	p := floatip.PodNAT{

@@ -150,6 +150,22 @@ table inet cni {
 }`)
 }
 
+// BridgePod makes the VM's pod a port of the node's bridge cni0 in place of a routed link, as CNI's plugin "bridge" does and
+// those that call it. Where br_netfilter is loaded, it works on this bridge too.
+func (c *Cloud) BridgePod(t testing.TB, vm *VM) {
+	t.Helper()
+	port := "cni-" + vm.name
+	c.Node.IP(t, "link add cni0 type bridge", "link set cni0 up", "-6 addr del fe80::1/64 dev "+port,
+		"-6 addr add fe80::1/64 dev cni0 nodad", "link set "+port+" master cni0",
+		"route replace "+vm.Pod4+" dev cni0", "-6 route replace "+vm.Pod6+" dev cni0")
+	c.Node.Sysctl(t, "net.ipv4.conf.cni0.proxy_arp=1", "net.ipv4.neigh.cni0.proxy_delay=0")
+	c.Node.NFT(t, fmt.Sprintf(`
+add element inet cni pods { cni0 }
+add element inet cni own4 { cni0 . %s }
+add element inet cni own6 { cni0 . %s }`, vm.Pod4, vm.Pod6))
+	c.Node.Settle(t)
+}
+
 // VM is a guest behind a virt-launcher pod.
 type VM struct {
 	Pod, Guest         *Namespace
