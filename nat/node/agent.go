@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"floatip.io/floatip/nat/node/announce"
+	"floatip.io/floatip/nat/node/appear"
 	"floatip.io/floatip/nat/node/leg"
 	"floatip.io/floatip/nat/node/peer"
 	"floatip.io/floatip/nat/node/podlink"
@@ -95,7 +96,9 @@ type Agent struct {
 	podlink    *podlink.Node
 	links      map[linkKey]string  // by which link a pod was reached last
 	sessions   map[string]*session // by pod UID
-	followers  sync.WaitGroup      // of moves; each ends with its session
+	watcher    *appear.Watcher     // of sessions that have not reached their sidecar
+	pauses     pauses
+	followers  sync.WaitGroup // of moves; each ends with its session
 	responders *responders
 	solicitor  *solicitor
 	tests      tests
@@ -118,6 +121,7 @@ func NewAgent(o Options, source Source, sink Sink) (*Agent, error) {
 	a := &Agent{
 		Options: o, source: source, sink: sink, wake: make(chan struct{}, 1), kernel: kernel,
 		podlink: podlink.Open(o.NetNS), links: map[linkKey]string{}, sessions: map[string]*session{}, tests: tests{},
+		watcher: appear.NewWatcher(o.KubeletDir, o.Log), pauses: usualPauses,
 	}
 	a.responders, a.solicitor, a.fast = newResponders(o, a.Wake), newSolicitor(o), newFast(o)
 	if a.exchange, err = newExchange(o, a.Wake); err != nil {
@@ -152,6 +156,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	go a.serveStatus(lock)
 	defer a.kernel.Close()
 	defer a.followers.Wait()
+	defer a.watcher.Close()
 	defer a.stopSessions()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -365,7 +370,7 @@ func (a *Agent) dismiss(d Decision) error {
 			_, err := leg.ClearPod(ns)
 			return err
 		})
-		if err != nil && !errors.Is(err, errNotReached) {
+		if err != nil && s.reached() { // a pod that was never reached has nothing of ours
 			errs = append(errs, fmt.Errorf("clear pod %s: %w", uid, err))
 		}
 		s.close()

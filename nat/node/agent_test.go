@@ -167,6 +167,13 @@ func (l *testLog) Write(p []byte) (int, error) {
 	return l.said.Write(p)
 }
 
+// count returns how often the words were said.
+func (l *testLog) count(words string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Count(l.said.String(), words)
+}
+
 // publish gives the view to the agent.
 func (b *bench) publish() {
 	b.cluster.set(b.view)
@@ -185,6 +192,7 @@ type vm struct {
 // sidecar is the real server of package handover, with a state that the test sets.
 type sidecar struct {
 	server *handover.Server
+	stop   func()     // its socket stays, as that of a killed one does
 	mu     sync.Mutex // guards state
 	state  handover.State
 }
@@ -274,10 +282,11 @@ func (b *bench) serveSidecar(p *nodetest.Pod, uid string, addresses ...netip.Add
 			b.t.Error(err)
 		}
 	}()
-	b.t.Cleanup(func() {
+	s.stop = func() {
 		cancel()
 		<-done
-	})
+	}
+	b.t.Cleanup(s.stop)
 	return s
 }
 

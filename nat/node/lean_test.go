@@ -70,10 +70,3 @@ func TestKernelWithoutIPv6(t *testing.T) {
 		return err == nil && status.Problem == ""
 	})
 }
-
-// count returns how often the words were said.
-func (l *testLog) count(words string) int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Count(l.said.String(), words)
-}

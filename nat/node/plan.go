@@ -92,7 +92,7 @@ func (a *Agent) sessionOf(ctx context.Context, g Grant) *session {
 		log := a.Log.With("pod", g.Pod.Namespace+"/"+g.Pod.Name)
 		s = newSession(ctx, socketPath(a.KubeletDir, g.Pod.UID), log, a.Wake)
 		if g.Delivery.InPod() {
-			s.start()
+			s.start(a.watcher, a.pauses)
 		}
 		a.sessions[g.Pod.UID] = s
 	}

@@ -7,38 +7,27 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
 
 	"floatip.io/floatip"
 	"floatip.io/floatip/nat"
 	"floatip.io/floatip/nat/handover"
+	"floatip.io/floatip/nat/node/appear"
 	"floatip.io/floatip/nat/node/leg"
 	"floatip.io/floatip/nat/node/unread"
 )
 
-const (
-	// dialFirst and dialMost bound the pause between two attempts to reach a sidecar. A pod that just started has no
-	// socket yet; one attempt costs a few microseconds.
-	dialFirst = 50 * time.Millisecond
-	dialMost  = 2 * time.Second
-	// dialAbsent bounds it while there is no socket: the pod is being made, and a guest that migrates into it comes soon.
-	dialAbsent = 200 * time.Millisecond
-)
-
-// socketPath returns where the kubelet keeps the sidecar's socket (kubelet pkg/volume/emptydir:
-// "kubernetes.io~empty-dir").
-func socketPath(kubelet, pod string) string {
-	return filepath.Join(kubelet, "pods", pod, "volumes", "kubernetes.io~empty-dir", floatip.SocketVolume, floatip.SocketFile)
-}
-
 // session keeps in touch with one sidecar, for as long as its pod is granted addresses.
 type session struct {
 	path    string
+	watcher *appear.Watcher
+	pauses  pauses
+	hints   *rate.Limiter
 	log     *slog.Logger
 	wake    func()
 	guests  *guests
@@ -64,18 +53,18 @@ type session struct {
 	pinned  bool // the pod's bridge remembers when it last heard the guest
 }
 
-// newSession keeps what is known of a pod. wake is called at each change that matters.
+// newSession keeps what is known of a pod, whose sidecar's socket is at path. wake is called at each change that matters.
 func newSession(ctx context.Context, path string, log *slog.Logger, wake func()) *session {
 	ctx, cancel := context.WithCancel(ctx)
 	return &session{
-		path: path, log: log, wake: wake, guests: newGuests(log, wake),
+		path: path, hints: newHints(), log: log, wake: wake, guests: newGuests(log, wake),
 		ctx: ctx, cancel: cancel, err: errNotReached,
 	}
 }
 
-// start begins to look for the sidecar.
-func (s *session) start() {
-	s.done = make(chan struct{})
+// start begins to look for the sidecar, when watcher says that it is worth to and after pauses.
+func (s *session) start(watcher *appear.Watcher, p pauses) {
+	s.watcher, s.pauses, s.done = watcher, p, make(chan struct{})
 	go s.run(s.ctx)
 }
 
@@ -83,44 +72,26 @@ var errNotReached = errors.New("the sidecar was not reached yet")
 
 func (s *session) run(ctx context.Context) {
 	defer close(s.done)
-	pause := dialFirst
-	for ctx.Err() == nil {
-		reached, err := s.connect(ctx)
+	for c := s.seek(ctx); c != nil; c = s.seek(ctx) {
+		err := s.stay(ctx, c)
+		c.Close()
 		if ctx.Err() != nil {
 			return
-		}
-		if reached {
-			pause = dialFirst
 		}
 		s.lost(err)
 		select {
 		case <-ctx.Done():
-			return
-		case <-time.After(pause):
-			most := dialMost
-			if errors.Is(err, fs.ErrNotExist) {
-				most = dialAbsent
-			}
-			pause = min(2*pause, most)
+		case <-time.After(s.pauses.lost):
 		}
 	}
 }
 
-// connect lives as long as one connection.
-func (s *session) connect(ctx context.Context) (reached bool, err error) {
-	c, err := handover.Dial(ctx, s.path)
-	if err != nil {
-		return false, err
-	}
-	defer c.Close()
-	if err := s.accept(c); err != nil {
-		return false, err
-	}
-	s.log.Info("reached the sidecar", "phase", c.State().Phase)
+// stay lives as long as one connection.
+func (s *session) stay(ctx context.Context, c *handover.Session) error {
 	for {
 		state, err := c.Next(ctx)
 		if err != nil {
-			return true, err
+			return err
 		}
 		s.update(state)
 	}
