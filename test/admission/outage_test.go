@@ -13,6 +13,7 @@ import (
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	kubevirtv1 "kubevirt.io/api/core/v1"
@@ -88,9 +89,22 @@ func webhookDown(t *testing.T, w *world) {
 		t.Fatal(err)
 	}
 	n.awaitPod(n.ns, "running")
+	// Between an instance and its pod: the pod is not made before the webhook is away.
+	between := w.tenant(t, 10)
+	quota := between.noPods()
+	waiting := between.newVM("waiting", nil)
+	waiting.Spec.RunStrategy = new(kubevirtv1.RunStrategyAlways)
+	if err := n.admin.Create(n.ctx, waiting); err != nil {
+		t.Fatal(err)
+	}
+	between.awaitKubeVirt("waiting", "exceeded quota: no-pods")
 	if err := w.stopWebhook(n.ctx); err != nil {
 		t.Fatal(err)
 	}
+	if err := n.admin.Delete(n.ctx, quota); err != nil {
+		t.Error(err)
+	}
+	between.awaitKubeVirt("waiting", "pod-create.floatip.io")
 	elsewhere := n.newVM("vm", nil)
 	elsewhere.Namespace = open
 	elsewhere.Spec.RunStrategy = new(kubevirtv1.RunStrategyAlways)
@@ -147,19 +161,46 @@ func webhookDown(t *testing.T, w *world) {
 	if pod := n.awaitPod(n.ns, "held"); pod.Annotations[floatip.AnnotationNAT] == "" {
 		t.Errorf("the pod of the VM that had to wait has no %s: %v", floatip.AnnotationNAT, pod.Annotations)
 	}
+	if pod := n.awaitPod(between.ns, "waiting"); pod.Annotations[floatip.AnnotationNAT] == "" {
+		t.Errorf("the pod that had to wait has no %s: %v", floatip.AnnotationNAT, pod.Annotations)
+	}
 	n.bound(n.create("refused", nil))
 }
 
-// awaitKubeVirt waits until KubeVirt says about a VM, or its instance, that it could not make what it needs, and why.
-func (n *tenant) awaitKubeVirt(vm, text string) {
+// noPods keeps pods from being made in the tenant's namespace.
+func (n *tenant) noPods() *corev1.ResourceQuota {
 	n.t.Helper()
-	n.wait("KubeVirt to say "+text+" about "+vm, func(ctx context.Context) error {
+	quota := &corev1.ResourceQuota{
+		ObjectMeta: metav1.ObjectMeta{Namespace: n.ns, Name: "no-pods"},
+		Spec:       corev1.ResourceQuotaSpec{Hard: corev1.ResourceList{corev1.ResourcePods: resource.MustParse("0")}},
+	}
+	if err := n.admin.Create(n.ctx, quota); err != nil {
+		n.t.Fatal(err)
+	}
+	probe := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: n.ns, Name: "probe"},
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "main", Image: "none"}}},
+	}
+	n.wait("the quota to count", func(ctx context.Context) error {
+		err := n.admin.Create(ctx, probe.DeepCopy(), client.DryRunAll)
+		if err == nil || !strings.Contains(err.Error(), "exceeded quota") {
+			return fmt.Errorf("a pod: %v", err)
+		}
+		return nil
+	})
+	return quota
+}
+
+// awaitKubeVirt waits until KubeVirt says about a VM, or its instance, that it could not make what it needs, and why.
+func (n *tenant) awaitKubeVirt(vm, why string) {
+	n.t.Helper()
+	n.wait("KubeVirt to say "+why+" about "+vm, func(ctx context.Context) error {
 		var list corev1.EventList
 		if err := n.admin.List(ctx, &list, client.InNamespace(n.ns)); err != nil {
 			return err
 		}
 		for _, e := range list.Items {
-			if e.InvolvedObject.Name == vm && e.Reason == "FailedCreate" && strings.Contains(e.Message, text) {
+			if e.InvolvedObject.Name == vm && e.Reason == "FailedCreate" && strings.Contains(e.Message, why) {
 				return nil
 			}
 		}
