@@ -68,6 +68,7 @@ func machineCRD() *apiextensionsv1.CustomResourceDefinition {
 // world is a real API server with an agent's side of it.
 type world struct {
 	t       testing.TB
+	dir     string // its programs are known by it, and end with this one
 	env     *envtest.Environment
 	api     client.Client
 	config  *rest.Config
@@ -83,7 +84,11 @@ func newWorld(t testing.TB) *world {
 		ControlPlaneStartTimeout: patience, ControlPlaneStopTimeout: patience, // envtest's own 20 s pass on a busy machine
 	}
 	env.ControlPlane.GetAPIServer().Configure().Set("endpoint-reconciler-type", "none")
-	env.ControlPlane.GetAPIServer().CertDir = t.TempDir() // of its own choice it would have a new one after a restart
+	dir := t.TempDir()
+	// Of their own choice they would have new ones after a restart.
+	env.ControlPlane.GetAPIServer().CertDir = filepath.Join(dir, "certificates")
+	env.ControlPlane.Etcd = &envtest.Etcd{DataDir: filepath.Join(dir, "etcd")}
+	guard(t, dir, env.ControlPlane.APIServer.CertDir, env.ControlPlane.Etcd.DataDir)
 	config, err := env.Start()
 	if err != nil {
 		t.Fatalf("start the API server: %v", err)
@@ -93,12 +98,14 @@ func newWorld(t testing.TB) *world {
 			t.Errorf("stop the API server: %v", err)
 		}
 	})
-	scheme, err := newScheme()
-	if err != nil {
-		t.Fatal(err)
+	scheme := runtime.NewScheme() // the agent knows less of the core's objects
+	addMachines(scheme)
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, v1alpha1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			t.Fatal(err)
+		}
 	}
-	scheme.AddKnownTypes(corev1.SchemeGroupVersion, &corev1.Namespace{})
-	w := &world{t: t, env: env, config: config, woken: make(chan struct{}, 1)}
+	w := &world{t: t, dir: dir, env: env, config: config, woken: make(chan struct{}, 1)}
 	if w.api, err = client.New(config, client.Options{Scheme: scheme}); err != nil {
 		t.Fatal(err)
 	}

@@ -96,14 +96,19 @@ type place struct {
 	lan  *nodetest.World
 	node *nodetest.Node
 	road *road
-	dir  string // the kubelet's
 	vms  map[int]*vm
 	stop func() // agent and watches
+
+	kubelet string // its directory
 }
 
 func newPlace(t testing.TB) *place {
 	t.Helper()
-	p := &place{world: newWorld(t), lan: nodetest.NewWorld(t), dir: t.TempDir(), vms: map[int]*vm{}}
+	p := &place{world: newWorld(t), lan: nodetest.NewWorld(t), vms: map[int]*vm{}}
+	p.kubelet = filepath.Join(p.dir, "kubelet")
+	if err := os.Mkdir(p.kubelet, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	p.node = p.lan.AddNode("10")
 	p.road = newRoad(t, p.config, func() (net.Listener, error) { return net.Listen("tcp", "127.0.0.1:0") })
 	p.create(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "prod"}})
@@ -126,7 +131,7 @@ func (p *place) start() {
 		p.t.Fatal(err)
 	}
 	agent, err = node.NewAgent(node.Options{
-		Name: "n1", KubeletDir: p.dir, NetNS: p.node.File, Sysctls: leg.DefaultSysctls, Log: log, Timing: announce.Timing{
+		Name: "n1", KubeletDir: p.kubelet, NetNS: p.node.File, Sysctls: leg.DefaultSysctls, Log: log, Timing: announce.Timing{
 			Probes: 2, Every: 5 * time.Millisecond, Wait: 20 * time.Millisecond, Trial: time.Millisecond,
 			Defend: time.Second, Quiet: time.Second, Retry: time.Second, RetryMost: time.Second,
 		},
@@ -204,7 +209,7 @@ func (p *place) addObjects(number int, v *vm) {
 	v.object.Name, v.object.OwnerReferences[0].Name = "launcher-"+name, name
 	v.object.Annotations[floatip.AnnotationNAT] = text
 	p.create(v.object)
-	v.socket = filepath.Join(p.dir, "pods", string(v.object.UID), "volumes", "kubernetes.io~empty-dir", floatip.SocketVolume,
+	v.socket = filepath.Join(p.kubelet, "pods", string(v.object.UID), "volumes", "kubernetes.io~empty-dir", floatip.SocketVolume,
 		floatip.SocketFile)
 	if err := os.MkdirAll(filepath.Dir(v.socket), 0o755); err != nil {
 		p.t.Fatal(err)

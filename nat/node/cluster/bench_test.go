@@ -95,7 +95,7 @@ func (p *place) startProgram(binary string) (pid int) {
 	}
 	defer out.Close()
 	cmd := exec.Command("nsenter", fmt.Sprintf("--net=/proc/%d/fd/%d", os.Getpid(), p.node.File.Fd()), binary,
-		"--kubeconfig="+kubeconfig, "--node-name=n1", "--kubelet-dir="+p.dir, "--listen=")
+		"--kubeconfig="+kubeconfig, "--node-name=n1", "--kubelet-dir="+p.kubelet, "--listen=")
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := cmd.Start(); err != nil {
 		p.t.Fatal(err)

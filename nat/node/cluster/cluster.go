@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -61,7 +60,7 @@ func New(config *rest.Config, nodeName string, wake func(), log *slog.Logger) (*
 		path    string
 		version schema.GroupVersion
 	}{
-		{&c.core, "/api", corev1.SchemeGroupVersion},
+		{&c.core, "/api", coreVersion},
 		{&c.kubevirt, "/apis", machineVersion},
 		{&c.floatip, "/apis", v1alpha1.GroupVersion},
 	} {
@@ -90,10 +89,6 @@ func newClient(config *rest.Config, scheme *runtime.Scheme, path string, version
 	own.QPS, own.Burst = perSecond, atOnce
 	own.APIPath, own.GroupVersion = path, &version
 	own.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
-	if version.Group == "" {
-		own.ContentType = runtime.ContentTypeProtobuf
-		own.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
-	}
 	return rest.RESTClientFor(own)
 }
 
@@ -105,7 +100,7 @@ func (c *Cluster) watchAll() {
 		return func(o *metav1.ListOptions) { o.LabelSelector = label + "=" + c.node }
 	}
 	all := func(*metav1.ListOptions) {}
-	c.pods = c.watch(c.core, "pods", &corev1.Pod{}, byName("spec.nodeName"))
+	c.pods = c.watch(c.core, "pods", &pod{}, byName("spec.nodeName"))
 	c.nodes = c.watchNodes()
 	c.machines = c.watch(c.kubevirt, "virtualmachineinstances", &machine{}, byLabel(nodeLabel))
 	c.arriving = c.watch(c.kubevirt, "virtualmachineinstances", &machine{}, byLabel(targetLabel))
@@ -143,7 +138,7 @@ func (c *Cluster) patient(lw cache.ListerWatcher) patient {
 // cut off from the API server; so the agents must know all nodes beforehand, not only those of a migration. Nodes change
 // every few minutes by their status alone, which wakes nobody.
 func (c *Cluster) watchNodes() informer {
-	nodes := c.metadata.Resource(corev1.SchemeGroupVersion.WithResource("nodes"))
+	nodes := c.metadata.Resource(coreVersion.WithResource("nodes"))
 	store, controller := cache.NewInformerWithOptions(cache.InformerOptions{
 		ListerWatcher: c.patient(&cache.ListWatch{
 			ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
@@ -242,7 +237,7 @@ func (c *Cluster) View() (node.View, bool) {
 func (c *Cluster) addPods(v *node.View) {
 	wanted := map[wantedMachine]bool{}
 	for _, o := range c.pods.store.List() {
-		p := o.(*corev1.Pod)
+		p := o.(*pod)
 		if _, ours := p.Annotations[floatip.AnnotationNAT]; !ours {
 			continue
 		}

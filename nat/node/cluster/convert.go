@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -30,7 +29,7 @@ func controllerOf(o metav1.Object, kind string) node.Reference {
 	return node.Reference{Name: ref.Name, UID: string(ref.UID)}
 }
 
-func podOf(p *corev1.Pod) node.Pod {
+func podOf(p *pod) node.Pod {
 	var ipv4, ipv6 netip.Addr
 	for _, ip := range p.Status.PodIPs {
 		switch a, err := netip.ParseAddr(ip.IP); {
@@ -50,8 +49,8 @@ func podOf(p *corev1.Pod) node.Pod {
 }
 
 // isFinal: the deletion timestamp is no sign, since the guest shuts down after it.
-func isFinal(p *corev1.Pod) bool {
-	if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+func isFinal(p *pod) bool {
+	if p.Status.Phase == podSucceeded || p.Status.Phase == podFailed {
 		return true
 	}
 	for _, c := range p.Status.ContainerStatuses {
@@ -154,7 +153,7 @@ func samples(entries []string) []netip.Addr {
 // decode.
 func strip(object any) (any, error) {
 	switch o := object.(type) {
-	case *corev1.Pod:
+	case *pod:
 		return stripPod(o), nil
 	case *metav1.PartialObjectMetadata:
 		return stripNode(o), nil
@@ -177,8 +176,8 @@ func stripNode(n *metav1.PartialObjectMetadata) *metav1.PartialObjectMetadata {
 	return out
 }
 
-func stripPod(p *corev1.Pod) *corev1.Pod {
-	out := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
+func stripPod(p *pod) *pod {
+	out := &pod{ObjectMeta: metav1.ObjectMeta{
 		Name: p.Name, Namespace: p.Namespace, UID: p.UID, ResourceVersion: p.ResourceVersion,
 	}}
 	nat, ours := p.Annotations[floatip.AnnotationNAT]
@@ -196,9 +195,7 @@ func stripPod(p *corev1.Pod) *corev1.Pod {
 	out.Status.Phase, out.Status.PodIPs = p.Status.Phase, p.Status.PodIPs
 	for _, c := range p.Status.ContainerStatuses {
 		if c.Name == computeContainer && c.State.Terminated != nil {
-			out.Status.ContainerStatuses = []corev1.ContainerStatus{{
-				Name: c.Name, State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{}},
-			}}
+			out.Status.ContainerStatuses = []containerStatus{c}
 		}
 	}
 	return out

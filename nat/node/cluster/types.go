@@ -3,7 +3,6 @@ package cluster
 import (
 	"slices"
 
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -12,7 +11,7 @@ import (
 	"floatip.io/floatip/ipam/v1alpha1"
 )
 
-// What KubeVirt writes (staging/src/kubevirt.io/api/core/v1/types.go).
+// What KubeVirt writes (staging/src/kubevirt.io/api/core/v1/types.go), where nothing else is said.
 const (
 	kubevirtGroup = "kubevirt.io"
 	machineKind   = "VirtualMachineInstance"
@@ -28,11 +27,69 @@ const (
 	arrivedAnnotation = "kubevirt.io/migration-target-ready-timestamp"
 	// runningPhase of a VirtualMachineInstance says that its guest runs.
 	runningPhase = "Running"
+	// podSucceeded and podFailed are the phases of a Pod whose containers have all ended (k8s.io/api/core/v1).
+	podSucceeded, podFailed = "Succeeded", "Failed"
 	// computeContainer is the one that holds the guest.
 	computeContainer = "compute"
 )
 
-var machineVersion = schema.GroupVersion{Group: kubevirtGroup, Version: "v1"}
+var (
+	machineVersion = schema.GroupVersion{Group: kubevirtGroup, Version: "v1"}
+	coreVersion    = schema.GroupVersion{Version: "v1"}
+)
+
+// pod is a core/v1 Pod, as far as it is needed: all other fields are dropped when it is decoded. Kubernetes' own type of it
+// brings the whole of the group, a tenth of the program, into the memory of every node.
+type pod struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+	Status            podStatus `json:"status,omitempty"`
+}
+
+type podStatus struct {
+	Phase             string            `json:"phase,omitempty"`
+	PodIPs            []podIP           `json:"podIPs,omitempty"`
+	ContainerStatuses []containerStatus `json:"containerStatuses,omitempty"`
+}
+
+type podIP struct {
+	IP string `json:"ip,omitempty"`
+}
+
+type containerStatus struct {
+	Name  string         `json:"name"`
+	State containerState `json:"state,omitempty"`
+}
+
+type containerState struct {
+	// Terminated is not nil when the container has ended.
+	Terminated *struct{} `json:"terminated,omitempty"`
+}
+
+type podList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []pod `json:"items"`
+}
+
+// DeepCopyObject implements runtime.Object.
+func (p *pod) DeepCopyObject() runtime.Object {
+	out := *p
+	p.ObjectMeta.DeepCopyInto(&out.ObjectMeta)
+	out.Status.PodIPs = slices.Clone(p.Status.PodIPs)
+	out.Status.ContainerStatuses = slices.Clone(p.Status.ContainerStatuses)
+	return &out
+}
+
+// DeepCopyObject implements runtime.Object.
+func (l *podList) DeepCopyObject() runtime.Object {
+	out := *l
+	out.Items = make([]pod, len(l.Items))
+	for i := range l.Items {
+		out.Items[i] = *l.Items[i].DeepCopyObject().(*pod)
+	}
+	return &out
+}
 
 // machine is a kubevirt.io/v1 VirtualMachineInstance, as far as it is needed: all other fields are dropped when it is
 // decoded.
@@ -98,10 +155,15 @@ func (l *machineList) DeepCopyObject() runtime.Object {
 // newScheme knows what the agent reads, and nothing else.
 func newScheme() (*runtime.Scheme, error) {
 	s := runtime.NewScheme()
-	s.AddKnownTypes(corev1.SchemeGroupVersion, &corev1.Pod{}, &corev1.PodList{}, &corev1.Node{}, &corev1.NodeList{})
-	metav1.AddToGroupVersion(s, corev1.SchemeGroupVersion)
+	s.AddKnownTypeWithName(coreVersion.WithKind("Pod"), &pod{})
+	s.AddKnownTypeWithName(coreVersion.WithKind("PodList"), &podList{})
+	metav1.AddToGroupVersion(s, coreVersion)
+	addMachines(s)
+	return s, v1alpha1.AddToScheme(s)
+}
+
+func addMachines(s *runtime.Scheme) {
 	s.AddKnownTypeWithName(machineVersion.WithKind(machineKind), &machine{})
 	s.AddKnownTypeWithName(machineVersion.WithKind(machineKind+"List"), &machineList{})
 	metav1.AddToGroupVersion(s, machineVersion)
-	return s, v1alpha1.AddToScheme(s)
 }
