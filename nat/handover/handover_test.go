@@ -185,8 +185,45 @@ func TestNextEndsWithTheContextAndWithTheSidecar(t *testing.T) {
 		t.Errorf("Next with a cancelled context: have %v", err)
 	}
 	sidecar.Close()
-	if _, err := s.Next(t.Context()); !errors.Is(err, ErrClosed) {
-		t.Errorf("Next after the sidecar left: want ErrClosed, have %v", err)
+	for range 2 {
+		if _, err := s.Next(t.Context()); !errors.Is(err, ErrClosed) {
+			t.Errorf("Next after the sidecar left: want ErrClosed, have %v", err)
+		}
+	}
+}
+
+// TestNextIsGivenUp: who waits for a sidecar that is silent can be called off, by the context and by Close.
+func TestNextIsGivenUp(t *testing.T) {
+	for name, tc := range map[string]struct {
+		end  func(s *Session, cancel func())
+		want error
+	}{
+		"context": {func(_ *Session, cancel func()) { cancel() }, context.Canceled},
+		"close":   {func(s *Session, _ func()) { s.Close() }, ErrClosed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			sidecar, agent := pair(t)
+			sendHello(t, sidecar, ownNamespace(t))
+			r := lenient()
+			r.stall = time.Hour
+			s, err := newSession(t.Context(), agent, r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			if _, err := sidecar.Write([]byte(mustJSON(t, update{State: exampleState()}))); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.Next(ctx); err != nil {
+				t.Fatal(err)
+			}
+			go tc.end(s, cancel)
+			if _, err := s.Next(ctx); !errors.Is(err, tc.want) {
+				t.Errorf("want %v, have %v", tc.want, err)
+			}
+		})
 	}
 }
 
@@ -334,10 +371,8 @@ func TestFloodIsSlowedDown(t *testing.T) {
 	}
 	s.Close()
 	<-flooded
-	for range s.Updates() { // at most one state was under way
-	}
-	if !errors.Is(s.Err(), ErrClosed) {
-		t.Errorf("Err after Close: %v", s.Err())
+	if _, err := s.Next(t.Context()); !errors.Is(err, ErrClosed) {
+		t.Errorf("Next after Close: want ErrClosed, have %v", err)
 	}
 }
 

@@ -16,7 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Session is the agent's end of a connection to one sidecar.
+// Session is the agent's end of a connection to one sidecar. It has no goroutine of its own: on a node with many pods their stacks
+// would be most of what the agent keeps.
 type Session struct {
 	path  string
 	rules rules
@@ -25,12 +26,12 @@ type Session struct {
 	pod   Pod
 	first State
 
-	updates chan State
-	done    chan struct{} // closed by Close
-	close   sync.Once
+	close sync.Once
 
-	mu  sync.Mutex // guards err
-	err error      // why updates was closed
+	// Of Next alone.
+	lines *bufio.Reader
+	last  time.Time // of the latest state
+	err   error     // why there is none after it
 }
 
 // rules are what a session demands of the other end.
@@ -40,7 +41,7 @@ type rules struct {
 	stall time.Duration      // longest wait for each later state
 }
 
-// Dial connects to the socket at path, takes the network namespace and the first state, and goes on receiving. It
+// Dial connects to the socket at path and takes the network namespace and the first state; later ones wait for Next. It
 // fails with ErrNotSocket, ErrNoNamespace, ErrOwnNamespace, ErrVersion, ErrMalformed or an error of the system, and
 // never takes longer than about ten seconds, whatever the other end does.
 func Dial(ctx context.Context, path string) (*Session, error) {
@@ -101,12 +102,12 @@ func connect(ctx context.Context, path string) (*net.UnixConn, error) {
 
 // newSession is Dial on a connection that exists. It closes conn if it fails.
 func newSession(ctx context.Context, conn *net.UnixConn, r rules) (*Session, error) {
-	s := &Session{conn: conn, rules: r, updates: make(chan State), done: make(chan struct{})}
+	s := &Session{conn: conn, rules: r}
 	if err := conn.SetReadDeadline(time.Now().Add(r.hello)); err != nil {
 		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })
-	lines, err := s.receiveHello()
+	err := s.receiveHello()
 	if err == nil && !stop() {
 		err = ctx.Err()
 	}
@@ -118,7 +119,6 @@ func newSession(ctx context.Context, conn *net.UnixConn, r rules) (*Session, err
 		}
 		return nil, err
 	}
-	go s.receive(lines)
 	return s, nil
 }
 
@@ -131,27 +131,41 @@ func (s *Session) Pod() Pod { return s.pod }
 // State returns the state that came with the hello.
 func (s *Session) State() State { return s.first }
 
-// Updates passes on each later state. It is closed at the end of the session; Err then says why.
-func (s *Session) Updates() <-chan State { return s.updates }
-
-// Err returns why Updates was closed: ErrClosed, ErrStalled, ErrMalformed or an error of the system. It is nil before.
-func (s *Session) Err() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.err
+// Next waits for the next state, and for minInterval after the one before it. It fails with ctx's error, ErrClosed, ErrStalled,
+// ErrMalformed or an error of the system; after it has waited in vain the session is over. One goroutine may call it.
+func (s *Session) Next(ctx context.Context) (State, error) {
+	if err := s.pace(ctx); err != nil {
+		return State{}, err
+	}
+	if s.err != nil {
+		return State{}, s.err
+	}
+	if err := s.conn.SetReadDeadline(time.Now().Add(s.rules.stall)); err != nil {
+		return State{}, ErrClosed
+	}
+	stop := context.AfterFunc(ctx, func() { s.conn.SetReadDeadline(time.Unix(1, 0)) })
+	state, err := s.readState()
+	if !stop() {
+		err = ctx.Err()
+	}
+	if err != nil {
+		s.err = err
+		s.conn.Close()
+		return State{}, err
+	}
+	s.last = time.Now()
+	return state, nil
 }
 
-// Next waits for the next state. It returns ctx's error, or that of Err when the session is over.
-func (s *Session) Next(ctx context.Context) (State, error) {
+// pace waits until another state may be passed on.
+func (s *Session) pace(ctx context.Context) error {
+	pause := time.NewTimer(time.Until(s.last.Add(minInterval)))
+	defer pause.Stop()
 	select {
-	case state, ok := <-s.updates:
-		if !ok {
-			return State{}, s.Err()
-		}
-		return state, nil
+	case <-pause.C:
 	case <-ctx.Done():
-		return State{}, ctx.Err()
 	}
+	return ctx.Err()
 }
 
 // Ask makes the sidecar send its state now, with fresh counters. The answer arrives as an update.
@@ -172,37 +186,36 @@ func (s *Session) Ask() error {
 // Close ends the session and closes the namespace. It may be called several times.
 func (s *Session) Close() error {
 	s.close.Do(func() {
-		close(s.done)
 		s.conn.Close()
 		s.netns.Close()
 	})
 	return nil
 }
 
-// receiveHello fills in netns, pod and first. The returned reader holds whatever came after the hello.
-func (s *Session) receiveHello() (*bufio.Reader, error) {
+// receiveHello fills in netns, pod, first, and lines with whatever came after the hello.
+func (s *Session) receiveHello() error {
 	start, err := s.receiveNamespace()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	lines := bufio.NewReaderSize(io.MultiReader(bytes.NewReader(start), s.conn), usualLine)
-	line, err := readLine(lines)
+	s.lines = bufio.NewReaderSize(io.MultiReader(bytes.NewReader(start), s.conn), usualLine)
+	line, err := readLine(s.lines)
 	if err != nil {
-		return nil, fmt.Errorf("hello: %w", err)
+		return fmt.Errorf("hello: %w", err)
 	}
 	var h hello
 	if err := json.Unmarshal(line, &h); err != nil {
-		return nil, fmt.Errorf("hello: %w: %w", ErrMalformed, err)
+		return fmt.Errorf("hello: %w: %w", ErrMalformed, err)
 	}
 	if h.Version != Version {
-		return nil, fmt.Errorf("hello: %w: want %d, have %d", ErrVersion, Version, h.Version)
+		return fmt.Errorf("hello: %w: want %d, have %d", ErrVersion, Version, h.Version)
 	}
 	if err := h.State.check(); err != nil {
-		return nil, fmt.Errorf("hello: %w", err)
+		return fmt.Errorf("hello: %w", err)
 	}
 	h.Pod.clean()
 	s.pod, s.first = h.Pod, h.State
-	return lines, nil
+	return nil
 }
 
 // receiveNamespace reads the first bytes and the descriptor that travels with them. Descriptors of later messages are
@@ -250,43 +263,8 @@ func closeAll(fds []int) {
 	}
 }
 
-// receive passes states on until the connection ends.
-func (s *Session) receive(lines *bufio.Reader) {
-	err := s.forward(lines)
-	s.mu.Lock()
-	s.err = err
-	s.mu.Unlock()
-	s.conn.Close()
-	close(s.updates)
-}
-
-func (s *Session) forward(lines *bufio.Reader) error {
-	pace := time.NewTimer(0)
-	defer pace.Stop()
-	for {
-		select {
-		case <-pace.C:
-			pace.Reset(minInterval)
-		case <-s.done:
-			return ErrClosed
-		}
-		state, err := s.readState(lines)
-		if err != nil {
-			return err
-		}
-		select {
-		case s.updates <- state:
-		case <-s.done:
-			return ErrClosed
-		}
-	}
-}
-
-func (s *Session) readState(lines *bufio.Reader) (State, error) {
-	if err := s.conn.SetReadDeadline(time.Now().Add(s.rules.stall)); err != nil {
-		return State{}, ErrClosed
-	}
-	line, err := readLine(lines)
+func (s *Session) readState() (State, error) {
+	line, err := readLine(s.lines)
 	if err != nil {
 		return State{}, err
 	}

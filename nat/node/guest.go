@@ -56,7 +56,7 @@ func (g *guests) answers(ctx context.Context, s *session, bridge string, fixed n
 		return true
 	}
 	g.asking[fixed] = true
-	go g.await(ctx, s, bridge, fixed)
+	g.await(ctx, s, bridge, fixed, askFirst)
 	return false
 }
 
@@ -67,33 +67,26 @@ func (s *session) guestAnswers(nat floatip.PodNAT, floating netip.Addr) bool {
 	return bound && s.reached() && s.guests.answers(s.ctx, s, nat.Interface, fixed)
 }
 
-func (g *guests) await(ctx context.Context, s *session, bridge string, fixed netip.Addr) {
-	for pause := askFirst; ; pause = min(pause+pause/4, askMost) {
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(pause):
-		}
-		// Netlink's buffers make the stack of who looks a hundred KiB long, and it stays so for a while: those who wait, one for
-		// each guest, keep theirs short.
+// await looks after a pause, and again and again. Between two looks there is a timer and no goroutine: on a node whose guests boot
+// at the same moment their stacks would be much of what the agent keeps.
+func (g *guests) await(ctx context.Context, s *session, bridge string, fixed netip.Addr, pause time.Duration) {
+	time.AfterFunc(pause, func() {
 		select {
 		case <-ctx.Done():
 			return
 		case looking <- struct{}{}:
 		}
-		seen := make(chan bool)
-		go func() {
-			defer func() { <-looking }()
-			seen <- g.ask(s, bridge, fixed)
-		}()
-		if <-seen {
-			g.mu.Lock()
-			g.seen[fixed] = true
-			g.mu.Unlock()
-			g.wake()
+		seen := g.ask(s, bridge, fixed)
+		<-looking
+		if !seen {
+			g.await(ctx, s, bridge, fixed, min(pause+pause/4, askMost))
 			return
 		}
-	}
+		g.mu.Lock()
+		g.seen[fixed] = true
+		g.mu.Unlock()
+		g.wake()
+	})
 }
 
 // ask looks once. A look that fails is one that has not found the guest.
