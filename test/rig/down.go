@@ -13,7 +13,6 @@ import (
 	"floatip.io/floatip/test/rig/kubelet"
 	"floatip.io/floatip/test/rig/lan"
 	"floatip.io/floatip/test/rig/process"
-	"floatip.io/floatip/test/rig/realnode"
 	"floatip.io/floatip/test/rig/reaper"
 )
 
@@ -147,7 +146,7 @@ func remove(ctx context.Context, dir string, progress process.Progress) error {
 	}
 	var errs []error
 	for _, node := range network.Nodes {
-		errs = append(errs, kubelet.Remove(ctx, nodeDir(dir, node.Name)), realnode.Remove(nodeDir(dir, node.Name)))
+		errs = append(errs, kubelet.Remove(ctx, nodeDir(dir, node.Name)))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err

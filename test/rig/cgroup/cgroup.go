@@ -7,12 +7,15 @@
 package cgroup
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
+
+	"floatip.io/floatip/test/rig/process"
 )
 
 // mount is where the machine has its control groups: version 2, or a folder for each hierarchy of version 1
@@ -84,7 +87,9 @@ const removeWithin = time.Minute
 
 // Remove removes a node's control groups, the innermost first. No process may be in them any more. It is fine if there are
 // none.
-func Remove(name string) error {
+func Remove(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, removeWithin)
+	defer cancel()
 	all, err := Hierarchies()
 	if err != nil {
 		return err
@@ -103,21 +108,18 @@ func Remove(name string) error {
 		})
 		errs = append(errs, err)
 		for i := len(dirs) - 1; i >= 0; i-- {
-			errs = append(errs, removeGroup(dirs[i]))
+			errs = append(errs, removeGroup(ctx, dirs[i]))
 		}
 	}
 	return errors.Join(errs...)
 }
 
 // removeGroup removes one empty control group; its files are the kernel's.
-func removeGroup(dir string) error {
-	for begun := time.Now(); ; time.Sleep(10 * time.Millisecond) {
-		err := os.Remove(dir)
-		if err == nil || errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if time.Since(begun) > removeWithin {
+func removeGroup(ctx context.Context, dir string) error {
+	return process.Wait(ctx, nil, "the last process of a control group to be gone", func(context.Context) error {
+		if err := os.Remove(dir); !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-	}
+		return nil
+	})
 }

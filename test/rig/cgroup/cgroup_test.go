@@ -1,21 +1,19 @@
 package cgroup
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"testing"
+
+	"floatip.io/floatip/test/lab"
 )
 
 // The node's control groups go with all below them, and their removal may be repeated.
 func TestRemove(t *testing.T) {
-	if os.Geteuid() != 0 {
-		if os.Getenv("FLOATIP_TEST_ROOT") == "1" {
-			t.Fatal("this test makes control groups: run it as root")
-		}
-		t.Skip("not root: cannot make control groups")
-	}
+	lab.NeedRoot(t)
 	name := Of(filepath.Join(t.TempDir(), "node-1"))
-	t.Cleanup(func() { Remove(name) })
+	t.Cleanup(func() { Remove(context.Background(), name) })
 	all, err := Hierarchies()
 	if err != nil {
 		t.Fatal(err)
@@ -29,7 +27,7 @@ func TestRemove(t *testing.T) {
 		}
 	}
 	for range 2 {
-		if err := Remove(name); err != nil {
+		if err := Remove(t.Context(), name); err != nil {
 			t.Error(err)
 		}
 	}

@@ -168,10 +168,11 @@ func (k *Kubelet) observe(ctx context.Context, pod *corev1.Pod, gone bool) {
 }
 
 // Remove ends every container of the node whose folder is dir, with all that its pods still hold of this machine, and
-// removes the folder. The stand-in itself must have ended. It is fine if there is nothing.
+// removes the folder and the node's control groups. The stand-in, or the real kubelet, must have ended. It is fine if there is
+// nothing.
 func Remove(ctx context.Context, dir string) error {
 	p := paths{dir}
-	errs := []error{removeContainers(ctx, runc{p.runc()}), cgroup.Remove(cgroup.Of(dir))}
+	errs := []error{removeContainers(ctx, runc{p.runc()}), cgroup.Remove(ctx, cgroup.Of(dir))}
 	mounts, err := mountsBelow(dir)
 	errs = append(errs, err)
 	for _, path := range mounts {

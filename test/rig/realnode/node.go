@@ -54,9 +54,6 @@ func Prepare(c Config, images map[string]Image, realNode string) (path string, a
 	}, nil
 }
 
-// Remove removes what a node leaves outside of its folder. Its processes must have ended. It is fine if there was none.
-func Remove(dir string) error { return cgroup.Remove(cgroup.Of(dir)) }
-
 // Path returns where this machine has a path below /var/lib of the node whose folder is dir.
 func Path(dir, path string) string {
 	return filepath.Join(dir, varLibDir, strings.TrimPrefix(path, "/var/lib"))
