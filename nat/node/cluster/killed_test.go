@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"testing"
 
 	"floatip.io/floatip/nat/node/nodetest"
@@ -20,9 +21,7 @@ import (
 var killed = reaper.Register("API server", func(_ context.Context, dir string) error {
 	pids, err := programsOf(dir)
 	for _, pid := range pids {
-		if p, gone := os.FindProcess(pid); gone == nil {
-			_ = p.Kill()
-		}
+		_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended by now
 	}
 	return errors.Join(err, os.RemoveAll(dir))
 })

@@ -39,7 +39,7 @@ var (
 )
 
 // pod is a core/v1 Pod, as far as it is needed: all other fields are dropped when it is decoded. Kubernetes' own type of it
-// brings the whole of the group, a tenth of the program, into the memory of every node.
+// brings the whole of the group into the program, 3 MB, one of which stood in the memory of every node.
 type pod struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
@@ -84,10 +84,7 @@ func (p *pod) DeepCopyObject() runtime.Object {
 // DeepCopyObject implements runtime.Object.
 func (l *podList) DeepCopyObject() runtime.Object {
 	out := *l
-	out.Items = make([]pod, len(l.Items))
-	for i := range l.Items {
-		out.Items[i] = *l.Items[i].DeepCopyObject().(*pod)
-	}
+	out.Items = copies(l.Items)
 	return &out
 }
 
@@ -145,11 +142,20 @@ func (m *machine) DeepCopyObject() runtime.Object {
 // DeepCopyObject implements runtime.Object.
 func (l *machineList) DeepCopyObject() runtime.Object {
 	out := *l
-	out.Items = make([]machine, len(l.Items))
-	for i := range l.Items {
-		out.Items[i] = *l.Items[i].DeepCopyObject().(*machine)
-	}
+	out.Items = copies(l.Items)
 	return &out
+}
+
+// copies copies the items of a list.
+func copies[T any, P interface {
+	*T
+	runtime.Object
+}](items []T) []T {
+	out := make([]T, len(items))
+	for i := range items {
+		out[i] = *P(&items[i]).DeepCopyObject().(P)
+	}
+	return out
 }
 
 // newScheme knows what the agent reads, and nothing else.
