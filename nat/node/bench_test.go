@@ -78,6 +78,8 @@ func BenchmarkFirstAnswer(bb *testing.B) {
 		}
 		b.publish()
 		b.awaitReport("free", func(r Report) bool { return r.Statuses[a].ConflictFree.True })
+		// What is measured begins with an agent that rests, as on a node: just after a round the next one would wait for the pause
+		// between rounds. The rests differ, so that none keeps step with what the agent does now and then.
 		time.Sleep(300*time.Millisecond + time.Duration(n*53%200)*time.Millisecond)
 		began := time.Now()
 		if err := os.Rename(socket+".later", socket); err != nil {
