@@ -15,13 +15,15 @@ import (
 )
 
 const (
-	// idleTimeout is how long a connection without a request is kept. The API server closes one after 90 s
+	// idleTimeout is how long a connection without a request is kept, also one that never had any: of those that the API
+	// server opens in a burst, many are of no use before the next one. The API server closes one after 90 s
 	// (k8s.io/apimachinery pkg/util/net/http.go, SetTransportDefaults), and does not repeat a request that meets a
 	// connection which closes at that moment, since it is a POST (net/http transport.go, shouldRetryRequest): the VM would be
-	// refused. So it must be the API server who closes.
+	// refused. So it must be the API server who closes. It bounds handshake and header, too: to net/http a connection that
+	// never had a request waits for a header.
 	idleTimeout = 5 * time.Minute
-	// readTimeout bounds handshake, header and body of a request; 30 s is the longest time limit of a hook. Without it
-	// whoever reaches the port could keep connections, and what is read from them, for ever.
+	// readTimeout bounds the body of a request; 30 s is the longest time limit of a hook. Without it whoever reaches the port
+	// could keep connections, and what is read from them, for ever.
 	readTimeout = 32 * time.Second
 	// shutdownTimeout lets requests end that have begun.
 	shutdownTimeout = time.Minute
@@ -36,7 +38,7 @@ type Server struct {
 	started atomic.Bool
 	turns   *turns
 
-	readTimeout time.Duration
+	idleTimeout, readTimeout time.Duration
 }
 
 var _ webhook.Server = (*Server)(nil)
@@ -51,7 +53,7 @@ func New(address string, config *tls.Config) *Server {
 	// no need to.
 	config.SessionTicketsDisabled = true
 	return &Server{
-		address: address, config: config, mux: http.NewServeMux(), readTimeout: readTimeout,
+		address: address, config: config, mux: http.NewServeMux(), idleTimeout: idleTimeout, readTimeout: readTimeout,
 		turns: newTurns(handshakePause, handshakePatience),
 	}
 }
@@ -78,7 +80,8 @@ func (s *Server) Start(ctx context.Context) error {
 // Serve is Start with a listener, which it closes.
 func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 	server := &http.Server{
-		Handler: s.turns.answering(s.mux), MaxHeaderBytes: maxHeader, IdleTimeout: idleTimeout, ReadTimeout: s.readTimeout,
+		Handler: s.turns.answering(s.inTime(s.mux)), MaxHeaderBytes: maxHeader,
+		IdleTimeout: s.idleTimeout, ReadHeaderTimeout: s.idleTimeout,
 		BaseContext: func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
 	}
 	ended := make(chan error, 1)
@@ -94,6 +97,18 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 		return fmt.Errorf("webhook server: %w", err)
 	}
 	return <-ended
+}
+
+// inTime returns hook, with a bound to the time in which the body must come. A ReadTimeout of the server would begin with the
+// connection, if that has had no request yet.
+func (s *Server) inTime(hook http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := http.NewResponseController(w).SetReadDeadline(time.Now().Add(s.readTimeout)); err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		hook.ServeHTTP(w, r)
+	})
 }
 
 // StartedChecker returns a health check that connects to the server.

@@ -1,16 +1,19 @@
 package serving
 
 import (
+	"bufio"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"io"
 	"math/big"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -106,6 +109,41 @@ func TestShutdownLetsRequestsEnd(t *testing.T) {
 	<-stopped
 }
 
+// A connection that never had a request is kept as one that had some: the API server opens more in a burst than it needs, and
+// takes them for the next one.
+func TestConnectionThatWasNotUsed(t *testing.T) {
+	const limit = 50 * time.Millisecond
+	address, client, _ := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if _, err := io.ReadAll(r.Body); err != nil {
+			t.Error(err)
+		}
+	}, func(s *Server) { s.readTimeout = limit })
+	c, err := tls.Dial("tcp", address, client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	answers := bufio.NewReader(c)
+	for range 2 { // before the first request and after it
+		if err := c.SetReadDeadline(time.Now().Add(4 * limit)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := answers.Peek(1); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatalf("it was closed: %v", err)
+		}
+		if err := c.SetReadDeadline(time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(c, "POST /hook HTTP/1.1\r\nHost: webhook\r\nContent-Length: 2\r\n\r\n{}"); err != nil {
+			t.Fatal(err)
+		}
+		answer, err := http.ReadResponse(answers, nil)
+		if err != nil || answer.StatusCode != http.StatusOK {
+			t.Fatalf("%+v, %v", answer, err)
+		}
+	}
+}
+
 // Who sends half of a request, or nothing, does not keep its connection.
 func TestSlowRequestEnds(t *testing.T) {
 	if server := New("", &tls.Config{}); server.readTimeout <= 30*time.Second {
@@ -115,7 +153,7 @@ func TestSlowRequestEnds(t *testing.T) {
 		if _, err := io.ReadAll(r.Body); err == nil {
 			t.Error("the body was read to an end that did not come")
 		}
-	}, func(s *Server) { s.readTimeout = 100 * time.Millisecond })
+	}, func(s *Server) { s.idleTimeout, s.readTimeout = 100*time.Millisecond, 100*time.Millisecond })
 	for _, sent := range []string{"", "POST /hook HT", "POST /hook HTTP/1.1\r\nHost: webhook\r\nContent-Length: 9\r\n\r\n{"} {
 		c, err := tls.Dial("tcp", address, client)
 		if err != nil {
