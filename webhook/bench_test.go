@@ -155,8 +155,7 @@ func BenchmarkHundred(b *testing.B) {
 	s := newStand(b, 25)
 	s.flush = newFlush(b)
 	object := largeVM(b)
-	create := bodyOf(b, review{kind: vmGVK, object: object})
-	answer := s.post(PathVMCreate, create)
+	answer := s.post(PathVMCreate, s.creating(object).body)
 	figures := map[string][]float64{}
 	note := func(name string, took []float64) {
 		for q, at := range map[string]float64{"p50": .5, "p99": .99} {
@@ -166,18 +165,22 @@ func BenchmarkHundred(b *testing.B) {
 	for b.Loop() {
 		for _, do := range []struct {
 			name string
-			both func()
+			both func(vm creation)
 		}{
-			{"nothing", func() {
-				s.post(pathNothing, create)
-				s.post(pathNothing2, s.stored(answer)) // what the client does in between is the same
+			{"nothing", func(vm creation) {
+				s.post(pathNothing, vm.body)
+				s.post(pathNothing2, s.stored(vm, answer)) // what the client does in between is the same
 			}},
-			{"flush", func() {
-				s.post(pathNothing, create)
-				s.post(pathSharing, s.stored(answer))
+			{"flush", func(vm creation) {
+				s.post(pathNothing, vm.body)
+				s.post(pathSharing, s.stored(vm, answer))
 			}},
-			{"both", func() { s.commit(s.post(PathVMCreate, create)) }},
+			{"both", func(vm creation) { s.commit(vm, s.post(PathVMCreate, vm.body)) }},
 		} {
+			vms := make([]creation, burst)
+			for i := range vms {
+				vms[i] = s.creating(object)
+			}
 			s.connected()
 			runtime.GC()
 			took := make([]float64, burst)
@@ -185,7 +188,7 @@ func BenchmarkHundred(b *testing.B) {
 			for i := range took {
 				group.Go(func() {
 					start := time.Now()
-					do.both()
+					do.both(vms[i])
 					took[i] = time.Since(start).Seconds() * 1e3
 				})
 			}
@@ -214,23 +217,38 @@ func (s *stand) flushing(flush *rawFlush, requests int) []float64 {
 	return took
 }
 
+// creation is a VM that is created, and the mutating request for it.
+type creation struct {
+	number int
+	body   []byte
+}
+
+func (c creation) name() string { return fmt.Sprintf("vm-%d", c.number) }
+
+// creating gives the object a name of its own: two tries to create one VM would share one promise.
+func (s *stand) creating(object string) creation {
+	s.created++
+	c := creation{number: s.created}
+	c.body = bodyOf(s.b, review{kind: vmGVK, object: set(s.b, object, "metadata.name", c.name())})
+	return c
+}
+
 // stored returns the validating request that follows a mutating answer.
-func (s *stand) stored(answer []byte) []byte {
+func (s *stand) stored(c creation, answer []byte) []byte {
 	var first admissionv1.AdmissionReview
 	if err := json.Unmarshal(answer, &first); err != nil || !first.Response.Allowed {
 		s.b.Errorf("%v: %s", err, answer)
 		return nil
 	}
-	i := s.names.Add(1)
 	keys := map[string]string{
 		floatip.AnnotationAddress: first.Response.AuditAnnotations["address"], floatip.AnnotationClaim: first.Response.AuditAnnotations["claim"],
 	}
-	stored := strings.Replace(vm(fmt.Sprintf("vm-%d", i), keys), `"name"`, fmt.Sprintf(`"uid":"uid-%d","name"`, i), 1)
+	stored := strings.Replace(vm(c.name(), keys), `"name"`, fmt.Sprintf(`"uid":"uid-%d","name"`, c.number), 1)
 	return bodyOf(s.b, review{kind: vmGVK, object: stored})
 }
 
-func (s *stand) commit(answer []byte) {
-	second := s.post(PathVMCommit, s.stored(answer))
+func (s *stand) commit(c creation, answer []byte) {
+	second := s.post(PathVMCommit, s.stored(c, answer))
 	if !bytes.Contains(second, []byte(`"allowed":true`)) {
 		s.b.Errorf("%s", second)
 	}
@@ -310,7 +328,6 @@ type stand struct {
 	inside  *stopwatch
 	flush   *rawFlush
 	created int
-	names   atomic.Int64
 	opening atomic.Int64 // connections that are being opened
 }
 
@@ -434,9 +451,10 @@ type timings struct{ nothing, mutate, commit []float64 }
 func (s *stand) round(clients, requests int) timings {
 	s.b.Helper()
 	object := largeVM(s.b)
-	create := make([][]byte, requests)
+	vms, create := make([]creation, requests), make([][]byte, requests)
 	for i := range create {
-		create[i] = bodyOf(s.b, review{kind: vmGVK, object: object})
+		vms[i] = s.creating(object)
+		create[i] = vms[i].body
 	}
 	var t timings
 	t.nothing, _ = s.send(clients, pathNothing, create)
@@ -446,10 +464,9 @@ func (s *stand) round(clients, requests int) timings {
 	template := set(s.b, set(s.b, apply(s.b, object, answers[0]), "metadata.name", "vm-0"), "metadata.uid", "uid-0")
 	commit := make([][]byte, requests)
 	for i, answer := range answers {
-		s.created++
 		stored := strings.NewReplacer(
 			first["address"], answer.AuditAnnotations["address"], first["claim"], answer.AuditAnnotations["claim"],
-			"vm-0", fmt.Sprintf("vm-%d", s.created), "uid-0", fmt.Sprintf("uid-%d", s.created),
+			"vm-0", vms[i].name(), "uid-0", fmt.Sprintf("uid-%d", vms[i].number),
 		).Replace(template)
 		commit[i] = bodyOf(s.b, review{kind: vmGVK, object: stored})
 	}
