@@ -83,6 +83,9 @@ func (b *batch) adopt(seen []Sighting, complete bool) Adoption {
 	shown := map[string]bool{}
 	for _, s := range seen {
 		shown[s.Owner.UID] = true
+		if f := b.ledger.keptFor(s.Claim, s.Owner); f != nil && slices.Contains(f.addresses, s.Address) {
+			b.commitKept(f, s.Owner) // or else the file knows better, and what it says is judged below
+		}
 		line, had := b.ledger.book.get(s.Address)
 		switch {
 		case had && b.replaced(line, s):

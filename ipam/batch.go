@@ -12,7 +12,8 @@ type batch struct {
 	ledger *Ledger
 	now    time.Time // of the operation at hand, and in the end of the transaction
 
-	operations int           // how many callers wait for it
+	operations int           // how many it has
+	due        time.Time     // when it will be written, if nobody waits for it; zero: not by itself
 	answered   chan struct{} // closed when it is durable or has failed
 	err        error         // why it failed
 
@@ -22,6 +23,10 @@ type batch struct {
 	disputed map[netip.Addr][]Claimant // what the claimants of an address are now
 	undo     []func()                  // for what is rare
 	cursors  []poolCursor              // of the pools in advances, when all operations were applied
+
+	ahead        []*offer // promises that it writes ahead of their Commit
+	acknowledged []*offer // taken up by a Commit that did not wait for this batch
+	promises     []byte   // the value of ledger/promises, nil if it stays as it is
 }
 
 // newBatch returns a batch with room for as many operations as are expected.
@@ -59,13 +64,18 @@ func (r stepRoom) put(steps []step) {
 	}
 }
 
-// close ends the collecting.
-func (b *batch) close() {
-	if b == nil || b.empty() {
+// close ends the collecting. room is for the promises.
+func (b *batch) close(room []byte) {
+	if b == nil {
 		return
 	}
-	b.forget()
-	b.end()
+	if !b.empty() {
+		b.forget()
+		b.end()
+	}
+	if o := &b.ledger.offers; o.changed {
+		b.promises, o.changed = seal(keyPromises, appendPromises(room[:0], o.written)), false
+	}
 }
 
 // fail takes back all of it. No batch that was begun later may be left.
@@ -73,7 +83,9 @@ func (b *batch) fail(err error) {
 	if b == nil {
 		return
 	}
+	b.keep()
 	b.rollback(mark{})
+	b.unwritten()
 	b.err = err
 }
 
@@ -108,6 +120,7 @@ func (b *batch) mark() mark {
 	return mark{len(b.steps), len(b.ended), len(b.advances), len(b.undo)}
 }
 
+// empty reports whether nothing has changed but promises.
 func (b *batch) empty() bool { return len(b.steps) == 0 && len(b.disputed) == 0 }
 
 // rollback undoes everything after m, allocations before the promises that they came from.

@@ -74,10 +74,12 @@ type Against struct {
 func (l *Ledger) Check(ctx context.Context, against Against) (Report, error) {
 	var lines []Allocation
 	var problems []Problem
+	var written promised
 	var tx *bbolt.Tx
 	err := l.writer.between(ctx, func() (err error) {
 		lines = l.book.filter(func(*record) bool { return true })
 		problems = l.book.audit(l.offers.addresses())
+		written = l.offers.promised()
 		tx, err = l.store.db.Begin(false)
 		return err
 	})
@@ -90,15 +92,17 @@ func (l *Ledger) Check(ctx context.Context, against Against) (Report, error) {
 		c.complain(netip.Addr{}, "%v", err)
 	}
 	c.memory(lines)
+	c.ahead(written)
 	c.against(against)
 	return c.report, nil
 }
 
 // checker goes through one view of the file.
 type checker struct {
-	report Report
-	lines  map[netip.Addr]Allocation
-	claims map[netip.Addr][]Claimant
+	report   Report
+	lines    map[netip.Addr]Allocation
+	claims   map[netip.Addr][]Claimant
+	promised promised
 }
 
 // complain notes damage, differ what is none.
@@ -124,6 +128,7 @@ func (c *checker) file(tx *bbolt.Tx) {
 	c.history(tx)
 	c.identities()
 	c.disputes()
+	c.promises(tx)
 	for _, line := range c.lines {
 		if line.held() {
 			c.report.Held++

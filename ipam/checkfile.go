@@ -94,6 +94,7 @@ func copyOnce(source io.ReaderAt, to string, size int64) error {
 
 // Backup writes a copy of the file as it is at one moment. The ledger goes on working meanwhile.
 func (l *Ledger) Backup(w io.Writer) error {
+	l.settle()
 	tx, err := l.store.db.Begin(false)
 	if err != nil {
 		return fmt.Errorf("back up ledger: %w", ErrClosed)

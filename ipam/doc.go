@@ -5,11 +5,15 @@
 // An address is promised and bound in two steps, because the API server names an object only after the webhook that
 // must choose the address has answered:
 //
-//	Reserve   in memory, for 45 s, under a claim    the mutating phase: no name, no UID yet
+//	Reserve   promised for 45 s, under a claim      the mutating phase: no name, no UID yet
 //	Commit    durable before it returns, Pending    the validating phase: name and UID are known
 //	Bind      Bound                                 the stored object was seen
 //	Release   Released, rests for the quarantine    the virtual machine and all its pods are gone
 //	          free                                  lazily: nothing happens at the end of the rest
+//
+// A promise is in memory, or written ahead: then it is on its way to the disk when Reserve returns, and it is the promise that
+// Commit waits for. A process that ends leaves the promises to the next one, which keeps them until it knows what became of
+// them (ahead.go).
 //
 // # The file
 //
@@ -18,6 +22,7 @@
 //
 //	ledger/format                    = version of this drawing
 //	ledger/folded                    = the first entry of the history that the buckets below do not follow yet
+//	ledger/promises                  = promises that were written ahead of their Commit and not taken up
 //	history/<number: 8 bytes>        = what one transaction did: events, and what each address is since then
 //	addresses/<address key>          = Allocations, of that address and of some that follow it
 //	owners/<claim><address key>      = namespace, name and UID, for that key and some that follow; the mirror of addresses
@@ -36,6 +41,6 @@
 // Searching happens in memory, in an index of what is held and of what is free; its size follows the number of
 // addresses that are held, not the size of the pools.
 //
-// The package knows no Kubernetes: whether a virtual machine exists is for the caller to find out. It logs nothing and
-// starts no timers; what is due (StalePending, a reservation's end) is found when somebody asks.
+// The package knows no Kubernetes: whether a virtual machine exists is for the caller to find out. It logs nothing; what is
+// due (StalePending, a reservation's end) is found when somebody asks.
 package ipam

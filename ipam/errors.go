@@ -82,11 +82,11 @@ type TakenError struct {
 
 // Error names the holder and says when the address may be free.
 func (e *TakenError) Error() string {
-	switch who := e.Holder.Owner; e.Holder.State {
-	case Released:
+	switch who := e.Holder.Owner; {
+	case e.Holder.State == Released:
 		return fmt.Sprintf("%s rests until %s after VM %s gave it back",
 			e.Holder.Address, e.Until.UTC().Format(time.RFC3339), who)
-	case Reserved:
+	case who.UID == "": // Reserved, or kept
 		if who.Name == "" {
 			return fmt.Sprintf("%s is promised to a VM that is being created in namespace %s", e.Holder.Address, who.Namespace)
 		}

@@ -1,6 +1,7 @@
 package ipam
 
 import (
+	"context"
 	"net/netip"
 	"strconv"
 	"time"
@@ -70,4 +71,13 @@ func (q Query) selects(e Event) bool {
 }
 
 // History returns the events that q selects, oldest first, from the file.
-func (l *Ledger) History(q Query) ([]Event, error) { return l.store.events(q) }
+func (l *Ledger) History(q Query) ([]Event, error) {
+	l.settle()
+	return l.store.events(q)
+}
+
+// settle returns when all that was acknowledged is in the file as it is in memory, or cannot be written: what a Commit says
+// of a promise that was written ahead follows later.
+func (l *Ledger) settle() {
+	_ = l.writer.do(context.Background(), func(*batch) error { return nil })
+}

@@ -93,7 +93,10 @@ const foldLag = 64
 // buckets, in one transaction.
 func (s *store) write(b *batch, opts Options) error {
 	before := s.history // in a statement of its own: entries changes it, and Go may call before it reads
-	fresh := s.entries(b)
+	var fresh []entry
+	if !b.empty() {
+		fresh = s.entries(b)
+	}
 	all := append(s.unfolded, fresh...)
 	due := dueEntries(all, opts.lag)
 	err := s.update(func(tx *bbolt.Tx) error {
@@ -105,11 +108,22 @@ func (s *store) write(b *batch, opts Options) error {
 		if err := s.fold(tx, all[:due]); err != nil {
 			return err
 		}
+		if b.promises != nil {
+			if err := tx.Bucket(bucketLedger).Put(keyPromises, b.promises); err != nil {
+				return err
+			}
+		}
+		if len(fresh) == 0 {
+			return nil
+		}
 		return s.trim(bucket, b.now, countEvents(b.steps), opts)
 	})
 	if err != nil {
 		s.history = before
 		return fileError(s.path, err)
+	}
+	if len(fresh) == 0 {
+		s.room.put(b.steps)
 	}
 	for i := range all[:due] {
 		if all[i].room != nil {

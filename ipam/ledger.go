@@ -30,8 +30,10 @@ type Options struct {
 	// file.
 	HistorySize int
 
-	growth int // by how much the file grows at a time, in bytes; tests take less
-	lag    int // see foldLag; tests take less
+	growth int           // by how much the file grows at a time, in bytes; tests take less
+	lag    int           // see foldLag; tests take less
+	delay  time.Duration // see writeDelay; tests take more
+	rest   time.Duration // see writeRest
 }
 
 func (o Options) withDefaults() Options {
@@ -44,6 +46,7 @@ func (o Options) withDefaults() Options {
 	o.HistoryAge = cmp.Or(o.HistoryAge, 90*24*time.Hour)
 	o.HistorySize = cmp.Or(o.HistorySize, 200_000)
 	o.growth = cmp.Or(o.growth, 512<<10)
+	o.delay, o.rest = cmp.Or(o.delay, writeDelay), cmp.Or(o.rest, writeRest)
 	o.lag = min(cmp.Or(o.lag, foldLag), o.HistorySize/4)
 	return o
 }
@@ -102,6 +105,7 @@ func (l *Ledger) begin(found *contents) error {
 	}
 	l.latest = l.opts.Now()
 	l.book.clamp(l.latest)
+	l.keepAll(found.promises)
 	return nil
 }
 
@@ -143,6 +147,9 @@ func (l *Ledger) Close() error {
 		return nil
 	}
 	l.closed = true
+	if l.tick(); l.offers.changed { // else the next start keeps promises that have ended
+		l.writer.enter(l.writer.openBatch(), 0)
+	}
 	l.mu.Unlock()
 	l.writer.stop()
 	l.store.foldAll() // What cannot be folded, as on a full disk, is read from the history by the next start.
@@ -221,9 +228,12 @@ func (l *Ledger) All() iter.Seq[Allocation] {
 }
 
 // StalePending returns the allocations that are Pending for longer than age, oldest first. The caller finds out by a live
-// read whether their virtual machine exists, then calls Bind or Release. Nothing is freed by age alone.
+// read whether their virtual machine exists, then calls Bind or Release. Nothing is freed by age alone. Before them come those
+// that were promised to a claim and kept (see Request.WriteAhead): they have no UID, and no name if the API server was to
+// generate it. If no virtual machine shows the claim, the caller says Expire.
 func (l *Ledger) StalePending(age time.Duration) []Allocation {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.book.stale(l.tick().Add(-age))
+	latest := l.tick().Add(-age)
+	return append(l.offers.keptSince(latest), l.book.stale(latest)...)
 }

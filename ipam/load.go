@@ -1,11 +1,14 @@
 package ipam
 
+import "bytes"
+
 // contents is what the file says, apart from the allocations and the history.
 type contents struct {
 	each      func(Allocation)
 	cursors   map[string]cursor
 	claimants []Claimant
 	addresses items
+	promises  []*offer
 	err       error // the first thing that does not fit
 }
 
@@ -32,6 +35,13 @@ func (c *contents) read(bucket string, key, value []byte) error {
 			}
 			return err
 		})
+	case string(bucketLedger):
+		if !bytes.Equal(key, keyPromises) {
+			return nil
+		}
+		promises, err := decodePromises(value)
+		c.promises = promises
+		return err
 	case string(bucketPools):
 		at, err := decodeCursor(key, value)
 		c.cursors[string(key)] = at

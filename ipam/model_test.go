@@ -50,6 +50,8 @@ type modelOffer struct {
 	addresses []netip.Addr
 	pools     []string
 	expires   time.Time
+	ahead     bool // it is in the file
+	kept      bool // since a restart
 }
 
 // Random operations, restarts, changes of the pools and jumps of the clock leave the ledger as a plain map says. Repeat a
@@ -85,7 +87,7 @@ func (m *model) pick() func() {
 	}{
 		{30, m.reserve}, {25, m.commit}, {12, m.bind}, {20, m.release}, {6, m.advance},
 		{1, m.setBack}, {1, m.restart}, {2, m.changePools}, {2, m.withdraw}, {2, m.dryRun},
-		{4, m.adopt}, {2, m.resolve}, {2, m.giveUp}, {6, m.fail}, {1, m.check},
+		{3, m.keep}, {4, m.adopt}, {2, m.resolve}, {2, m.giveUp}, {6, m.fail}, {1, m.check},
 	}
 	sum := 0
 	for _, w := range weighted {
@@ -112,13 +114,19 @@ func (m *model) open() {
 // write makes line what the file says.
 func (m *model) write(line Allocation) { m.lines[line.Address] = modelLine{line, line} }
 
-// restart loses the offers and nothing else.
+// restart loses the offers that were not written ahead, and nothing else.
 func (m *model) restart() {
 	if err := m.ledger.Close(); err != nil {
 		m.t.Fatal(err)
 	}
 	m.open()
-	clear(m.offers)
+	m.expire()
+	for claim, f := range m.offers {
+		f.kept = true
+		if m.offers[claim] = f; !f.ahead {
+			delete(m.offers, claim)
+		}
+	}
 	for _, line := range m.lines {
 		m.write(line.stored)
 	}
@@ -158,7 +166,7 @@ func (m *model) setBack() {
 
 func (m *model) expire() {
 	for claim, f := range m.offers {
-		if !m.clock.now().Before(f.expires) {
+		if !f.kept && !m.clock.now().Before(f.expires) {
 			delete(m.offers, claim)
 		}
 	}
@@ -275,10 +283,14 @@ func (m *model) request() Request {
 
 func (m *model) reserve() {
 	r := m.request()
+	r.WriteAhead = m.random.IntN(2) == 0
 	offer, err := m.ledger.Reserve(m.t.Context(), r)
 	m.judge(r, offer, err)
 	if err == nil && offer.Claim == r.Claim {
-		f := modelOffer{r.Claim, floatip.Owner{Namespace: r.Namespace, Name: r.Name}, offer.Addresses, offer.Pools, m.clock.now().Add(45 * time.Second)}
+		f := modelOffer{
+			claim: r.Claim, owner: floatip.Owner{Namespace: r.Namespace, Name: r.Name}, addresses: offer.Addresses, pools: offer.Pools,
+			expires: m.clock.now().Add(45 * time.Second), ahead: r.WriteAhead,
+		}
 		m.offers[r.Claim] = f
 		m.spent = append(m.spent, f)
 	}
@@ -293,11 +305,64 @@ func (m *model) dryRun() {
 
 func (m *model) withdraw() {
 	for _, f := range slices.Backward(m.spent) {
-		if _, open := m.offers[f.claim]; open {
-			m.ledger.Withdraw(f.claim)
-			delete(m.offers, f.claim)
+		if open, promised := m.offers[f.claim]; promised {
+			if m.ledger.Withdraw(f.claim); !open.kept {
+				delete(m.offers, f.claim)
+			}
 			return
 		}
+	}
+}
+
+// keep shows the ledger the VM that a kept promise waits for, or one that it does not wait for, or gives the promise up.
+func (m *model) keep() {
+	var kept []modelOffer
+	for _, f := range m.spent {
+		if f = m.offers[f.claim]; f.kept {
+			kept = append(kept, f)
+		}
+	}
+	if len(kept) == 0 {
+		return
+	}
+	f := kept[m.random.IntN(len(kept))]
+	for _, line := range m.ledger.ByClaim(f.claim) {
+		if line.State != Pending || line.Owner != f.owner || !slices.Contains(f.addresses, line.Address) {
+			m.t.Errorf("%+v was kept, the ledger has %+v", f, line)
+		}
+	}
+	owner := f.owner
+	owner.UID = m.newUID()
+	if owner.Name == "" {
+		owner.Name = m.someone().Name
+	}
+	switch m.random.IntN(3) {
+	case 0:
+		if got := m.ledger.Expire(f.claim); len(got) != len(f.addresses) {
+			m.t.Errorf("expire %+v: %+v", f, got)
+		}
+		delete(m.offers, f.claim)
+	case 1:
+		stranger := owner
+		stranger.Name += "-other"
+		if _, err := m.ledger.Bind(m.t.Context(), f.claim, stranger, Cause{}); f.owner.Name != "" && err == nil {
+			m.t.Errorf("%+v was given to %s", f, stranger)
+		} else if err == nil {
+			m.take(f, stranger)
+		}
+	case 2:
+		if _, err := m.ledger.Bind(m.t.Context(), f.claim, owner, Cause{}); err != nil {
+			m.t.Errorf("bind %s, which %+v waits for: %v", owner, f, err)
+		}
+		m.take(f, owner)
+	}
+}
+
+// take is what it does that owner was seen, whom f was kept for.
+func (m *model) take(f modelOffer, owner floatip.Owner) {
+	delete(m.offers, f.claim)
+	for i, a := range f.addresses {
+		m.write(Allocation{Address: a, Pool: f.pools[i], Owner: owner, Claim: f.claim, State: Bound, Since: m.clock.now()})
 	}
 }
 

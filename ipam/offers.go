@@ -17,6 +17,11 @@ type offer struct {
 	pools           []string
 	expires         time.Time
 
+	cause Cause     // on whose behalf, of what is written ahead
+	ahead *batch    // that writes it ahead of its Commit, or has; nil: only memory has it
+	kept  bool      // it does not expire, see Expire
+	since time.Time // when it was kept
+
 	older, younger *offer // neighbours in offers
 	room           struct {
 		addresses [2]netip.Addr
@@ -26,20 +31,23 @@ type offer struct {
 
 // newOffer returns the reservation that promises answer.
 func newOffer(r Request, answer Offer) *offer {
-	f := &offer{claim: r.Claim, namespace: r.Namespace, name: r.Name, expires: answer.Expires}
+	f := &offer{claim: r.Claim, namespace: r.Namespace, name: r.Name, expires: answer.Expires, cause: r.Cause}
 	f.addresses = append(f.room.addresses[:0], answer.Addresses...)
 	f.pools = append(f.room.pools[:0], answer.Pools...)
 	return f
 }
 
 // offers holds the reservations by claim and by address. They all live equally long, so the list in which they were made
-// is the one in which they expire.
+// is the one in which they expire. Kept ones are not in it.
 type offers struct {
 	byClaim          map[floatip.Claim]*offer
 	byAddress        map[netip.Addr]*offer
 	byName           map[vmName]*offer // the youngest of a name; none for a name that is not known yet
 	perPool          map[promisee]int  // addresses that are promised
 	oldest, youngest *offer
+
+	written map[floatip.Claim]*offer // that are in the file, or will be with their batch
+	changed bool                     // the file has others than written
 }
 
 // vmName names a virtual machine.
@@ -54,6 +62,7 @@ func newOffers() offers {
 		byAddress: map[netip.Addr]*offer{},
 		byName:    map[vmName]*offer{},
 		perPool:   map[promisee]int{},
+		written:   map[floatip.Claim]*offer{},
 	}
 }
 
@@ -66,7 +75,12 @@ func (o *offers) add(f *offer) {
 		o.byAddress[a] = f
 		o.perPool[promisee{f.pools[i], f.namespace}]++
 	}
-	o.link(f)
+	if !f.kept {
+		o.link(f)
+	}
+	if f.ahead != nil {
+		o.write(f)
+	}
 }
 
 // link puts f at its place in the list. It is the youngest, unless a commit that failed puts it back.
@@ -100,6 +114,16 @@ func (o *offers) remove(f *offer) {
 			delete(o.perPool, key)
 		}
 	}
+	if !f.kept {
+		o.unlink(f)
+	}
+	if o.written[f.claim] == f {
+		delete(o.written, f.claim)
+		o.changed = true
+	}
+}
+
+func (o *offers) unlink(f *offer) {
 	if f.older != nil {
 		f.older.younger = f.younger
 	} else {
@@ -148,14 +172,18 @@ func (o *offers) addresses() []netip.Addr { return slices.Collect(maps.Keys(o.by
 // count returns how many addresses of pool are promised to namespace.
 func (o *offers) count(pool, namespace string) int { return o.perPool[promisee{pool, namespace}] }
 
-// allocation shows f's promise of its i-th address; it lasts for the time reservation.
+// allocation shows f's promise of its i-th address; it lasts for the time reservation. A kept one is Pending.
 func (f *offer) allocation(i int, reservation time.Duration) Allocation {
+	state, since := Reserved, f.expires.Add(-reservation)
+	if f.kept {
+		state, since = Pending, f.since
+	}
 	return Allocation{
 		Address: f.addresses[i],
 		Pool:    f.pools[i],
 		Owner:   floatip.Owner{Namespace: f.namespace, Name: f.name},
 		Claim:   f.claim,
-		State:   Reserved,
-		Since:   f.expires.Add(-reservation),
+		State:   state,
+		Since:   since,
 	}
 }

@@ -11,8 +11,8 @@ import (
 	"floatip.io/floatip"
 )
 
-// Reserve promises addresses to r.Claim for Options.Reservation, in memory: nothing is written, and a restart forgets
-// it. Asking again with the same claim gives the same answer, also after Commit. A dry run decides in the same way and
+// Reserve promises addresses to r.Claim for Options.Reservation, in memory: a restart forgets it, but see
+// Request.WriteAhead. Nothing waits for the disk. Asking again with the same claim gives the same answer, also after Commit. A dry run decides in the same way and
 // changes nothing.
 //
 // A virtual machine that was promised addresses under its name, and was not stored since, is promised the same again,
@@ -54,7 +54,11 @@ func (l *Ledger) Reserve(ctx context.Context, r Request) (Offer, error) {
 		return answer, err
 	}
 	answer.Expires = now.Add(l.opts.Reservation)
-	l.promise(newOffer(r, answer))
+	f := newOffer(r, answer)
+	l.promise(f)
+	if r.WriteAhead {
+		l.writeAhead(f)
+	}
 	return answer, nil
 }
 
@@ -66,11 +70,11 @@ func (l *Ledger) promise(f *offer) {
 }
 
 // Withdraw ends the reservation of claim early, as when the webhook refuses the object for another reason. Unknown
-// claims are fine.
+// claims are fine, and one that was kept stays (see Expire).
 func (l *Ledger) Withdraw(claim floatip.Claim) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if f := l.offers.byClaim[claim]; f != nil {
+	if f := l.offers.byClaim[claim]; f != nil && !f.kept {
 		l.withdraw(f)
 	}
 }

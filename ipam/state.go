@@ -12,8 +12,8 @@ import (
 type State uint8
 
 const (
-	// Reserved: promised in memory to an object that the API server has not accepted yet. Lost by a restart, without
-	// harm.
+	// Reserved: promised to an object that the API server has not accepted yet. Lost by a restart, without harm, if it was
+	// not written ahead (Request.WriteAhead).
 	Reserved State = iota + 1
 	// Pending: in the file, for a virtual machine that was not yet seen stored.
 	Pending
@@ -45,7 +45,7 @@ type Allocation struct {
 	// Pool that the address came from.
 	Pool string
 	// Owner holds the address, or held it last if State is Released. A Reserved one has no UID yet, and no name if the
-	// API server is to generate it.
+	// API server is to generate it; nor has a Pending one that is a promise which was kept (see Ledger.StalePending).
 	Owner floatip.Owner
 	// Claim is zero for an allocation that was adopted from an object without one.
 	Claim floatip.Claim
@@ -93,6 +93,11 @@ type Request struct {
 	Families []Family
 	// DryRun decides in the same way and changes nothing.
 	DryRun bool
+	// WriteAhead has the promise written while the caller goes on, so that Commit need not wait for the disk, or not for
+	// long. Such a promise may outlive a restart: see StalePending and Expire. At most 256 are written ahead at a time.
+	WriteAhead bool
+	// Cause says on whose behalf, for a promise that is written ahead.
+	Cause Cause
 }
 
 // Offer is the answer to a Request.

@@ -25,9 +25,10 @@ var (
 	bucketDisputes  = []byte("disputes")
 	bucketHistory   = []byte("history")
 
-	buckets   = [][]byte{bucketLedger, bucketAddresses, bucketOwners, bucketPools, bucketDisputes, bucketHistory}
-	keyFormat = []byte("format")
-	keyFolded = []byte("folded")
+	buckets     = [][]byte{bucketLedger, bucketAddresses, bucketOwners, bucketPools, bucketDisputes, bucketHistory}
+	keyFormat   = []byte("format")
+	keyFolded   = []byte("folded")
+	keyPromises = []byte("promises")
 )
 
 // store is the file. Only the writer's goroutine writes.

@@ -9,8 +9,8 @@ import (
 	"floatip.io/floatip"
 )
 
-// Commit makes the promise of claim durable for owner, whose name and UID are known now, and returns after the flush.
-// The allocations are Pending.
+// Commit makes the promise of claim durable for owner, whose name and UID are known now, and returns after the flush, of the
+// promise itself if that is written ahead (Request.WriteAhead). The allocations are Pending.
 //
 // The API server may validate one object several times, each time with another name and UID (metadata.generateName):
 // the last owner stands, and there is one allocation per family throughout. If the reservation has ended, or the process
@@ -27,15 +27,33 @@ func (l *Ledger) Commit(ctx context.Context, claim floatip.Claim, owner floatip.
 	if err := (Request{Namespace: owner.Namespace, Addresses: addresses}).validate(); err != nil {
 		return nil, fmt.Errorf("commit for VM %s: %w", owner, err)
 	}
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("commit for VM %s: %w", owner, err)
+	}
 	var lines []Allocation
-	err := l.writer.do(ctx, func(b *batch) (err error) {
-		lines, err = b.commit(claim, owner, addresses, cause)
-		return err
+	awaited, err := l.writer.join(func(b *batch) (awaited *batch, err error) {
+		promise := l.offers.byClaim[claim]
+		if lines, err = b.commit(claim, owner, addresses, cause); err != nil {
+			return nil, err
+		}
+		return b.acknowledge(promise), nil
 	})
+	if err == nil {
+		err = awaited.wait(ctx)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("commit for VM %s: %w", owner, err)
 	}
 	return lines, nil
+}
+
+// acknowledge returns the batch that a Commit waits for, which took up promise: the one that wrote it ahead, or b.
+func (b *batch) acknowledge(promise *offer) *batch {
+	if promise == nil || promise.ahead == nil || promise.ahead == b {
+		return b
+	}
+	b.acknowledged = append(b.acknowledged, promise)
+	return promise.ahead
 }
 
 func (b *batch) commit(claim floatip.Claim, owner floatip.Owner, addresses []netip.Addr, cause Cause) ([]Allocation, error) {
@@ -45,8 +63,8 @@ func (b *batch) commit(claim floatip.Claim, owner floatip.Owner, addresses []net
 	}
 	f := l.offers.byClaim[claim]
 	if f != nil {
-		if f.namespace != owner.Namespace {
-			return nil, &ClaimError{floatip.Owner{Namespace: f.namespace}}
+		if f.namespace != owner.Namespace || f.kept && l.keptFor(claim, owner) == nil {
+			return nil, &ClaimError{floatip.Owner{Namespace: f.namespace, Name: f.name}}
 		}
 		addresses = f.addresses
 	}
@@ -133,6 +151,11 @@ func (l *Ledger) Bind(ctx context.Context, claim floatip.Claim, owner floatip.Ow
 }
 
 func (b *batch) bind(claim floatip.Claim, owner floatip.Owner, cause Cause) ([]Allocation, error) {
+	if f := b.ledger.keptFor(claim, owner); f != nil {
+		if _, err := b.commitKept(f, owner); err != nil {
+			return nil, err
+		}
+	}
 	lines := current(onlyHeld(b.ledger.book.ofUID(owner.UID)))
 	if !claim.IsZero() {
 		for _, line := range onlyHeld(b.ledger.book.ofClaim(claim)) {

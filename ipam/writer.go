@@ -20,12 +20,16 @@ type writer struct {
 	ended   chan struct{}
 	company int          // how many operations may come at once: those that were answered last, and what waits since
 	coming  atomic.Bool  // the goroutine is about to lock the ledger, see giveWay
+	started time.Time    // when the goroutine was
+	busy    atomic.Int64 // when a transaction began or ended last, in nanoseconds since started; negative if none did
 	waiting atomic.Int32 // operations in the open batch
 
 	// Guarded by ledger.mu.
 	open    *batch // nil or without operations: nobody waits
 	size    int    // how many operations the last batch had
 	stopped bool
+
+	promises []byte // room for those of the batch that is written
 }
 
 // pause is something to be done between two transactions.
@@ -38,8 +42,9 @@ type pause struct {
 func startWriter(l *Ledger) *writer {
 	w := &writer{
 		ledger: l, pauses: make(chan *pause),
-		wake: make(chan struct{}, 1), quit: make(chan struct{}), ended: make(chan struct{}),
+		wake: make(chan struct{}, 1), quit: make(chan struct{}), ended: make(chan struct{}), started: time.Now(),
 	}
+	w.busy.Store(int64(-l.opts.rest))
 	go w.run()
 	return w
 }
@@ -59,10 +64,15 @@ func (w *writer) do(ctx context.Context, apply func(b *batch) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	b, err := w.join(apply)
+	b, err := w.join(func(b *batch) (*batch, error) { return b, apply(b) })
 	if err != nil {
 		return err
 	}
+	return b.wait(ctx)
+}
+
+// wait returns when b is durable or has failed, or ctx has ended.
+func (b *batch) wait(ctx context.Context) error {
 	select {
 	case <-b.answered:
 		return b.err
@@ -71,8 +81,9 @@ func (w *writer) do(ctx context.Context, apply func(b *batch) error) error {
 	}
 }
 
-// join applies an operation to the open batch, also one that only confirms what is there: that may not be durable yet.
-func (w *writer) join(apply func(b *batch) error) (*batch, error) {
+// join applies an operation to the open batch, also one that only confirms what is there: that may not be durable yet. apply
+// returns the batch that its caller waits for, which is an earlier one if the open batch has nothing that would be missed.
+func (w *writer) join(apply func(b *batch) (*batch, error)) (*batch, error) {
 	l := w.ledger
 	w.giveWay()
 	l.mu.Lock()
@@ -80,21 +91,54 @@ func (w *writer) join(apply func(b *batch) error) (*batch, error) {
 	if w.stopped {
 		return nil, ErrClosed
 	}
-	if w.open == nil {
-		w.open = newBatch(l, w.size)
-	}
-	b := w.open
+	b := w.openBatch()
 	b.now = l.tick()
 	m := b.mark()
-	if err := apply(b); err != nil {
+	awaited, err := apply(b)
+	if err != nil {
 		b.rollback(m)
 		return nil, err
 	}
-	if b.operations++; b.operations == 1 {
-		w.wake <- struct{}{} // has room: take emptied it
+	if awaited == b {
+		w.enter(b, 0)
+	} else {
+		w.enter(b, l.opts.delay)
 	}
+	return awaited, nil
+}
+
+func (w *writer) openBatch() *batch {
+	if w.open == nil {
+		w.open = newBatch(w.ledger, w.size)
+	}
+	return w.open
+}
+
+// enter counts one more operation in b, the open batch, and sees to it that it is written within that time.
+func (w *writer) enter(b *batch, within time.Duration) {
+	b.operations++
 	w.waiting.Store(int32(b.operations))
-	return b, nil
+	if within <= 0 {
+		w.ring()
+		return
+	}
+	if due := time.Now().Add(within); b.due.IsZero() || due.Before(b.due) {
+		b.due = due
+		time.AfterFunc(within, w.ring)
+	}
+}
+
+// rest is how long the writer still rests before a transaction that nobody waits for.
+func (w *writer) rest() time.Duration {
+	return w.ledger.opts.rest - (time.Since(w.started) - time.Duration(w.busy.Load()))
+}
+
+// ring wakes the goroutine.
+func (w *writer) ring() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
 }
 
 // giveWay is for callers that are about to lock the ledger: the writer, for whom all of them wait, goes first. The mutex
@@ -190,7 +234,7 @@ func (w *writer) next() {
 	l.mu.Lock()
 	w.coming.Store(false)
 	b := w.take()
-	b.close()
+	w.close(b)
 	l.mu.Unlock()
 	if err := w.write(b); err != nil {
 		l.mu.Lock()
@@ -209,7 +253,7 @@ func (w *writer) settled(f func() error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	b := w.take()
-	b.close()
+	w.close(b)
 	if err := w.write(b); err != nil {
 		b.fail(err)
 	}
@@ -217,10 +261,19 @@ func (w *writer) settled(f func() error) error {
 	return f()
 }
 
+func (w *writer) close(b *batch) {
+	b.close(w.promises)
+	if b != nil && b.promises != nil {
+		w.promises = b.promises
+	}
+}
+
 func (w *writer) write(b *batch) error {
-	if b == nil || b.empty() {
+	if b == nil || b.empty() && b.promises == nil {
 		return nil
 	}
+	w.busy.Store(int64(time.Since(w.started)))
+	defer func() { w.busy.Store(int64(time.Since(w.started))) }()
 	return w.ledger.store.write(b, w.ledger.opts)
 }
 

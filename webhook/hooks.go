@@ -2,6 +2,7 @@ package webhook
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	"floatip.io/floatip"
@@ -155,8 +157,34 @@ func ownerOf(req admission.Request, m metadata) floatip.Owner {
 
 // heldBy returns what the ledger has for a VM as an owner reference names it. Who writes such a reference himself may
 // know the UID of another tenant's VM: namespace and name must be those of the holder too.
-func (h *Hooks) heldBy(vm floatip.Owner) []ipam.Allocation {
-	return slices.DeleteFunc(h.Ledger.ByOwner(vm.UID), func(line ipam.Allocation) bool { return line.Owner != vm })
+func (h *Hooks) heldBy(ctx context.Context, req admission.Request, vm floatip.Owner) ([]ipam.Allocation, error) {
+	lines := slices.DeleteFunc(h.Ledger.ByOwner(vm.UID), func(line ipam.Allocation) bool { return line.Owner != vm })
+	if len(lines) > 0 {
+		return lines, nil
+	}
+	return h.takeKept(ctx, req, vm)
+}
+
+// takeKept gives the VM what the ledger has promised to its claim and kept: floatip ended, or its disk failed, after it had
+// admitted the VM. The controller does the same when it sees the VM; its instance, and the pod of that, may come first.
+func (h *Hooks) takeKept(ctx context.Context, req admission.Request, vm floatip.Owner) ([]ipam.Allocation, error) {
+	annotations, err := h.Cluster.VMAnnotations(ctx, vm)
+	if err != nil {
+		return nil, client.IgnoreNotFound(err)
+	}
+	claim, err := floatip.ParseClaim(annotations[floatip.AnnotationClaim])
+	if err != nil || claim.IsZero() || isDryRun(req) {
+		return nil, nil
+	}
+	lines := h.Ledger.ByClaim(claim)
+	if len(lines) == 0 || lines[0].State != ipam.Pending || lines[0].Owner.UID != "" || lines[0].Owner.Namespace != vm.Namespace {
+		return nil, nil
+	}
+	lines, err = h.Ledger.Commit(ctx, claim, vm, nil, causeOf(req))
+	if errors.Is(err, ipam.ErrClaimInUse) {
+		return nil, nil
+	}
+	return lines, err
 }
 
 // holding sums up lines of the ledger that belong to one VM.

@@ -44,7 +44,10 @@ func (h *Hooks) createPod(ctx context.Context, req admission.Request) Decision {
 	if !ok {
 		return plainPod(pod, Decision{Action: Ignored, Reason: "the VMI has no VM of its name"})
 	}
-	lines := h.heldBy(floatip.Owner{Namespace: req.Namespace, Name: vm.Name, UID: string(vm.UID)})
+	lines, err := h.heldBy(ctx, req, floatip.Owner{Namespace: req.Namespace, Name: vm.Name, UID: string(vm.UID)})
+	if err != nil {
+		return refuse(internal(req), err)
+	}
 	if len(lines) == 0 {
 		return plainPod(pod, Decision{Action: Ignored, Reason: "the VM has no address"})
 	}

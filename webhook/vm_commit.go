@@ -13,7 +13,7 @@ import (
 )
 
 // commitVM answers VirtualMachine CREATE, validating. The API server has chosen name and UID by now, so the promise of
-// createVM becomes a line of the ledger that survives a crash, before the answer is given. The API server may call it
+// createVM becomes a line of the ledger, and survives a crash before the answer is given. The API server may call it
 // several times for one create, with other names (generateName): the last one counts.
 //
 // A name that is taken already is refused here, as the API server would a moment later: whoever creates the same VM over

@@ -16,7 +16,8 @@ import (
 )
 
 // createVM answers VirtualMachine CREATE, mutating: it promises the VM its addresses and writes them, with the claim
-// that ties the object to the promise, into its annotations. Nothing is durable yet; commitVM does that.
+// that ties the object to the promise, into its annotations. Nothing waits for the disk here: the promise is written while
+// the API server goes on, and commitVM waits for it.
 //
 // What stands in floatip.io/address and floatip.io/claim already is the user's, a copy of another VM's, or floatip's own
 // from an earlier call of this hook for the same request. Only the last is kept.
@@ -43,6 +44,8 @@ func (h *Hooks) createVM(ctx context.Context, req admission.Request) Decision {
 		Addresses:       wish.Addresses,
 		Pools:           wish.Pools,
 		DryRun:          isDryRun(req),
+		WriteAhead:      true,
+		Cause:           causeOf(req),
 	}
 	if earlier, ours := h.earlierOffer(req.Namespace, wish, m); ours {
 		return h.offered(req, m, earlier.decision(Kept, "called again for the same request"))

@@ -35,7 +35,11 @@ func (h *Hooks) createVMI(ctx context.Context, req admission.Request) Decision {
 		return uncarried(vmi, Decision{Action: Ignored, Reason: "the VMI has no VM of its name"})
 	}
 	owner := floatip.Owner{Namespace: req.Namespace, Name: vm.Name, UID: string(vm.UID)}
-	have := holdingOf(h.heldBy(owner))
+	lines, err := h.heldBy(ctx, req, owner)
+	if err != nil {
+		return refuse(internal(req), err)
+	}
+	have := holdingOf(lines)
 	if len(have.addresses) == 0 {
 		return uncarried(vmi, Decision{Action: Ignored, Reason: "the VM has no address"})
 	}

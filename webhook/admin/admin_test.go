@@ -305,6 +305,38 @@ func TestReleaseOfAYoungPromise(t *testing.T) {
 	}
 }
 
+// A promise that was kept when floatip was started again has no UID to release it by, and needs nobody to do so.
+func TestReleaseOfAKeptPromise(t *testing.T) {
+	pool, err := ipam.ParsePool(ipam.PoolText{Name: "lan", Addresses: []string{"192.0.2.50-192.0.2.59"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool.AutoAssign = true
+	path := filepath.Join(t.TempDir(), "ledger.db")
+	open := func() *ipam.Ledger {
+		l, err := ipam.Open(path, ipam.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		l.SetPools([]ipam.Pool{pool})
+		return l
+	}
+	l := open()
+	if _, err := l.Reserve(t.Context(), ipam.Request{Claim: floatip.NewClaim(), Namespace: "prod", Name: "web", WriteAhead: true}); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l = open()
+	_, err = Book{Ledger: l, Cluster: &cluster{}}.Release(t.Context(), fifty, "", "")
+	wantError(t, err, "release 192.0.2.50", "a VM of namespace prod may have been admitted with it", "by itself")
+	if line, _ := l.Lookup(fifty); line.State != ipam.Pending {
+		t.Errorf("%+v", line)
+	}
+}
+
 // A backup that nobody reads does not keep the process from its end: the file is closed all the same.
 func TestEndDuringABackup(t *testing.T) {
 	d := newDesk(t)

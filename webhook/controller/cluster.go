@@ -188,8 +188,12 @@ func (c Cluster) Carrier(ctx context.Context, owner floatip.Owner) (string, erro
 }
 
 // stored asks the API server itself for the VM that keeps a promise: the one with the owner's UID, or the one of that
-// name that shows the claim, as when somebody tried twice to create it. Nil if there is none.
+// name that shows the claim, as when somebody tried twice to create it. Nil if there is none. Where the API server was to
+// generate the name, all VMs of the namespace are asked for the claim.
 func (c Cluster) stored(ctx context.Context, owner floatip.Owner, claim floatip.Claim) (*metav1.PartialObjectMetadata, error) {
+	if owner.Name == "" {
+		return c.storedUnder(ctx, owner.Namespace, claim)
+	}
 	object := metadataOf(vmKind)
 	err := c.Live.Get(ctx, types.NamespacedName{Namespace: owner.Namespace, Name: owner.Name}, object)
 	if apierrors.IsNotFound(err) {
@@ -198,9 +202,26 @@ func (c Cluster) stored(ctx context.Context, owner floatip.Owner, claim floatip.
 	if err != nil {
 		return nil, fmt.Errorf("look for VM %s: %w", owner, err)
 	}
-	shown, err := floatip.ParseClaim(object.Annotations[floatip.AnnotationClaim])
-	if string(object.UID) == owner.UID || err == nil && !claim.IsZero() && shown == claim {
+	if string(object.UID) == owner.UID || shows(object, claim) {
 		return object, nil
 	}
 	return nil, nil
+}
+
+func (c Cluster) storedUnder(ctx context.Context, namespace string, claim floatip.Claim) (*metav1.PartialObjectMetadata, error) {
+	vms := metadataList(vmKind)
+	if err := c.Live.List(ctx, vms, client.InNamespace(namespace)); err != nil {
+		return nil, fmt.Errorf("look for the VM with claim %s in namespace %s: %w", claim, namespace, err)
+	}
+	for i := range vms.Items {
+		if shows(&vms.Items[i], claim) {
+			return &vms.Items[i], nil
+		}
+	}
+	return nil, nil
+}
+
+func shows(vm *metav1.PartialObjectMetadata, claim floatip.Claim) bool {
+	shown, err := floatip.ParseClaim(vm.Annotations[floatip.AnnotationClaim])
+	return err == nil && !claim.IsZero() && shown == claim
 }

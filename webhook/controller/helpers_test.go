@@ -49,6 +49,12 @@ var epoch = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 // newWorld has the pool "provider" with 192.168.100.50 to .59, the opted-in namespace "vms", and the objects. The starter has not run.
 func newWorld(t *testing.T, objects ...client.Object) *world {
 	t.Helper()
+	return newWorldOn(t, filepath.Join(t.TempDir(), "ledger.db"), objects...)
+}
+
+// newWorldOn is newWorld with the ledger at path, which an earlier process may have left.
+func newWorldOn(t *testing.T, path string, objects ...client.Object) *world {
+	t.Helper()
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme, kubevirt.AddToScheme} {
 		if err := add(scheme); err != nil {
@@ -66,7 +72,7 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 		}).
 		WithIndex(metadataOf(podKind), indexRefused, refusedPods).
 		WithObjects(append(objects, pool("provider", "192.168.100.50-192.168.100.59"), namespace("vms", "true"))...).Build()
-	ledger, err := ipam.Open(filepath.Join(t.TempDir(), "ledger.db"), ipam.Options{Now: func() time.Time { return w.now }})
+	ledger, err := ipam.Open(path, ipam.Options{Now: func() time.Time { return w.now }})
 	if err != nil {
 		t.Fatal(err)
 	}

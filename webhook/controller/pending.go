@@ -51,7 +51,8 @@ func (p *Pending) Start(ctx context.Context) error {
 }
 
 // Sweep settles every promise that is older than Age: freed if the API server has no such VM, Bound if it has.
-// A promise stays as it is while the API server does not answer.
+// A promise stays as it is while the API server does not answer. Those that floatip kept when it was started again are among
+// them: they have no UID, and some no name.
 func (p *Pending) Sweep(ctx context.Context) error {
 	promises := map[promise]bool{}
 	for _, line := range p.Ledger.StalePending(p.Age) {
@@ -76,11 +77,16 @@ func (p *Pending) settle(ctx context.Context, one promise) error {
 	}
 	owner := one.owner
 	if vm != nil {
-		owner.UID = string(vm.UID)
+		owner.Name, owner.UID = vm.Name, string(vm.UID)
 		_, err := p.Ledger.Bind(ctx, one.claim, owner, ipam.Cause{Reason: "VM is stored"})
 		return err
 	}
-	released, err := p.Ledger.Release(ctx, owner.UID, ipam.Cause{Reason: "VM was never stored"})
+	var released []ipam.Allocation
+	if owner.UID == "" {
+		released = p.Ledger.Expire(one.claim)
+	} else {
+		released, err = p.Ledger.Release(ctx, owner.UID, ipam.Cause{Reason: "VM was never stored"})
+	}
 	for _, line := range released {
 		p.Log.Info("freed promise", "address", line.Address, "pool", line.Pool, "vm", owner, "uid", owner.UID)
 		p.Metrics.expired(line.Pool)

@@ -388,6 +388,10 @@ func (unreachable) Get(context.Context, client.ObjectKey, client.Object, ...clie
 	return context.DeadlineExceeded
 }
 
+func (unreachable) List(context.Context, client.ObjectList, ...client.ListOption) error {
+	return context.DeadlineExceeded
+}
+
 func TestSweepWithoutAnAnswerFreesNothing(t *testing.T) {
 	w := newWorld(t)
 	w.start()
