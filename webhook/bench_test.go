@@ -3,58 +3,31 @@ package webhook
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
-	"math/big"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httptrace"
 	"os"
 	"path/filepath"
 	"runtime"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/go-logr/logr"
 	admissionv1 "k8s.io/api/admission/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
-	"sigs.k8s.io/controller-runtime/pkg/log"
-	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 	"sigs.k8s.io/yaml"
 
 	"floatip.io/floatip"
 	"floatip.io/floatip/ipam"
-	"floatip.io/floatip/webhook/serving"
 )
-
-// pathNothing is a hook of controller-runtime that allows everything: the limit that the others are held against. The
-// second one has connections of its own.
-const (
-	pathNothing  = "/nothing"
-	pathNothing2 = "/nothing-else"
-	pathFlushing = "/flushing"
-	pathSharing  = "/sharing"
-)
-
-func nothing() http.Handler {
-	return &admission.Webhook{Handler: admission.HandlerFunc(func(context.Context, admission.Request) admission.Response {
-		return admission.Allowed("")
-	})}
-}
 
 // BenchmarkGarbage counts what one request costs, from the bytes of the API server to the bytes of the answer, without
 // the network. The limit is 150 allocations.
@@ -105,7 +78,7 @@ func (discard) Write(b []byte) (int, error) { return len(b), nil }
 func (discard) WriteHeader(int)             {}
 
 // BenchmarkAdmission times both phases of creating a VM as the API server sees them: HTTP/1.1 over TLS on loopback, on
-// kept connections. Each round is one of the hook that does nothing, the mutating, and the validating one with its flush
+// kept connections, in a process of its own as the webhook is. Each round is one of the hook that does nothing, the mutating, and the validating one with its flush
 // to disk; the figures are medians over the rounds, the ratios those of each round by itself. What a flush costs differs
 // more between machines than all the rest, so the committing phase is also held against the hook that does nothing plus
 // the two barriers of a bbolt transaction, as raw writes; for one client, also against a hook that does nothing but these
@@ -132,7 +105,7 @@ func BenchmarkAdmission(b *testing.B) {
 				if clients > 1 {
 					continue // they would flush one after the other
 				}
-				flushing := median(s.flushing(flush, requests))
+				flushing := median(s.flushing(requests))
 				note("flushing-µs", flushing)
 				note("commit/flushing", commit/flushing)
 			}
@@ -145,7 +118,7 @@ func BenchmarkAdmission(b *testing.B) {
 }
 
 // BenchmarkHundred creates a hundred VMs at once, both phases one after the other, over connections as the API server keeps
-// them: 25 for each hook, so that most of a burst opens a connection. Beside it stand two hooks that do nothing, served in the
+// them, in a process of its own: 25 for each hook, so that most of a burst opens a connection. Beside it stand two hooks that do nothing, served in the
 // same way, and two that do nothing else than that the second one has its client wait for the two barriers of a bbolt transaction,
 // as raw writes that all share who have come: about what any hook adds whose answer is on the disk. Added is what floatip takes
 // beyond those that do nothing, added-by-flush what the others take beyond them, and inside the time in floatip's handlers alone,
@@ -153,7 +126,6 @@ func BenchmarkAdmission(b *testing.B) {
 func BenchmarkHundred(b *testing.B) {
 	const burst = 100
 	s := newStand(b, 25)
-	s.flush = newFlush(b)
 	object := largeVM(b)
 	answer := s.post(PathVMCreate, s.creating(object).body)
 	figures := map[string][]float64{}
@@ -195,7 +167,7 @@ func BenchmarkHundred(b *testing.B) {
 			group.Wait()
 			note(do.name, took)
 		}
-		note("inside", s.inside.phases(burst))
+		note("inside", s.phases(burst))
 		for _, q := range []string{"p50", "p99"} {
 			for name, of := range map[string]string{"added-": "both-", "added-by-flush-": "flush-"} {
 				all, nothing := figures[of+q+"-ms"], figures["nothing-"+q+"-ms"]
@@ -210,8 +182,7 @@ func BenchmarkHundred(b *testing.B) {
 }
 
 // flushing times the hook that does nothing but the two barriers.
-func (s *stand) flushing(flush *rawFlush, requests int) []float64 {
-	s.flush = flush
+func (s *stand) flushing(requests int) []float64 {
 	body := bodyOf(s.b, review{kind: vmGVK, object: largeVM(s.b)})
 	took, _ := s.send(1, pathFlushing, slices.Repeat([][]byte{body}, requests))
 	return took
@@ -316,133 +287,6 @@ func (f *rawFlush) twice() {
 			f.b.Error(err)
 		}
 	}
-}
-
-// stand is a webhook server and its client, the API server, which keeps connections for each hook by itself
-// (k8s.io/apiserver pkg/util/webhook/client.go, HookClient).
-type stand struct {
-	*world
-	b       *testing.B
-	url     string
-	clients map[string]*http.Client // by path
-	inside  *stopwatch
-	flush   *rawFlush
-	created int
-	opening atomic.Int64 // connections that are being opened
-}
-
-// newStand has the garbage collector as manifests/webhook/deployment.yaml sets it.
-func newStand(b *testing.B, clients int) *stand {
-	log.SetLogger(logr.Discard())
-	before := debug.SetGCPercent(400)
-	b.Cleanup(func() { debug.SetGCPercent(before) })
-	w := newWorld(b, testPool(b, "10.0.0.0/8"))
-	pair, roots := servingPair(b)
-	server := serving.New("127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{pair}})
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		b.Fatal(err)
-	}
-	s := &stand{world: w, b: b, url: "https://" + listener.Addr().String(), clients: map[string]*http.Client{}, inside: &stopwatch{}}
-	server.Register(pathNothing, nothing())
-	server.Register(pathNothing2, nothing())
-	allow := nothing()
-	server.Register(pathFlushing, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		s.flush.twice()
-		allow.ServeHTTP(w, r)
-	}))
-	server.Register(pathSharing, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		s.flush.shared()
-		allow.ServeHTTP(w, r)
-	}))
-	w.hooks.Register(timed{server, s.inside}, w.gate)
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- server.Serve(ctx, listener) }()
-	for _, path := range []string{pathNothing, pathNothing2, pathFlushing, pathSharing, PathVMCreate, PathVMCommit} {
-		// As the API server calls webhooks: HTTP/1.1 (same file).
-		s.clients[path] = &http.Client{Transport: &http.Transport{
-			MaxIdleConnsPerHost: clients,
-			TLSClientConfig:     &tls.Config{RootCAs: roots, ServerName: "webhook", NextProtos: []string{"http/1.1"}},
-		}}
-	}
-	b.Cleanup(func() {
-		s.connected()
-		cancel()
-		for _, c := range s.clients {
-			c.CloseIdleConnections()
-		}
-		if err := <-ended; err != nil {
-			b.Error(err)
-		}
-	})
-	return s
-}
-
-// stopwatch has the time in the hooks, from the first byte of the body that is read to the last of the answer that is
-// written, in milliseconds and in the order of the answers.
-type stopwatch struct {
-	mu    sync.Mutex
-	times map[string][]float64 // by path
-}
-
-// timed registers hooks with a stopwatch.
-type timed struct {
-	Server
-	watch *stopwatch
-}
-
-func (t timed) Register(path string, hook http.Handler) {
-	t.Server.Register(path, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		start := time.Now()
-		hook.ServeHTTP(w, r)
-		took := time.Since(start).Seconds() * 1e3
-		t.watch.mu.Lock()
-		defer t.watch.mu.Unlock()
-		if t.watch.times == nil {
-			t.watch.times = map[string][]float64{}
-		}
-		t.watch.times[path] = append(t.watch.times[path], took)
-	}))
-}
-
-// phases returns the sums of both phases of the last count creates: the slowest of one phase with the slowest of the other,
-// which no create can exceed.
-func (s *stopwatch) phases(count int) []float64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	sums := make([]float64, count)
-	for _, path := range []string{PathVMCreate, PathVMCommit} {
-		times := s.times[path]
-		for i, t := range slices.Sorted(slices.Values(times[len(times)-count:])) {
-			sums[i] += t
-		}
-	}
-	return sums
-}
-
-// servingPair is a certificate as package certs makes it; httptest's own has an RSA key.
-func servingPair(b *testing.B) (tls.Certificate, *x509.CertPool) {
-	b.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		b.Fatal(err)
-	}
-	template := &x509.Certificate{
-		DNSNames: []string{"webhook"}, NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
-		SerialNumber: big.NewInt(1), KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		b.Fatal(err)
-	}
-	leaf, err := x509.ParseCertificate(der)
-	if err != nil {
-		b.Fatal(err)
-	}
-	roots := x509.NewCertPool()
-	roots.AddCert(leaf)
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, roots
 }
 
 // timings of one round, in microseconds.
