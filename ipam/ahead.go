@@ -34,7 +34,8 @@ const writeDelay = 20 * time.Millisecond
 // writeRest is the least time between two transactions that nobody waits for: one after the other, a flush each, would take
 // from a burst what they could share. A promise that comes alone does not wait, and one that a Commit needs waits for nothing.
 // With 64 clients that create at once the mutating phase took 2.0 times a hook that does nothing without a rest, 1.5 with 1 ms
-// and 1.35 with 2 ms; with 8 clients 2.2, 1.6 and 1.2 (BenchmarkAdmission, two processors).
+// and 1.35 with 2 ms; with 8 clients 2.2, 1.6 and 1.2 (BenchmarkAdmission on two processors, client and server in one process;
+// in two processes there was no clear difference).
 const writeRest = 2 * time.Millisecond
 
 // onDisk is what the promises that were read from the file were written by.

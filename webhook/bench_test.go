@@ -155,6 +155,7 @@ func BenchmarkHundred(b *testing.B) {
 			}
 			s.connected()
 			runtime.GC()
+			before := s.opened.Load()
 			took := make([]float64, burst)
 			var group sync.WaitGroup
 			for i := range took {
@@ -166,6 +167,7 @@ func BenchmarkHundred(b *testing.B) {
 			}
 			group.Wait()
 			note(do.name, took)
+			figures[do.name+"-connections"] = append(figures[do.name+"-connections"], float64(s.opened.Load()-before))
 		}
 		note("inside", s.phases(burst))
 		for _, q := range []string{"p50", "p99"} {
@@ -372,7 +374,7 @@ func (s *stand) post(path string, body []byte) []byte {
 // trace counts the connections that are opened, which go on when the request is answered on another.
 func (s *stand) trace() context.Context {
 	return httptrace.WithClientTrace(context.Background(), &httptrace.ClientTrace{
-		ConnectStart:     func(string, string) { s.opening.Add(1) },
+		ConnectStart:     func(string, string) { s.opening.Add(1); s.opened.Add(1) },
 		TLSHandshakeDone: func(tls.ConnectionState, error) { s.opening.Add(-1) },
 	})
 }

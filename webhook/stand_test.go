@@ -122,6 +122,7 @@ type stand struct {
 	clients map[string]*http.Client // by path
 	created int
 	opening atomic.Int64 // connections that are being opened
+	opened  atomic.Int64 // and all that were begun
 }
 
 // newStand starts the server, and has the client's garbage collected as the server's.
