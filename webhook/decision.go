@@ -25,7 +25,7 @@ const (
 	Ignored   Action = "ignored"   // the object is none of floatip's business
 	OptedOut  Action = "opted-out" // the VM, or the template of its instances, says floatip.io/enabled: "false"
 	Unserved  Action = "unserved"  // nothing was asked for, and no pool serves the namespace by itself
-	Reserved  Action = "reserved"  // an address is promised, in memory
+	Reserved  Action = "reserved"  // an address is promised
 	Committed Action = "committed" // the promise is in the ledger's file
 	Kept      Action = "kept"      // what is there is right
 	Restored  Action = "restored"  // floatip's annotations were put back

@@ -1,8 +1,8 @@
 // Package webhook answers the API server's admission requests: it gives new virtual machines their floating address,
 // carries the address to the VirtualMachineInstance, and injects the sidecar into the virt-launcher pod.
 //
-//	VirtualMachine CREATE, mutating    reserve an address in memory, write annotations
-//	VirtualMachine CREATE, validating  make the reservation durable, now that name and UID are known
+//	VirtualMachine CREATE, mutating    promise an address, write annotations; the disk is not waited for
+//	VirtualMachine CREATE, validating  the promise is durable, or waited for; name and UID are known
 //	VirtualMachine UPDATE, mutating    put floatip's annotations back
 //	VirtualMachineInstance CREATE      carry the address, give the guest its hint
 //	Pod CREATE (virt-launcher)         sidecar, NAT description, nodes that carry the provider network
