@@ -19,11 +19,10 @@ const (
 	// server opens in a burst, many are of no use before the next one. The API server closes one after 90 s
 	// (k8s.io/apimachinery pkg/util/net/http.go, SetTransportDefaults), and does not repeat a request that meets a
 	// connection which closes at that moment, since it is a POST (net/http transport.go, shouldRetryRequest): the VM would be
-	// refused. So it must be the API server who closes. It bounds handshake and header, too: to net/http a connection that
-	// never had a request waits for a header.
+	// refused. So it must be the API server who closes.
 	idleTimeout = 5 * time.Minute
-	// readTimeout bounds the body of a request; 30 s is the longest time limit of a hook. Without it whoever reaches the port
-	// could keep connections, and what is read from them, for ever.
+	// readTimeout bounds handshake, header and body of a request; 30 s is the longest time limit of a hook. Without it
+	// whoever reaches the port could keep connections, and what is read from them, for ever.
 	readTimeout = 32 * time.Second
 	// shutdownTimeout lets requests end that have begun.
 	shutdownTimeout = time.Minute
@@ -80,8 +79,7 @@ func (s *Server) Start(ctx context.Context) error {
 // Serve is Start with a listener, which it closes.
 func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 	server := &http.Server{
-		Handler: s.turns.answering(s.inTime(s.mux)), MaxHeaderBytes: maxHeader,
-		IdleTimeout: s.idleTimeout, ReadHeaderTimeout: s.idleTimeout,
+		Handler: s.turns.answering(s.mux), MaxHeaderBytes: maxHeader, IdleTimeout: s.idleTimeout, ReadTimeout: s.readTimeout,
 		BaseContext: func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
 	}
 	ended := make(chan error, 1)
@@ -91,24 +89,12 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 		ended <- server.Shutdown(ctx)
 	})
 	s.started.Store(true)
-	err := server.Serve(tls.NewListener(turnListener{listener, s.turns}, s.config))
+	err := server.Serve(patientListener{tls.NewListener(turnListener{listener, s.turns}, s.config), s})
 	if !errors.Is(err, http.ErrServerClosed) {
 		stop()
 		return fmt.Errorf("webhook server: %w", err)
 	}
 	return <-ended
-}
-
-// inTime returns hook, with a bound to the time in which the body must come. A ReadTimeout of the server would begin with the
-// connection, if that has had no request yet.
-func (s *Server) inTime(hook http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if err := http.NewResponseController(w).SetReadDeadline(time.Now().Add(s.readTimeout)); err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		hook.ServeHTTP(w, r)
-	})
 }
 
 // StartedChecker returns a health check that connects to the server.

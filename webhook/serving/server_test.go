@@ -144,26 +144,43 @@ func TestConnectionThatWasNotUsed(t *testing.T) {
 	}
 }
 
-// Who sends half of a request, or nothing, does not keep its connection.
+// Who sends half of a handshake or of a request does not keep its connection for longer than a request may take, and who sends
+// nothing not for longer than one without requests is kept.
 func TestSlowRequestEnds(t *testing.T) {
 	if server := New("", &tls.Config{}); server.readTimeout <= 30*time.Second {
 		t.Errorf("a request may take %s, the API server gives a hook up to 30 s", server.readTimeout)
 	}
-	address, client, _ := serve(t, func(w http.ResponseWriter, r *http.Request) {
+	hook := func(w http.ResponseWriter, r *http.Request) {
 		if _, err := io.ReadAll(r.Body); err == nil {
 			t.Error("the body was read to an end that did not come")
 		}
-	}, func(s *Server) { s.idleTimeout, s.readTimeout = 100*time.Millisecond, 100*time.Millisecond })
-	for _, sent := range []string{"", "POST /hook HT", "POST /hook HTTP/1.1\r\nHost: webhook\r\nContent-Length: 9\r\n\r\n{"} {
-		c, err := tls.Dial("tcp", address, client)
+	}
+	const limit = 100 * time.Millisecond
+	slow, client, _ := serve(t, hook, func(s *Server) { s.readTimeout = limit })
+	idle, clientOfIdle, _ := serve(t, hook, func(s *Server) { s.idleTimeout = limit })
+	secure := func(address string, config *tls.Config) func() (net.Conn, error) {
+		return func() (net.Conn, error) { return tls.Dial("tcp", address, config) }
+	}
+	plain := func() (net.Conn, error) { return net.Dial("tcp", slow) }
+	for _, tc := range []struct {
+		dial func() (net.Conn, error)
+		sent string
+	}{
+		{plain, ""},
+		{plain, "\x16\x03\x01\x01"}, // a handshake's first bytes (RFC 8446 section 5.1)
+		{secure(slow, client), "POST /hook HT"},
+		{secure(slow, client), "POST /hook HTTP/1.1\r\nHost: webhook\r\nContent-Length: 9\r\n\r\n{"},
+		{secure(idle, clientOfIdle), ""},
+	} {
+		c, err := tc.dial()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := io.WriteString(c, sent); err != nil {
+		if _, err := io.WriteString(c, tc.sent); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := io.Copy(io.Discard, c); err != nil { // until the server closes it
-			t.Errorf("after %q: %v", sent, err)
+			t.Errorf("after %q: %v", tc.sent, err)
 		}
 		c.Close()
 	}
