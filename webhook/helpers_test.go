@@ -51,6 +51,7 @@ type world struct {
 	vmis   map[string]*kubevirt.VirtualMachineInstance
 	events []string
 
+	unread    error  // what a look at a VM's annotations answers
 	carrier   string // what is left of VMs that are gone
 	announced int    // how often a node is still said to answer for what a VM held
 
@@ -117,6 +118,16 @@ func (w *world) open(pools []ipam.Pool) {
 	w.ledger = ledger
 }
 
+// restart closes the ledger and opens it again.
+func (w *world) restart(pools []ipam.Pool) {
+	w.t.Helper()
+	if err := w.ledger.Close(); err != nil {
+		w.t.Fatal(err)
+	}
+	w.open(pools)
+	w.hooks.Ledger = w.ledger
+}
+
 type muxServer struct{ mux *http.ServeMux }
 
 func (m muxServer) Register(path string, hook http.Handler) { m.mux.Handle(path, hook) }
@@ -135,6 +146,9 @@ func (w *world) VMAnnotations(_ context.Context, owner floatip.Owner) (map[strin
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	annotations, ok := w.vms[owner.String()+"/"+owner.UID]
+	if w.unread != nil {
+		return nil, w.unread
+	}
 	if !ok {
 		return nil, apierrors.NewNotFound(schema.GroupResource{Resource: "virtualmachines"}, owner.Name)
 	}
