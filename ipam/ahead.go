@@ -116,34 +116,40 @@ func (l *Ledger) keepAll(promises []*offer) {
 // keptFor returns the kept promise that owner shows the claim of, or nil. The API server names a virtual machine only after
 // the promise, so f may have no name.
 func (l *Ledger) keptFor(claim floatip.Claim, owner floatip.Owner) *offer {
-	f := l.offers.byClaim[claim]
-	if f == nil || !f.kept || f.namespace != owner.Namespace || f.name != "" && f.name != owner.Name {
-		return nil
+	if f := l.offers.byClaim[claim]; f != nil && f.allocation(0, l.opts.Reservation).Awaits(owner) {
+		return f
 	}
-	return f
+	return nil
+}
+
+// Keeps reports whether a promise was kept (see Request.WriteAhead) that the virtual machine may take up if it shows the claim.
+func (l *Ledger) Keeps(owner floatip.Owner) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, f := range l.offers.written {
+		if f.allocation(0, l.opts.Reservation).Awaits(owner) {
+			return true
+		}
+	}
+	return false
 }
 
 // commitKept writes what f promises for owner, whom the promise waits for, on behalf of whom it was made for.
-func (b *batch) commitKept(f *offer, owner floatip.Owner) ([]Allocation, error) {
+func (b *batch) commitKept(f *offer, owner floatip.Owner) error {
 	for _, a := range f.addresses {
-		if line, had := b.ledger.book.get(a); had && line.held() {
-			return nil, &TakenError{Holder: line}
-		}
-		if other, twice := otherOf(current(onlyHeld(b.ledger.book.ofUID(owner.UID))), a); twice {
-			return nil, fmt.Errorf("%s: %w, %s", a, ErrOwnerHolds, other)
+		if err := b.ledger.mayHave(a, f.claim, owner); err != nil {
+			return err
 		}
 	}
 	b.takeUp(f)
-	var lines []Allocation
 	for i, a := range f.addresses {
 		line := Allocation{Address: a, Pool: f.pools[i], Owner: owner, Claim: f.claim, State: Pending, Since: b.now}
 		b.put(line, Committed, f.cause)
 		if h := b.ledger.book.homeOf(a); h != nil {
 			b.advance(h, a)
 		}
-		lines = append(lines, line)
 	}
-	return lines, nil
+	return nil
 }
 
 // Expire ends the promise of claim that was kept (see Request.WriteAhead) and that StalePending has shown: the caller has

@@ -1,7 +1,6 @@
 package ipam
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -10,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -24,19 +24,7 @@ import (
 func openSlow(t *testing.T, c *clock, pools ...Pool) (*Ledger, string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "ledger.db")
-	l, err := Open(path, Options{Now: c.now, delay: time.Hour})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.SetPools(pools)
-	t.Cleanup(func() {
-		report, err := l.Check(context.Background(), Against{})
-		if err := errors.Join(err, report.Err()); err != nil && !errors.Is(err, ErrClosed) {
-			t.Error(err)
-		}
-		l.Close()
-	})
-	return l, path
+	return openWith(t, path, Options{Now: c.now, delay: time.Hour}, pools...), path
 }
 
 // ahead promises the next addresses of the pools to a VM, or to one whose name is not known, and has that on the disk.
@@ -258,7 +246,7 @@ func TestPromiseOutlivesTheProcess(t *testing.T) {
 			}
 			var taken *TakenError
 			_, err := l.Reserve(t.Context(), Request{Claim: floatip.NewClaim(), Namespace: "dev", Name: "b", Addresses: offer.Addresses[:1]})
-			if !errors.As(err, &taken) || taken.Holder.State != Pending {
+			if !errors.As(err, &taken) || taken.Holder.State != Pending || !strings.Contains(taken.Error(), "being created") {
 				t.Errorf("somebody else asks for it: %v", err)
 			}
 			if given := give(t, l, floatip.Owner{Namespace: "dev", Name: "c", UID: "uid-c"}).Address; given == offer.Addresses[0] {
@@ -299,11 +287,17 @@ func TestPromiseIsForItsVM(t *testing.T) {
 	if lines := l.ByClaim(offer.Claim); len(lines) != 1 || lines[0].Owner.Name != "a" {
 		t.Errorf("after that: %+v", lines)
 	}
+	if !l.Keeps(vm("a")) || l.Keeps(vm("b")) || l.Keeps(floatip.Owner{Namespace: "dev", Name: "a"}) {
+		t.Error("it is kept for another one than vm a")
+	}
 	if _, err := l.Bind(t.Context(), offer.Claim, vm("a"), Cause{}); err != nil {
 		t.Error(err)
 	}
 	if at := l.book.home("red").cursor[0]; !numOf(offer.Addresses[0]).less(at) {
 		t.Errorf("the next address is looked for from %s on", at.addr(IPv4))
+	}
+	if ahead(t, l, "d"); l.Keeps(vm("a")) || l.Keeps(vm("d")) {
+		t.Error("something is kept that was taken up, or promised only now")
 	}
 }
 
@@ -463,12 +457,8 @@ func TestPromisesEnd(t *testing.T) {
 // TestPromisesShareATransaction: the first one is written at once. Those that come right after it wait for one another, unless
 // a Commit waits for one of them.
 func TestPromisesShareATransaction(t *testing.T) {
-	l, err := Open(filepath.Join(t.TempDir(), "ledger.db"), Options{delay: time.Hour, rest: time.Hour})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	l.SetPools([]Pool{pool(t, "red", "192.0.2.0/28")})
+	slow := Options{delay: time.Hour, rest: time.Hour}
+	l := openWith(t, filepath.Join(t.TempDir(), "ledger.db"), slow, pool(t, "red", "192.0.2.0/28"))
 	reserve := func(name string) (Offer, *batch) {
 		offer, err := l.Reserve(t.Context(), Request{Claim: floatip.NewClaim(), Namespace: "prod", Name: name, WriteAhead: true})
 		if err != nil {
@@ -581,6 +571,23 @@ func TestPromisedTwice(t *testing.T) {
 	if err != nil || len(report.Problems) != 1 || report.Problems[0].Address != offer.Addresses[0] {
 		t.Errorf("check: %+v, %v", report, err)
 	}
+}
+
+// TestPromiseThatTheFileLacks: Check finds it.
+func TestPromiseThatTheFileLacks(t *testing.T) {
+	l, _ := openSlow(t, newClock(), pool(t, "red", "192.0.2.0/29"))
+	ahead(t, l, "a")
+	lost := &offer{claim: floatip.NewClaim(), addresses: []netip.Addr{addr("192.0.2.5")}}
+	l.mu.Lock()
+	l.offers.written[lost.claim] = lost
+	l.mu.Unlock()
+	report, err := l.Check(t.Context(), Against{})
+	if err != nil || len(report.Problems) != 1 || report.Problems[0].Address != lost.addresses[0] {
+		t.Errorf("check: %+v, %v", report, err)
+	}
+	l.mu.Lock()
+	delete(l.offers.written, lost.claim)
+	l.mu.Unlock()
 }
 
 // FuzzPromises: no value makes the decoder fail but with an error, and what it reads is written the same.

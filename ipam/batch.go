@@ -64,8 +64,8 @@ func (r stepRoom) put(steps []step) {
 	}
 }
 
-// close ends the collecting. room is for the promises.
-func (b *batch) close(room []byte) {
+// close ends the collecting.
+func (b *batch) close() {
 	if b == nil {
 		return
 	}
@@ -74,7 +74,8 @@ func (b *batch) close(room []byte) {
 		b.end()
 	}
 	if o := &b.ledger.offers; o.changed {
-		b.promises, o.changed = seal(keyPromises, appendPromises(room[:0], o.written)), false
+		o.value, o.changed = seal(keyPromises, appendPromises(o.value[:0], o.written)), false
+		b.promises = o.value
 	}
 }
 

@@ -48,7 +48,12 @@ func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 // openTest opens a ledger that is checked and closed at the end of the test, if the test has not closed it.
 func openTest(t testing.TB, path string, c *clock, pools ...Pool) *Ledger {
 	t.Helper()
-	l, err := Open(path, Options{Now: c.now})
+	return openWith(t, path, Options{Now: c.now}, pools...)
+}
+
+func openWith(t testing.TB, path string, options Options, pools ...Pool) *Ledger {
+	t.Helper()
+	l, err := Open(path, options)
 	if err != nil {
 		t.Fatal(err)
 	}

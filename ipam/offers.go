@@ -48,6 +48,7 @@ type offers struct {
 
 	written map[floatip.Claim]*offer // that are in the file, or will be with their batch
 	changed bool                     // the file has others than written
+	value   []byte                   // of ledger/promises as it was made last, in room that the next one uses again
 }
 
 // vmName names a virtual machine.

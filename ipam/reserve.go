@@ -12,8 +12,8 @@ import (
 )
 
 // Reserve promises addresses to r.Claim for Options.Reservation, in memory: a restart forgets it, but see
-// Request.WriteAhead. Nothing waits for the disk. Asking again with the same claim gives the same answer, also after Commit. A dry run decides in the same way and
-// changes nothing.
+// Request.WriteAhead. Nothing waits for the disk. Asking again with the same claim gives the same answer, also after
+// Commit. A dry run decides in the same way and changes nothing.
 //
 // A virtual machine that was promised addresses under its name, and was not stored since, is promised the same again,
 // under the claim that it had: Offer.Claim is not r.Claim then.

@@ -61,6 +61,15 @@ type Allocation struct {
 	Superseded bool
 }
 
+// Kept reports whether a is a promise that outlived the process, or a transaction that failed (see Request.WriteAhead).
+func (a Allocation) Kept() bool { return a.State == Pending && a.Owner.UID == "" }
+
+// Awaits reports whether a is such a promise and was made for owner, as far as owner's name was known. Only the claim, which
+// nobody but that virtual machine was given, says that it was.
+func (a Allocation) Awaits(owner floatip.Owner) bool {
+	return a.Kept() && a.Owner.Namespace == owner.Namespace && (a.Owner.Name == "" || a.Owner.Name == owner.Name)
+}
+
 // held reports whether a virtual machine holds the address durably.
 func (a Allocation) held() bool { return a.State == Pending || a.State == Bound }
 

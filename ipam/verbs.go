@@ -116,18 +116,27 @@ func (b *batch) take(a netip.Addr, f *offer, claim floatip.Claim, owner floatip.
 			return Allocation{}, about(a, err)
 		}
 	}
-	if line, had := l.book.get(a); had && line.held() { // adopted since it was promised
-		return Allocation{}, &TakenError{Holder: line}
-	}
-	for _, line := range onlyHeld(l.book.ofUID(owner.UID)) {
-		if FamilyOf(line.Address) == FamilyOf(a) && line.Claim != claim {
-			return Allocation{}, fmt.Errorf("%s: %w, %s", a, ErrOwnerHolds, line.Address)
-		}
+	if err := l.mayHave(a, claim, owner); err != nil {
+		return Allocation{}, err
 	}
 	line := Allocation{Address: a, Pool: h.pool.Name, Owner: owner, Claim: claim, State: Pending, Since: b.now}
 	b.put(line, Committed, cause)
 	b.advance(h, a)
 	return line, nil
+}
+
+// mayHave returns an error if a, which is promised or free, was adopted meanwhile, or owner holds another address of its family
+// under another claim.
+func (l *Ledger) mayHave(a netip.Addr, claim floatip.Claim, owner floatip.Owner) error {
+	if line, had := l.book.get(a); had && line.held() {
+		return &TakenError{Holder: line}
+	}
+	for _, line := range onlyHeld(l.book.ofUID(owner.UID)) {
+		if FamilyOf(line.Address) == FamilyOf(a) && line.Claim != claim {
+			return fmt.Errorf("%s: %w, %s", a, ErrOwnerHolds, line.Address)
+		}
+	}
+	return nil
 }
 
 // Bind confirms that the virtual machine owner is stored in the API server: what it holds becomes Bound. If claim is not
@@ -152,7 +161,7 @@ func (l *Ledger) Bind(ctx context.Context, claim floatip.Claim, owner floatip.Ow
 
 func (b *batch) bind(claim floatip.Claim, owner floatip.Owner, cause Cause) ([]Allocation, error) {
 	if f := b.ledger.keptFor(claim, owner); f != nil {
-		if _, err := b.commitKept(f, owner); err != nil {
+		if err := b.commitKept(f, owner); err != nil {
 			return nil, err
 		}
 	}

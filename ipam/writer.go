@@ -28,8 +28,6 @@ type writer struct {
 	open    *batch // nil or without operations: nobody waits
 	size    int    // how many operations the last batch had
 	stopped bool
-
-	promises []byte // room for those of the batch that is written
 }
 
 // pause is something to be done between two transactions.
@@ -234,7 +232,7 @@ func (w *writer) next() {
 	l.mu.Lock()
 	w.coming.Store(false)
 	b := w.take()
-	w.close(b)
+	b.close()
 	l.mu.Unlock()
 	if err := w.write(b); err != nil {
 		l.mu.Lock()
@@ -253,19 +251,12 @@ func (w *writer) settled(f func() error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	b := w.take()
-	w.close(b)
+	b.close()
 	if err := w.write(b); err != nil {
 		b.fail(err)
 	}
 	defer w.answer(b)
 	return f()
-}
-
-func (w *writer) close(b *batch) {
-	b.close(w.promises)
-	if b != nil && b.promises != nil {
-		w.promises = b.promises
-	}
 }
 
 func (w *writer) write(b *batch) error {

@@ -2,15 +2,15 @@ package webhook
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	"floatip.io/floatip"
@@ -34,6 +34,7 @@ type Ledger interface {
 	Withdraw(claim floatip.Claim)
 	Commit(ctx context.Context, claim floatip.Claim, owner floatip.Owner, addresses []netip.Addr, cause ipam.Cause) ([]ipam.Allocation, error)
 	ByClaim(claim floatip.Claim) []ipam.Allocation
+	Keeps(owner floatip.Owner) bool
 	ByOwner(uid string) []ipam.Allocation
 	ByName(namespace, name string) []ipam.Allocation
 	Release(ctx context.Context, uid string, cause ipam.Cause) ([]ipam.Allocation, error)
@@ -168,23 +169,33 @@ func (h *Hooks) heldBy(ctx context.Context, req admission.Request, vm floatip.Ow
 // takeKept gives the VM what the ledger has promised to its claim and kept: floatip ended, or its disk failed, after it had
 // admitted the VM. The controller does the same when it sees the VM; its instance, and the pod of that, may come first.
 func (h *Hooks) takeKept(ctx context.Context, req admission.Request, vm floatip.Owner) ([]ipam.Allocation, error) {
-	annotations, err := h.Cluster.VMAnnotations(ctx, vm)
+	if isDryRun(req) || !h.Ledger.Keeps(vm) {
+		return nil, nil
+	}
+	annotations, err := h.annotationsOf(ctx, vm)
 	if err != nil {
-		return nil, client.IgnoreNotFound(err)
+		return nil, err
 	}
 	claim, err := floatip.ParseClaim(annotations[floatip.AnnotationClaim])
-	if err != nil || claim.IsZero() || isDryRun(req) {
+	if err != nil {
 		return nil, nil
 	}
-	lines := h.Ledger.ByClaim(claim)
-	if len(lines) == 0 || lines[0].State != ipam.Pending || lines[0].Owner.UID != "" || lines[0].Owner.Namespace != vm.Namespace {
+	if lines := h.Ledger.ByClaim(claim); len(lines) == 0 || !lines[0].Awaits(vm) {
 		return nil, nil
 	}
-	lines, err = h.Ledger.Commit(ctx, claim, vm, nil, causeOf(req))
-	if errors.Is(err, ipam.ErrClaimInUse) {
+	return h.Ledger.Commit(ctx, claim, vm, nil, causeOf(req))
+}
+
+// annotationsOf returns the annotations of a VM, none if it is gone.
+func (h *Hooks) annotationsOf(ctx context.Context, vm floatip.Owner) (map[string]string, error) {
+	annotations, err := h.Cluster.VMAnnotations(ctx, vm)
+	if apierrors.IsNotFound(err) {
 		return nil, nil
 	}
-	return lines, err
+	if err != nil {
+		return nil, fmt.Errorf("annotations of VM %s: %w", vm, err)
+	}
+	return annotations, nil
 }
 
 // holding sums up lines of the ledger that belong to one VM.

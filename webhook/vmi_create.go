@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
@@ -95,14 +94,8 @@ func (h *Hooks) unnatable(ctx context.Context, req admission.Request, vmi vmiVie
 
 // requires reads the VM's wish: its own annotations never reach the VMI.
 func (h *Hooks) requires(ctx context.Context, owner floatip.Owner) (bool, error) {
-	annotations, err := h.Cluster.VMAnnotations(ctx, owner)
-	if apierrors.IsNotFound(err) {
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("annotations of VM %s: %w", owner, err)
-	}
-	return annotations[floatip.AnnotationRequire] == "true", nil
+	annotations, err := h.annotationsOf(ctx, owner)
+	return annotations[floatip.AnnotationRequire] == "true", err
 }
 
 // errVolumeName refuses a VMI whose volumes would meet the sidecar's in the pod.

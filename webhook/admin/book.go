@@ -226,9 +226,9 @@ func (b Book) Release(ctx context.Context, address netip.Addr, stoppedOn, reason
 // not have it says nothing.
 func (b Book) young(line ipam.Allocation) error {
 	age := cmp.Or(b.PendingAge, 90*time.Second)
-	if line.Owner.UID == "" {
-		return fmt.Errorf("%w: a VM of namespace %s may have been admitted with it before floatip was started, and is looked for "+
-			"within %s; if there is none, floatip releases the address by itself", ErrCarried, line.Owner.Namespace, age)
+	if line.Kept() {
+		return fmt.Errorf("%w: a VM of namespace %s may have been admitted with it before floatip was started, or its disk failed, "+
+			"and is looked for within %s; if there is none, floatip releases the address by itself", ErrCarried, line.Owner.Namespace, age)
 	}
 	old := b.Ledger.StalePending(age)
 	for _, has := range b.Ledger.ByOwner(line.Owner.UID) {

@@ -95,20 +95,11 @@ func (s sighter) sightings(ips []v1alpha1.FloatingIP, vms []metav1.PartialObject
 	return found
 }
 
-// proves reports whether the ledger itself has the address for that VM under its claim.
+// proves reports whether the ledger itself has the address for that VM under its claim, or a promise of it that was kept.
 func (s sighter) proves(seen ipam.Sighting) bool {
 	return slices.ContainsFunc(s.known(seen.Claim), func(line ipam.Allocation) bool {
-		return line.Address == seen.Address && hasOrAwaits(line, seen.Owner)
+		return line.Address == seen.Address && (line.Owner.UID == seen.Owner.UID || line.Awaits(seen.Owner))
 	})
-}
-
-// hasOrAwaits reports whether line is owner's, or a promise that was kept and that owner may take up: nobody but who was
-// given it knows its claim.
-func hasOrAwaits(line ipam.Allocation, owner floatip.Owner) bool {
-	if line.Owner.UID != "" {
-		return line.Owner.UID == owner.UID
-	}
-	return line.State == ipam.Pending && line.Owner.Namespace == owner.Namespace && (line.Owner.Name == "" || line.Owner.Name == owner.Name)
 }
 
 // ofVM reads the annotations of a VM. Those without a claim, and those whose claim the ledger knows with somebody else,
@@ -119,7 +110,7 @@ func (s sighter) ofVM(owner floatip.Owner, annotations map[string]string, shown 
 		return nil
 	}
 	for _, line := range s.known(claim) {
-		if !hasOrAwaits(line, owner) {
+		if line.Owner.UID != owner.UID && !line.Awaits(owner) {
 			return nil
 		}
 	}
