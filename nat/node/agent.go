@@ -204,18 +204,41 @@ func (a *Agent) loop(ctx context.Context) error {
 			}
 			a.sink.Report(report)
 		}
-		select {
-		case <-ctx.Done():
+		if !a.rest(ctx, next) {
 			return nil
-		case <-time.After(settle):
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-a.wake:
-		case <-time.After(next):
 		}
 	}
+}
+
+// rest waits until there is reason for another round, at most for next, and false is that ctx is done.
+func (a *Agent) rest(ctx context.Context, next time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(settle):
+	}
+	select {
+	case <-ctx.Done():
+		return false
+	case <-a.wake:
+	case <-time.After(next):
+	}
+	// What a move calls for at once has been done. A round takes the processor, or the kernel's locks, for longer than the guest's
+	// first packets and their answers need.
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(a.standBack(time.Now())):
+	}
+	return true
+}
+
+// standBack is for how long no round shall begin, since a guest has just come or gone.
+func (a *Agent) standBack(now time.Time) (most time.Duration) {
+	for _, s := range a.sessions {
+		most = max(most, s.journey.standBack(now))
+	}
+	return most
 }
 
 // pause is the longest time to the next round, after one that ended with err.

@@ -47,6 +47,7 @@ type journey struct {
 	from    string     // the node that a staged pod's guest shall come from
 	arrived time.Time  // when the guest came, as far as is known
 	yielded bool       // another node has announced the addresses
+	left    time.Time  // when it did, as far as is known
 	back    bool       // it has given them back
 	// cleared is closed when the guest has left and nothing is led to its pod here any more, nil before anybody asked for it.
 	cleared chan struct{}
@@ -192,7 +193,20 @@ func provisionalMode(g Grant, holding leg.Holding) Mode {
 func (j *journey) leave() {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.yielded = true
+	if !j.yielded {
+		j.yielded, j.left = true, time.Now()
+	}
+}
+
+// standBack is for how long the guest's first packets on its new node are let go first, on either node.
+func (j *journey) standBack(now time.Time) time.Duration {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	last := j.arrived
+	if j.left.After(last) {
+		last = j.left
+	}
+	return max(0, peer.StandBack-now.Sub(last))
 }
 
 // clearance returns a channel that is closed by clear.

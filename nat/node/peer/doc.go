@@ -30,6 +30,10 @@ const (
 	// 262144 buckets, whatever is in them.
 	Interval = 500 * time.Millisecond
 
+	// StandBack is for how long both nodes leave their processors to the first packets of a guest that has arrived, before they do
+	// what a move calls for besides. With 5, 10 and 20 ms a connection is silent for the same time (docs/decisions/moves.md).
+	StandBack = 5 * time.Millisecond
+
 	// DefaultWait bounds each read and write: the other end has something to say several times in it.
 	DefaultWait = 5 * time.Second
 

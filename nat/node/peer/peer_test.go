@@ -278,6 +278,41 @@ func TestLatePackets(t *testing.T) {
 	}
 }
 
+// TestStandBack: the source leaves its processor to what is on its way to the guest, and reads its connections after that.
+func TestStandBack(t *testing.T) {
+	own := identity(t)
+	n := newNode(t, own.Fingerprint())
+	var read time.Time
+	flowsOf := n.departure.Flows
+	n.departure.Flows = func() ([]flows.Entry, error) {
+		read = time.Now()
+		return flowsOf()
+	}
+	n.set(entries(1))
+	c := &copied{all: map[flows.Key]bool{}, more: make(chan struct{}, 1)}
+	arrived, done := make(chan struct{}), make(chan error, 1)
+	var at time.Time
+	target := Target{
+		Identity: own, Address: n.address, Key: n.Identity.Fingerprint(), Machine: "m", Pod: "p", Apply: c.apply,
+		ArrivedAt: func() time.Time { return at },
+	}
+	go func() {
+		_, err := target.Follow(t.Context(), arrived)
+		done <- err
+	}()
+	c.await(t, 1)
+	n.set(entries(2))
+	at = time.Now()
+	close(arrived)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	c.await(t, 2)
+	if since := read.Sub(at); since < StandBack {
+		t.Errorf("the connections are read %s after the arrival, want at least %s", since, StandBack)
+	}
+}
+
 // TestRefused: each side speaks with whom it expects only.
 func TestRefused(t *testing.T) {
 	own := identity(t)

@@ -201,8 +201,8 @@ func (s *Source) tell(l *line, d Departure, sent *flows.Ledger) error {
 	return l.sendUpdate(sent.Update(entries, time.Now()), update{})
 }
 
-// finish sends what the source knows last. Its connections are read beside: that takes ten milliseconds, in which the guest would
-// wait for its packets.
+// finish sends what the source knows last. Its connections are read beside, and not before the guest's first packets have had
+// their time: that takes the kernel milliseconds of a processor.
 func (s *Source) finish(l *line, d Departure, arrived time.Time, sent *flows.Ledger) error {
 	d.Arrived()
 	if err := l.sendFrames(d.Unread()); err != nil {
@@ -216,6 +216,7 @@ func (s *Source) finish(l *line, d Departure, arrived time.Time, sent *flows.Led
 	read := make(chan tracked, 1)
 	var reading sync.WaitGroup
 	reading.Go(func() {
+		time.Sleep(time.Until(arrived.Add(StandBack)))
 		entries, err := d.Flows()
 		read <- tracked{entries, err}
 	})
