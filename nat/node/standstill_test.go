@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -257,6 +258,40 @@ func TestAnswerToTheOldNode(t *testing.T) {
 		"nft add rule ip once out tcp sport 82 tcp flags psh limit rate over 1/day burst 1 packets drop")
 	guest.move(func() { say("after") })
 	hear("after")
+	r.arrived()
+}
+
+// TestOpenedMeanwhile: a host opens a connection to a guest that stands still for its move. The only packet of it that the guest can get
+// comes to the old node, whose agent has told of no such connection; the connection stands without a second one.
+func TestOpenedMeanwhile(t *testing.T) {
+	t.Parallel()
+	r := newRoad(t)
+	guest := newTapGuest(r)
+	host := r.from.world.Host
+	r.source.Guest.Serve("guest", ":84")
+	ask := func(patience time.Duration) error {
+		said, err := host.Ask(fifty.String()+":84", patience)
+		if err == nil && !strings.HasPrefix(said, "guest sees ") {
+			err = fmt.Errorf("the guest says %q", said)
+		}
+		return err
+	}
+	if err := ask(patience); err != nil { // so that the pod's kernel knows the guest's Ethernet address
+		t.Fatal(err)
+	}
+	r.begin()
+	r.listened()
+	host.Run("nft add table ip once", "nft add chain ip once out { type filter hook output priority 0 ; }",
+		"nft add rule ip once out tcp dport 84 tcp flags & (syn | ack) == syn limit rate over 1/day burst 1 packets drop")
+	before := r.source.Flows(fifty)
+	answered := make(chan error, 1)
+	guest.move(func() {
+		go func() { answered <- ask(patience) }()
+		r.from.await("the new connection in the old pod", func() bool { return r.source.Flows(fifty) == before+1 })
+	})
+	if err := <-answered; err != nil {
+		t.Error(err)
+	}
 	r.arrived()
 }
 

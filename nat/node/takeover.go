@@ -111,6 +111,8 @@ type writer struct {
 	told            [3]uint64 // what fresh has returned of put, refused and failed
 
 	inward map[flows.Key]bool // what reaches the guest of the connections that were taken over
+	early  [][]byte           // packets for it of connections that the old node may yet tell of
+	size   int                // of these, in bytes
 	ns     *os.File
 	bridge string
 	macs   []string
@@ -144,6 +146,9 @@ func (w *writer) apply(c flows.Changes) {
 			}
 		}
 	}
+	early := w.early
+	w.early, w.size = nil, 0
+	w.give(early)
 }
 
 // connections are those of TCP that the pod's kernel was told of.
@@ -158,14 +163,26 @@ func (w *writer) connections() (list []fastpath.Connection) {
 	return list
 }
 
+// What a writer keeps for later, in packets and bytes: as much as an honest source has to tell (package unread).
+const (
+	earlyMost      = 1000
+	earlyBytesMost = 2 << 20
+)
+
 // give hands packets to the guest that it had no time to read on its old node. Like entries, they must be of connections by
-// the floating addresses; of these the old node could have told the guest anything as long as it was there.
+// the floating addresses; of these the old node could have told the guest anything as long as it was there. One that the old node has
+// not told of may be younger than its last look, and the packet the first of it: that is kept until its connection is known.
 func (w *writer) give(frames [][]byte) {
 	var good []unread.Frame
 	for _, raw := range frames {
 		f := unread.Frame(raw)
-		if k, ok := flows.FrameKey(f.Ethernet()); ok && w.inward[k] && w.isTo(f.Ethernet()) {
+		k, ok := flows.FrameKey(f.Ethernet())
+		switch {
+		case !ok || !w.isTo(f.Ethernet()):
+		case w.inward[k]:
 			good = append(good, f)
+		case len(w.early) < earlyMost && w.size+len(raw) <= earlyBytesMost:
+			w.early, w.size = append(w.early, raw), w.size+len(raw)
 		}
 	}
 	if len(good) == 0 || time.Since(w.journey.arrivedAt()) > w.stale {

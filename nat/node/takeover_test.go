@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -66,6 +67,7 @@ func TestGive(t *testing.T) {
 		nil, make([]byte, 5), make([]byte, 30),
 		datagram(mac, netip.AddrPortFrom(client.Addr(), 4001), guest, "of no connection"),
 		datagram(net.HardwareAddr{0x52, 0x54, 0, 0, 0, 9}, client, guest, "to somebody else"),
+		datagram(net.HardwareAddr{0x52, 0x54, 0, 0, 0, 9}, netip.AddrPortFrom(client.Addr(), 4001), guest, "of no connection, to somebody else"),
 		datagram(mac, client, guest, "good"),
 	})
 	if err := l.SetReadDeadline(time.Now().Add(patience)); err != nil {
@@ -76,10 +78,41 @@ func TestGive(t *testing.T) {
 	if err != nil || string(buf[:n]) != "good" || from.String() != client.String() || give.given != 1 {
 		t.Errorf("the guest got %q from %v, %v; %d packets were given, want the good one", buf[:n], from, err, give.given)
 	}
+	// What was of no connection is the first packet of one, once the old node tells of it.
+	give.apply(flows.Changes{Put: []flows.Entry{inwardFrom(4002)}})
+	if len(give.early) != 1 {
+		t.Errorf("%d packets wait for their connections, want one", len(give.early))
+	}
+	give.apply(flows.Changes{Put: []flows.Entry{inwardFrom(4001)}})
+	if n, from, err = l.ReadFrom(buf); err != nil || string(buf[:n]) != "of no connection" || len(give.early) != 0 || give.size != 0 {
+		t.Errorf("the guest got %q from %v, %v; %d packets of %d bytes are kept", buf[:n], from, err, len(give.early), give.size)
+	}
 	give.macs = nil // KubeVirt has not said them
 	give.give([][]byte{datagram(mac, client, guest, "good too")})
 	if n, _, err = l.ReadFrom(buf); err != nil || string(buf[:n]) != "good too" {
 		t.Errorf("the guest got %q, %v", buf[:n], err)
+	}
+}
+
+// TestEarly: what waits for its connection is bounded, in packets and in bytes.
+func TestEarly(t *testing.T) {
+	mac := net.HardwareAddr{2, 0, 0, 0, 0, 9}
+	from, at := netip.MustParseAddrPort(nodetest.LANHost+":4000"), netip.MustParseAddrPort(nodetest.GuestFixed+":7")
+	small, large := datagram(mac, from, at, "small"), datagram(mac, from, at, strings.Repeat("large", 10000))
+	for _, tt := range []struct {
+		name  string
+		frame []byte
+		want  int
+	}{{"many", small, earlyMost}, {"long ones", large, earlyBytesMost / len(large)}} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := &writer{journey: new(journey), inward: map[flows.Key]bool{}}
+			for range earlyMost + 1 {
+				w.give([][]byte{tt.frame})
+			}
+			if len(w.early) != tt.want || w.size != tt.want*len(tt.frame) {
+				t.Errorf("%d packets of %d bytes are kept, want %d", len(w.early), w.size, tt.want)
+			}
+		})
 	}
 }
 
