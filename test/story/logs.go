@@ -32,6 +32,7 @@ func SaveLogs(r *rig.Rig) (string, error) {
 		return nil
 	}
 	errs = append(errs, filepath.WalkDir(r.Dir, walk))
+	lookAtMachines(r.Dir, dir)
 	return dir, errors.Join(errs...)
 }
 

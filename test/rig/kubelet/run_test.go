@@ -208,6 +208,28 @@ func TestPodSucceeds(t *testing.T) {
 	}
 }
 
+// The network of a pod is given back also where its last container ends between a round's plan and the status that the round writes:
+// the next one finds the pod finished, and its network there.
+func TestNetworkOfAFinishedPod(t *testing.T) {
+	n := startNode(t)
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "ended", UID: "e4d3c2b1-0000-4000-8000-000000000001"},
+		Spec: launcherPod()}
+	w := newWorker(n.kubelet, pod)
+	s, err := n.kubelet.makeSandbox(t.Context(), pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.sandbox, w.published.Phase = &s, corev1.PodSucceeded
+	if _, over := w.round(t.Context()); over {
+		t.Error("the pod is gone although its object is there")
+	}
+	for _, path := range []string{filepath.Join(PodDir(n.dir, pod.UID), netnsLink), s.Network} {
+		if _, err := os.Lstat(path); !os.IsNotExist(err) {
+			t.Errorf("%s: %v, want it gone", path, err)
+		}
+	}
+}
+
 // A container that fails is restarted, and says so.
 func TestRestart(t *testing.T) {
 	n := startNode(t)

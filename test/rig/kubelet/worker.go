@@ -104,6 +104,10 @@ func (w *worker) round(ctx context.Context) (again time.Time, over bool) {
 	case pod.DeletionTimestamp != nil || gone:
 		return w.terminate(ctx, pod, gone, containers)
 	case finished(w.published.Phase):
+		// Its last container may have ended after the plan was made, and before the status was written.
+		if w.sandbox != nil {
+			w.release(pod)
+		}
 		return time.Now().Add(refreshInterval), false
 	}
 	if err := w.prepare(ctx, pod); err != nil {
