@@ -228,7 +228,7 @@ func (l *Ledger) All() iter.Seq[Allocation] {
 }
 
 // StalePending returns the allocations that are Pending for longer than age, oldest first. The caller finds out by a live
-// read whether their virtual machine exists, then calls Bind or Release. Nothing is freed by age alone. Before them come those
+// read whether their virtual machine exists, then calls Bind or ReleasePending. Nothing is freed by age alone. Before them come those
 // that were promised to a claim and kept (see Request.WriteAhead): they have no UID, and no name if the API server was to
 // generate it. If no virtual machine shows the claim, the caller says Expire.
 func (l *Ledger) StalePending(age time.Duration) []Allocation {

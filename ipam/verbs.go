@@ -212,13 +212,33 @@ func otherOf(lines []Allocation, a netip.Addr) (netip.Addr, bool) {
 //
 // Errors: those of the file.
 func (l *Ledger) Release(ctx context.Context, uid string, cause Cause) ([]Allocation, error) {
+	return l.release(ctx, uid, cause, func(Allocation) bool { return true })
+}
+
+// ReleasePending is Release as long as nothing of the virtual machine is Bound: the caller has seen Pending allocations and found no such
+// machine, and one that was Bound meanwhile and deleted may have a node that still answers for its address. It returns nothing
+// then.
+//
+// Errors: those of the file.
+func (l *Ledger) ReleasePending(ctx context.Context, uid string, cause Cause) ([]Allocation, error) {
+	return l.release(ctx, uid, cause, func(line Allocation) bool { return line.State == Pending })
+}
+
+// release gives back what the virtual machine holds, if each of it may be.
+func (l *Ledger) release(ctx context.Context, uid string, cause Cause, may func(Allocation) bool) ([]Allocation, error) {
 	if uid == "" {
 		return nil, fmt.Errorf("release: %w: the UID is needed", ErrInvalid)
 	}
 	var released []Allocation
 	err := l.writer.do(ctx, func(b *batch) error {
 		released = nil
-		for _, line := range onlyHeld(b.ledger.book.ofUID(uid)) {
+		lines := onlyHeld(b.ledger.book.ofUID(uid))
+		for _, line := range lines {
+			if !may(line) {
+				return nil
+			}
+		}
+		for _, line := range lines {
 			if line.Disputed && len(b.ledger.disputes[line.Address]) > 0 {
 				b.handOver(line, cause)
 				continue

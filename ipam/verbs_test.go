@@ -384,3 +384,28 @@ func TestBindBesidesWhatItHolds(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestReleasePending: what a machine holds is given back as long as none of it is Bound.
+func TestReleasePending(t *testing.T) {
+	l, _ := start(t, pool(t, "red", "192.168.100.50-192.168.100.59"))
+	line := give(t, l, vm("a"))
+	if released, err := l.ReleasePending(t.Context(), "", Cause{}); !errors.Is(err, ErrInvalid) || released != nil {
+		t.Errorf("of nobody: %v, %v", released, err)
+	}
+	if _, err := l.Bind(t.Context(), line.Claim, vm("a"), Cause{}); err != nil {
+		t.Fatal(err)
+	}
+	if released, err := l.ReleasePending(t.Context(), vm("a").UID, Cause{}); err != nil || len(released) != 0 {
+		t.Errorf("of a machine that is Bound: %v, %v; want nothing", released, err)
+	}
+	if got, _ := l.Lookup(line.Address); got.State != Bound || got.Claim != line.Claim {
+		t.Errorf("the ledger has %+v, want it Bound", got)
+	}
+	line = give(t, l, vm("b"))
+	if released, err := l.ReleasePending(t.Context(), vm("b").UID, Cause{}); err != nil || len(released) != 1 {
+		t.Errorf("of a machine that is Pending: %v, %v; want its address", released, err)
+	}
+	if got, _ := l.Lookup(line.Address); got.State != Released {
+		t.Errorf("the ledger has %+v, want it Released", got)
+	}
+}

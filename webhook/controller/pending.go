@@ -85,7 +85,7 @@ func (p *Pending) settle(ctx context.Context, one promise) error {
 	if owner.UID == "" {
 		released = p.Ledger.Expire(one.claim)
 	} else {
-		released, err = p.Ledger.Release(ctx, owner.UID, ipam.Cause{Reason: "VM was never stored"})
+		released, err = p.Ledger.ReleasePending(ctx, owner.UID, ipam.Cause{Reason: "VM was never stored"})
 	}
 	for _, line := range released {
 		p.Log.Info("freed promise", "address", line.Address, "pool", line.Pool, "vm", owner, "uid", owner.UID)

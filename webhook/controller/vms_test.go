@@ -392,6 +392,38 @@ func (unreachable) List(context.Context, client.ObjectList, ...client.ListOption
 	return context.DeadlineExceeded
 }
 
+// meanwhile does something before each read of an object.
+type meanwhile struct {
+	client.Reader
+	do func()
+}
+
+func (m meanwhile) Get(ctx context.Context, key client.ObjectKey, o client.Object, options ...client.GetOption) error {
+	m.do()
+	return m.Reader.Get(ctx, key, o, options...)
+}
+
+// TestSweepOfWhatWasBound: a VM is found at last, bound, and deleted while the sweep looks for it. That it is gone says nothing of its
+// pods, and of the node that answers for the address: whoever releases what is Bound looks for these.
+func TestSweepOfWhatWasBound(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.commit("a", "uid-a")
+	w.now = epoch.Add(100 * time.Second)
+	w.pending.Cluster.Live = meanwhile{w.pending.Cluster.Live, func() {
+		owner := floatip.Owner{Namespace: "vms", Name: "a", UID: "uid-a"}
+		if _, err := w.ledger.Bind(t.Context(), floatip.Claim{}, owner, ipam.Cause{Reason: "VM is stored"}); err != nil {
+			t.Error(err)
+		}
+	}}
+	if err := w.pending.Sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.state(); got != "Bound uid-a" {
+		t.Errorf("after the sweep: %s, want it Bound", got)
+	}
+}
+
 func TestSweepWithoutAnAnswerFreesNothing(t *testing.T) {
 	w := newWorld(t)
 	w.start()
