@@ -17,6 +17,8 @@ func (s asked) View() (View, bool) {
 	return View{}, false
 }
 
+// All sleeps of these tests are of a bubble's clock (testing/synctest), which costs no time and is exact.
+
 // TestStandBack: no round begins while the first packets of a guest that has come or gone are on their way, and none waits for
 // longer.
 func TestStandBack(t *testing.T) {
@@ -33,7 +35,7 @@ func TestStandBack(t *testing.T) {
 		{"a guest has gone", func(came, gone *journey) { gone.leave() }, peer.StandBack},
 		{"which two have told", func(came, gone *journey) {
 			gone.leave()
-			time.Sleep(half) // of the bubble's clock
+			time.Sleep(half)
 			gone.leave()
 		}, half},
 		{"a guest comes after one has gone", func(came, gone *journey) {

@@ -163,15 +163,9 @@ func (w *writer) connections() (list []fastpath.Connection) {
 	return list
 }
 
-// What a writer keeps for later, in packets and bytes: as much as an honest source has to tell (package unread).
-const (
-	earlyMost      = 1000
-	earlyBytesMost = 2 << 20
-)
-
 // give hands packets to the guest that it had no time to read on its old node. Like entries, they must be of connections by
 // the floating addresses; of these the old node could have told the guest anything as long as it was there. One that the old node has
-// not told of may be younger than its last look, and the packet the first of it: that is kept until its connection is known.
+// not told of may be younger than its last look, and the packet the first of it: that is kept until its connection is known, as far as an honest source has so much to tell.
 func (w *writer) give(frames [][]byte) {
 	var good []unread.Frame
 	for _, raw := range frames {
@@ -181,7 +175,7 @@ func (w *writer) give(frames [][]byte) {
 		case !ok || !w.isTo(f.Ethernet()):
 		case w.inward[k]:
 			good = append(good, f)
-		case len(w.early) < earlyMost && w.size+len(raw) <= earlyBytesMost:
+		case len(w.early) < unread.MaxFrames && w.size+len(raw) <= unread.MaxBytes:
 			w.early, w.size = append(w.early, raw), w.size+len(raw)
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"floatip.io/floatip/nat/node/flows"
 	"floatip.io/floatip/nat/node/nodetest"
 	"floatip.io/floatip/nat/node/peer"
+	"floatip.io/floatip/nat/node/unread"
 )
 
 // datagram is a UDP packet as package unread has it.
@@ -103,10 +104,10 @@ func TestEarly(t *testing.T) {
 		name  string
 		frame []byte
 		want  int
-	}{{"many", small, earlyMost}, {"long ones", large, earlyBytesMost / len(large)}} {
+	}{{"many", small, unread.MaxFrames}, {"long ones", large, unread.MaxBytes / len(large)}} {
 		t.Run(tt.name, func(t *testing.T) {
 			w := &writer{journey: new(journey), inward: map[flows.Key]bool{}}
-			for range earlyMost + 1 {
+			for range unread.MaxFrames + 1 {
 				w.give([][]byte{tt.frame})
 			}
 			if len(w.early) != tt.want || w.size != tt.want*len(tt.frame) {

@@ -24,7 +24,8 @@ func lookAtMachines(root, dir string) {
 		process := filepath.Dir(line)
 		out := &bytes.Buffer{}
 		fmt.Fprintln(out, time.Now().Format(time.RFC3339Nano), strings.Join(arguments, " "))
-		// Twice, so that it can be seen who runs and who waits.
+		// Twice, with a pause in which a thread that runs uses some of the processor: so it can be seen who waits. There is no
+		// condition to wait for; it is after a failure only.
 		for range 2 {
 			for _, name := range []string{"comm", "wchan", "stack", "stat"} {
 				cat(out, filepath.Join(process, "task", "*", name))

@@ -216,7 +216,7 @@ func (s *Source) finish(l *line, d Departure, arrived time.Time, sent *flows.Led
 	read := make(chan tracked, 1)
 	var reading sync.WaitGroup
 	reading.Go(func() {
-		time.Sleep(time.Until(arrived.Add(StandBack)))
+		<-time.After(time.Until(arrived.Add(StandBack))) // at most that long: arrived is not in the future
 		entries, err := d.Flows()
 		read <- tracked{entries, err}
 	})

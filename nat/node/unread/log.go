@@ -28,7 +28,7 @@ func (l *log) add(f []byte) {
 	l.seen++
 	l.frames = append(l.frames, bytes.Clone(f))
 	l.bytes += len(f)
-	for len(l.frames) > maxFrames || l.bytes > maxBytes {
+	for len(l.frames) > MaxFrames || l.bytes > MaxBytes {
 		l.forget(1)
 	}
 }

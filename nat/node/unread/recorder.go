@@ -13,10 +13,10 @@ import (
 )
 
 const (
-	// maxFrames and maxBytes bound what is kept: a tap device holds 1000 packets (its txqueuelen, drivers/net/tun.c), and
+	// MaxFrames and MaxBytes bound what is kept: a tap device holds 1000 packets (its txqueuelen, drivers/net/tun.c), and
 	// drops the rest.
-	maxFrames = 1000
-	maxBytes  = 2 << 20
+	MaxFrames = 1000
+	MaxBytes  = 2 << 20
 
 	// socketBuffer bounds what the kernel holds between two looks, in bytes.
 	socketBuffer = 4 << 20

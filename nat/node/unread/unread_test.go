@@ -204,9 +204,9 @@ func TestLog(t *testing.T) {
 		}, sequence(13, 14)},
 		{"more than is kept", func(l *log) []Frame {
 			l.compare(count{})
-			fill(l, 1, maxFrames+5)
+			fill(l, 1, MaxFrames+5)
 			return l.take(count{})
-		}, sequence(6, maxFrames+5)},
+		}, sequence(6, MaxFrames+5)},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if have := numbers(tt.do(new(log))); !slices.Equal(have, tt.want) {
